@@ -1,0 +1,309 @@
+#include "allocator.h"
+
+#include <algorithm>
+
+#include "cleaner.h"
+#include "eviction.h"
+#include "space.h"
+
+namespace maru {
+
+namespace {
+
+constexpr uint64_t kEvictionsPerComparison = 4;
+
+bool cooled_down(uint64_t word) { return owner_value(word) <= now_ns() / kMillisecond; }
+
+// Claim one chunk: free, or cooled down. The slab word is looked at again afterwards, since the slab may have
+// been re-classed between choosing the unit and claiming it.
+bool claim_unit(Pool& pool, uint64_t unit, uint64_t slab, uint64_t slab_word_seen, bool device) {
+  uint64_t word = pool.owners[unit].load(std::memory_order_acquire);
+  const OwnerKind kind = owner_kind(word);
+  if (kind != OwnerKind::kFree && !(kind == OwnerKind::kCooling && cooled_down(word))) return false;
+  MARU_POINT("alloc.before_claim");
+  if (!pool.owners[unit].compare_exchange_strong(word, owner_process_word(pool.me, device))) return false;
+  MARU_POINT("alloc.claimed");
+  if (pool.slabs[slab].word.load() == slab_word_seen || MARU_MUTANT("slab_word_not_rechecked")) return true;
+  pool.owners[unit].store(0);
+  return false;
+}
+
+// Look through one slab for a free chunk.
+uint64_t take_from_slab(Pool& pool, uint64_t slab, uint64_t units, bool device) {
+  const uint64_t word = pool.slabs[slab].word.load(std::memory_order_acquire);
+  if (slab_state(word) != SlabState::kActive || slab_chunk_units(word) != units) return kNoUnit;
+  SlabRow& row = pool.slabs[slab];
+  const uint64_t count = pool.geometry.units_per_slab / units;
+  const uint64_t start = row.cursor.load(std::memory_order_relaxed) % count;
+  bool refused = false;  // The medium gave no more: only what is real already can still be had.
+  for (uint64_t n = 0; n < count; n++) {
+    const uint64_t chunk = start + n < count ? start + n : start + n - count;
+    const uint64_t unit = slab * pool.geometry.units_per_slab + chunk * units;
+    const uint64_t end_bytes = (chunk + 1) * units * pool.geometry.unit_bytes;
+    if (refused && end_bytes > row.real_bytes.load(std::memory_order_relaxed)) continue;
+    if (!claim_unit(pool, unit, slab, word, device)) continue;
+    if (!make_real(pool, slab, end_bytes)) {
+      pool.owners[unit].store(0);
+      refused = true;
+      continue;
+    }
+    row.cursor.store(static_cast<uint32_t>(chunk + 1 < count ? chunk + 1 : 0), std::memory_order_relaxed);
+    row.free_hint.fetch_sub(1, std::memory_order_relaxed);
+    class_row(pool, units).free_hint.fetch_sub(1, std::memory_order_relaxed);
+    return unit;
+  }
+  row.free_hint.store(0, std::memory_order_relaxed);
+  return kNoUnit;
+}
+
+// Cut a free slab into chunks of this size.
+bool activate_slab(Pool& pool, uint64_t slab, uint64_t units) {
+  uint64_t word = pool.slabs[slab].word.load(std::memory_order_acquire);
+  if (slab_state(word) != SlabState::kFree) return false;
+  const uint64_t active = slab_word(SlabState::kActive, kNobody, units, slab_generation(word) + 1);
+  if (!pool.slabs[slab].word.compare_exchange_strong(word, active)) return false;
+  MARU_POINT("slab.activated");
+  const auto count = static_cast<int32_t>(pool.geometry.units_per_slab / units);
+  pool.slabs[slab].cursor.store(0, std::memory_order_relaxed);
+  pool.slabs[slab].free_hint.store(count, std::memory_order_relaxed);
+  class_row(pool, units).free_hint.fetch_add(count, std::memory_order_relaxed);
+  return true;
+}
+
+// A free chunk, or a chunk of a fresh slab, in one segment.
+uint64_t take_from_segment(Pool& pool, uint32_t segment, uint64_t units, bool device, bool trust_hints,
+                           bool* saw_fresh) {
+  const SegmentGeometry& place = pool.geometry.segments[segment];
+  if (segment_state(pool.segments[segment].word.load(std::memory_order_relaxed)) != SegmentState::kOnline)
+    return kNoUnit;
+  ClassRow& row = class_row(pool, units);
+  uint64_t fresh = kNoUnit;
+  const uint64_t start = row.cursor[segment].load(std::memory_order_relaxed) % place.slab_count;
+  for (uint64_t n = 0; n < place.slab_count; n++) {
+    const uint64_t local = start + n < place.slab_count ? start + n : start + n - place.slab_count;
+    const uint64_t slab = place.first_slab + local;
+    const uint64_t word = pool.slabs[slab].word.load(std::memory_order_relaxed);
+    if (slab_state(word) == SlabState::kFree) {
+      if (fresh == kNoUnit || slab < fresh) fresh = slab;  // Lowest first: space is made real in that order.
+      continue;
+    }
+    if (slab_state(word) != SlabState::kActive || slab_chunk_units(word) != units) continue;
+    if (trust_hints && pool.slabs[slab].free_hint.load(std::memory_order_relaxed) <= 0) continue;
+    const uint64_t unit = take_from_slab(pool, slab, units, device);
+    if (unit == kNoUnit) continue;
+    row.cursor[segment].store(static_cast<uint32_t>(local), std::memory_order_relaxed);
+    return unit;
+  }
+  if (fresh == kNoUnit) return kNoUnit;
+  *saw_fresh = true;
+  if (!activate_slab(pool, fresh, units)) return kNoUnit;
+  row.cursor[segment].store(static_cast<uint32_t>(fresh - place.first_slab), std::memory_order_relaxed);
+  return take_from_slab(pool, fresh, units, device);
+}
+
+uint64_t take_free(Pool& pool, uint64_t units, bool device, bool trust_hints) {
+  // A full pool in its steady state: nothing is free, so do not look for it slab by slab.
+  if (trust_hints && pool.fresh_slabs_gone.load(std::memory_order_relaxed) &&
+      class_row(pool, units).free_hint.load(std::memory_order_relaxed) <= 0)
+    return kNoUnit;
+  bool saw_fresh = false;
+  const auto segments = static_cast<uint32_t>(pool.maps.size());
+  const uint32_t first = segments == 1 ? 0 : pool.stripe.fetch_add(1, std::memory_order_relaxed) % segments;
+  for (uint32_t n = 0; n < segments; n++) {
+    const uint64_t unit =
+        take_from_segment(pool, (first + n) % segments, units, device, trust_hints, &saw_fresh);
+    if (unit != kNoUnit) return unit;
+  }
+  if (!saw_fresh) pool.fresh_slabs_gone.store(true, std::memory_order_relaxed);
+  return kNoUnit;
+}
+
+// Own every chunk of a slab that is DRAINING|me: free ones by CAS, sealed ones by evicting them. False: one
+// of them is pinned, being written or cooling; everything claimed is given back.
+bool claim_whole_slab(Pool& pool, uint64_t slab, uint64_t old_units) {
+  const uint64_t count = pool.geometry.units_per_slab / old_units, base = slab * pool.geometry.units_per_slab;
+  uint64_t claimed = 0;
+  for (; claimed < count; claimed++) {
+    const uint64_t unit = base + claimed * old_units;
+    uint64_t word = pool.owners[unit].load(std::memory_order_acquire);
+    bool ok = false;
+    if (owner_kind(word) == OwnerKind::kFree ||
+        (owner_kind(word) == OwnerKind::kCooling && cooled_down(word)))
+      ok = pool.owners[unit].compare_exchange_strong(word, owner_process_word(pool.me, false));
+    else if (owner_kind(word) == OwnerKind::kSlot && owner_value(word) < pool.geometry.slot_count)
+      ok = evict_slot(pool, owner_value(word), unit, false);
+    if (!ok) break;
+    MARU_POINT("reclass.chunk_claimed");
+  }
+  if (claimed == count) return true;
+  for (uint64_t n = 0; n < claimed; n++) pool.owners[base + n * old_units].store(0);
+  return false;
+}
+
+// Give a slab another chunk size and take its first chunk.
+uint64_t reclass_slab(Pool& pool, uint64_t slab, uint64_t units, bool device) {
+  uint64_t word = pool.slabs[slab].word.load(std::memory_order_acquire);
+  if (slab_state(word) != SlabState::kActive || slab_chunk_units(word) == units) return kNoUnit;
+  const uint64_t old_units = slab_chunk_units(word), generation = slab_generation(word);
+  if (old_units == 0 || old_units > pool.geometry.units_per_slab) return kNoUnit;
+  if (!pool.slabs[slab].word.compare_exchange_strong(
+          word, slab_word(SlabState::kDraining, pool.me, old_units, generation)))
+    return kNoUnit;
+  MARU_POINT("reclass.draining");
+  if (!claim_whole_slab(pool, slab, old_units)) {
+    MARU_POINT("reclass.gave_up");
+    pool.slabs[slab].word.store(slab_word(SlabState::kActive, kNobody, old_units, generation + 1));
+    return kNoUnit;
+  }
+  MARU_POINT("reclass.all_claimed");
+  const uint64_t base = slab * pool.geometry.units_per_slab, count = pool.geometry.units_per_slab / units;
+  // The first unit heads a chunk in every class: keep it for ourselves before anybody can see the new size.
+  pool.owners[base].store(owner_process_word(pool.me, device));
+  pool.slabs[slab].word.store(slab_word(SlabState::kActive, kNobody, units, generation + 1));
+  MARU_POINT("reclass.switched");
+  const uint64_t old_count = pool.geometry.units_per_slab / old_units;
+  for (uint64_t n = 1; n < old_count; n++) pool.owners[base + n * old_units].store(0);
+  class_row(pool, old_units)
+      .free_hint.fetch_sub(pool.slabs[slab].free_hint.load(), std::memory_order_relaxed);
+  pool.slabs[slab].cursor.store(count > 1 ? 1 : 0, std::memory_order_relaxed);
+  pool.slabs[slab].free_hint.store(static_cast<int32_t>(count - 1), std::memory_order_relaxed);
+  class_row(pool, units).free_hint.fetch_add(static_cast<int64_t>(count) - 1, std::memory_order_relaxed);
+  pool.count(Counter::kReclassed);
+  if (!make_real(pool, slab, units * pool.geometry.unit_bytes)) {
+    pool.owners[base].store(0);
+    return kNoUnit;
+  }
+  return base;
+}
+
+// A slab of another size in which nothing lives is taken before anything is evicted.
+uint64_t take_empty_slab(Pool& pool, uint64_t units, bool device) {
+  if (pool.super->empty_slab.load(std::memory_order_relaxed) == 0) return kNoUnit;
+  for (uint64_t slab = 0; slab < pool.geometry.slab_count; slab++) {
+    const uint64_t word = pool.slabs[slab].word.load(std::memory_order_relaxed),
+                   held = slab_chunk_units(word);
+    if (slab_state(word) != SlabState::kActive || held == units || held == 0) continue;
+    if (pool.slabs[slab].free_hint.load(std::memory_order_relaxed) <
+        static_cast<int32_t>(pool.geometry.units_per_slab / held))
+      continue;
+    const uint64_t unit = reclass_slab(pool, slab, units, device);
+    if (unit != kNoUnit) return unit;
+  }
+  pool.super->empty_slab.store(0, std::memory_order_relaxed);
+  return kNoUnit;
+}
+
+// The mix of sizes changes: now and then compare our coldest chunk with a slab of another size, and take that
+// slab when what it holds is colder by more than an epoch. Without this a size that came late would live in
+// one slab for ever while yesterday's chunks fill the rest.
+uint64_t take_colder_slab(Pool& pool, uint64_t units, bool device) {
+  Evictor& evictor = *pool.evictor;
+  if (evictor.victims % kEvictionsPerComparison != 0) return kNoUnit;
+  const uint64_t slab = evictor.slab_hand++ % pool.geometry.slab_count;
+  const uint64_t word = pool.slabs[slab].word.load(std::memory_order_relaxed), held = slab_chunk_units(word);
+  if (slab_state(word) != SlabState::kActive || held == units || held == 0) return kNoUnit;
+  if (slab_age(pool, slab, held) <= coldest_age(pool, units) + 1) return kNoUnit;
+  return reclass_slab(pool, slab, units, device);
+}
+
+// Try slabs of other sizes, the one that loses least first.
+uint64_t take_by_reclassing(Pool& pool, uint64_t units, bool device) {
+  std::vector<std::pair<uint64_t, uint64_t>> order;  // (value lost, slab)
+  for (uint64_t slab = 0; slab < pool.geometry.slab_count; slab++) {
+    const uint64_t word = pool.slabs[slab].word.load(std::memory_order_relaxed);
+    if (slab_state(word) != SlabState::kActive || slab_chunk_units(word) == units) continue;
+    const uint64_t value = slab_value(pool, slab, slab_chunk_units(word));
+    if (value != kSlabNotEvictable) order.emplace_back(value, slab);
+  }
+  std::sort(order.begin(), order.end());
+  for (const auto& [value, slab] : order) {
+    const uint64_t unit = reclass_slab(pool, slab, units, device);
+    if (unit != kNoUnit) return unit;
+  }
+  return kNoUnit;
+}
+
+}  // namespace
+
+ClassRow& class_row(Pool& pool, uint64_t chunk_units) {
+  const uint64_t home = (chunk_units * 0x9e3779b97f4a7c15ull) >> 58;
+  for (uint32_t n = 0; n < kClassLimit; n++) {
+    ClassRow& row = pool.classes[(home + n) % kClassLimit];
+    uint64_t seen = row.chunk_units.load(std::memory_order_relaxed);
+    if (seen == chunk_units) return row;
+    if (seen == 0 && row.chunk_units.compare_exchange_strong(seen, chunk_units)) return row;
+    if (seen == chunk_units) return row;
+  }
+  return pool.classes[home];  // More sizes than rows: they share one row's hints.
+}
+
+uint64_t allocate_extent(Pool& pool, uint64_t units, bool device, uint64_t protect_parent) {
+  uint64_t unit = take_free(pool, units, device, true);
+  if (unit == kNoUnit) unit = take_empty_slab(pool, units, device);
+  if (unit == kNoUnit) unit = take_colder_slab(pool, units, device);
+  if (unit == kNoUnit) unit = evict_for(pool, units, device, protect_parent);
+  if (unit == kNoUnit) unit = take_free(pool, units, device, false);
+  if (unit == kNoUnit) unit = take_by_reclassing(pool, units, device);
+  if (unit == kNoUnit && clean_dead_processes(pool) > 0) {
+    unit = take_free(pool, units, device, false);
+    if (unit == kNoUnit) unit = evict_for(pool, units, device, protect_parent);
+  }
+  return unit;
+}
+
+void clear_header(Pool& pool, uint64_t unit) {
+  const uint64_t units = chunk_units_at(pool, unit), within = unit % pool.geometry.units_per_slab;
+  if (units == 0 || within % units != 0) return;
+  ExtentHeader* header = pool.header_of(unit, units);
+  if (header->sealed.load(std::memory_order_relaxed) != 0) header->sealed.store(0, std::memory_order_release);
+}
+
+void free_extent(Pool& pool, uint64_t unit, bool device) {
+  clear_header(pool, unit);
+  MARU_POINT("free.header_cleared");
+  if (device && !MARU_MUTANT("device_extent_not_cooled")) {
+    pool.owners[unit].store(owner_cooling_word((now_ns() + pool.geometry.cooling_ns) / kMillisecond));
+    pool.count(Counter::kCooled);
+  } else {
+    pool.owners[unit].store(0);
+  }
+  MARU_POINT("free.owner_cleared");
+  const uint64_t slab = pool.slab_of_unit(unit), word = pool.slabs[slab].word.load(std::memory_order_relaxed);
+  const uint64_t units = slab_chunk_units(word);
+  if (slab_state(word) != SlabState::kActive || units == 0) return;
+  const uint64_t within = unit % pool.geometry.units_per_slab;
+  pool.slabs[slab].cursor.store(static_cast<uint32_t>(within / units), std::memory_order_relaxed);
+  const int32_t free_now = pool.slabs[slab].free_hint.fetch_add(1, std::memory_order_relaxed) + 1;
+  if (free_now >= static_cast<int32_t>(pool.geometry.units_per_slab / units))
+    pool.super->empty_slab.store(slab + 1, std::memory_order_relaxed);
+  ClassRow& row = class_row(pool, units);
+  row.free_hint.fetch_add(1, std::memory_order_relaxed);
+  const uint32_t segment = pool.segment_of_slab(slab);
+  row.cursor[segment].store(static_cast<uint32_t>(slab - pool.geometry.segments[segment].first_slab),
+                            std::memory_order_relaxed);
+}
+
+void recount_free_hints(Pool& pool) {
+  std::vector<std::pair<uint64_t, int64_t>> per_class;
+  for (uint64_t slab = 0; slab < pool.geometry.slab_count; slab++) {
+    const uint64_t word = pool.slabs[slab].word.load(std::memory_order_acquire),
+                   units = slab_chunk_units(word);
+    if (slab_state(word) != SlabState::kActive || units == 0 || units > pool.geometry.units_per_slab)
+      continue;
+    int32_t free_count = 0;
+    for (uint64_t n = 0; n < pool.geometry.units_per_slab / units; n++) {
+      const OwnerKind kind = owner_kind(
+          pool.owners[slab * pool.geometry.units_per_slab + n * units].load(std::memory_order_relaxed));
+      free_count += kind == OwnerKind::kFree || kind == OwnerKind::kCooling;
+    }
+    pool.slabs[slab].free_hint.store(free_count, std::memory_order_relaxed);
+    auto it =
+        std::find_if(per_class.begin(), per_class.end(), [&](const auto& c) { return c.first == units; });
+    if (it == per_class.end()) it = per_class.insert(it, {units, 0});
+    it->second += free_count;
+  }
+  for (const auto& [units, free_count] : per_class)
+    class_row(pool, units).free_hint.store(free_count, std::memory_order_relaxed);
+}
+
+}  // namespace maru

@@ -1,0 +1,45 @@
+// Extents: who owns which unit of memory.
+//
+// The data is cut into slabs, a slab into equal chunks of one size, in units. The word of a chunk's first
+// unit in `owners` is the allocator's only truth: free, private to a process, a slot's, or cooling.
+// Everything else here (free counts, cursors, the class table) is a hint: wrong hints cost a longer search,
+// never a chunk handed out twice, since every hand-over is one CAS on the owner word.
+//   Who writes an owner word: whoever wins the CAS from free; from then on only the process it names, or that
+//   process's cleaner; for a slot's extent, the process the slot's word names.
+//   Re-classing. A slab changes its chunk size only while its word is DRAINING|p, after p owns every chunk in
+//   it. An allocator that claimed a unit under the old size sees the slab word changed and lets go.
+//   If p dies: DRAINING|p is set back to ACTIVE with the old size and a new generation, and the sweep frees
+//   every owner word that names p.
+#pragma once
+
+#include "pool.h"
+
+namespace maru {
+
+inline constexpr uint64_t kNoUnit = UINT64_MAX;
+
+// Take an extent of `units` units: a free chunk, else a fresh slab, else by eviction, else a slab of another
+// chunk size. Its owner word then names this process. kNoUnit: nothing can be evicted (FULL).
+// `protect_parent` keeps the parent of the chunk being stored from being evicted to make room for it (0:
+// none).
+uint64_t allocate_extent(Pool& pool, uint64_t units, bool device, uint64_t protect_parent);
+
+// Give back an extent that this process owns. `device`: it may still be written by a device, so it rests
+// first.
+void free_extent(Pool& pool, uint64_t unit, bool device);
+
+// Units of a chunk in the slab this unit lies in; 0 when the slab is not cut.
+inline uint64_t chunk_units_at(const Pool& pool, uint64_t unit) {
+  return slab_chunk_units(pool.slabs[pool.slab_of_unit(unit)].word.load(std::memory_order_acquire));
+}
+
+// Clear the extent header, so that no scan takes it for a sealed chunk.
+void clear_header(Pool& pool, uint64_t unit);
+
+// The row of hints for a chunk size.
+ClassRow& class_row(Pool& pool, uint64_t chunk_units);
+
+// Recount the free hints of every slab and class.
+void recount_free_hints(Pool& pool);
+
+}  // namespace maru

@@ -1,0 +1,259 @@
+#include "attach.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "creation.h"
+#include "eviction.h"
+#include "failure.h"
+#include "layout_description.h"
+#include "process_table.h"
+
+namespace maru {
+
+namespace {
+
+[[noreturn]] void mismatch(const std::string& path, const std::string& what) {
+  throw Failure("PoolMismatch", path + ": " + what, {{"path", path}});
+}
+
+std::string hex(uint32_t value) {
+  char text[16];
+  std::snprintf(text, sizeof text, "%08x", value);
+  return text;
+}
+
+// Read the superblock into private memory and refuse what this version cannot serve. Everything is checked
+// before anything is mapped.
+void refuse_strangers(const std::string& path, const Superblock& super, uint64_t file_bytes,
+                      Geometry* geometry) {
+  if (super.magic.load() != kIndexMagic)
+    mismatch(path, "this is not a Maru index (or its creator died); destroy it and create the pool again");
+  if (super.format != kPoolFormat)
+    mismatch(path, "pool format " + std::to_string(super.format) + ", this version reads format " +
+                       std::to_string(kPoolFormat) + "; use the version that made it, or destroy it");
+  if (const uint64_t unknown = super.features_incompatible & ~kKnownIncompatibleFeatures; unknown != 0)
+    mismatch(path, "the pool uses features this version does not know (bits " +
+                       hex(static_cast<uint32_t>(unknown)) + "); upgrade this process");
+  if (super.layout_crc != layout_crc())
+    mismatch(path, "the pool was laid out by another build (layout " + hex(super.layout_crc) + ", ours " +
+                       hex(layout_crc()) + "); use one version everywhere, or destroy the pool");
+  uint8_t boot_id[16];
+  read_boot_id(boot_id);
+  if (std::memcmp(super.boot_id, boot_id, 16) != 0)
+    mismatch(
+        path,
+        "the pool was made before this boot and its content is lost; Pool.open or Pool.create makes it anew");
+  const std::string problem = geometry_problem(super, file_bytes, geometry);
+  if (!problem.empty())
+    mismatch(path, "torn superblock: " + problem + "; destroy the pool and create it again");
+}
+
+template <class T>
+T* section(uint8_t* base, uint64_t offset) {
+  return reinterpret_cast<T*>(base + offset);
+}
+
+void bind_sections(Pool& pool) {
+  const Geometry& g = pool.geometry;
+  uint8_t* base = pool.index;
+  pool.super = reinterpret_cast<Superblock*>(base);
+  pool.segments = section<SegmentRow>(base, g.offset_segments);
+  pool.processes = section<ProcessRow>(base, g.offset_processes);
+  pool.counters = section<CounterRow>(base, g.offset_counters);
+  pool.classes = section<ClassRow>(base, g.offset_classes);
+  pool.namespaces = section<NamespaceRow>(base, g.offset_namespaces);
+  pool.shards = section<ShardRow>(base, g.offset_shards);
+  pool.buckets = section<Bucket>(base, g.offset_buckets);
+  pool.hot = section<SlotHot>(base, g.offset_slots_hot);
+  pool.cold = section<SlotCold>(base, g.offset_slots_cold);
+  pool.slabs = section<SlabRow>(base, g.offset_slabs);
+  pool.owners = section<Atomic<uint64_t>>(base, g.offset_owners);
+  pool.pins = section<Atomic<uint16_t>>(base, g.offset_pins);
+}
+
+// Read the segment rows into the geometry, bounded so that slabs lie side by side and nothing overlaps.
+void read_segments(Pool& pool) {
+  Geometry& g = pool.geometry;
+  const std::string path = pool.folder + "/" + kIndexName;
+  uint64_t slabs = 0;
+  for (uint32_t i = 0; i < kSegmentLimit; i++) {
+    const SegmentRow& row = pool.segments[i];
+    if (segment_state(row.word.load()) == SegmentState::kAbsent) break;
+    SegmentGeometry place{row.first_slab, row.slab_count, row.header_offset, row.data_offset, row.file_bytes};
+    const uint64_t header_bytes = uint64_t{place.slab_count} * g.units_per_slab * sizeof(ExtentHeader);
+    if (place.first_slab != slabs || place.slab_count == 0 || slabs + place.slab_count > g.slab_count ||
+        place.header_offset != sizeof(SegmentHeader) || place.data_offset % kHugePageBytes != 0 ||
+        place.data_offset < place.header_offset + header_bytes || place.data_offset > 1ull << 50 ||
+        place.file_bytes > 1ull << 50 ||
+        place.file_bytes < place.data_offset + place.slab_count * g.slab_bytes || row.medium < 1 ||
+        row.medium > 4)
+      mismatch(path, "torn segment table at segment " + std::to_string(i) +
+                         "; destroy the pool and create it again");
+    slabs += place.slab_count;
+    g.segments.push_back(place);
+    Pool::SegmentMap map;
+    const std::string name(row.path, strnlen(row.path, sizeof row.path));
+    map.path = name.find('/') == std::string::npos ? pool.folder + "/" + name : name;
+    map.medium = static_cast<Medium>(row.medium);
+    map.first_byte = place.first_slab * g.slab_bytes;
+    map.byte_count = place.slab_count * g.slab_bytes;
+    pool.maps.push_back(map);
+  }
+  if (slabs != g.slab_count)
+    mismatch(path, "torn segment table: slabs are missing; destroy the pool and create it again");
+}
+
+// Reserve one range of addresses, 2 MiB congruent with the files so that huge pages can be used.
+uint8_t* reserve_range(size_t bytes) {
+  const size_t padded = bytes + kHugePageBytes;
+  void* raw = mmap(nullptr, padded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (raw == MAP_FAILED)
+    throw Failure("PoolMismatch",
+                  "no address space for " + std::to_string(bytes) + " bytes: " + std::strerror(errno));
+  const auto start = reinterpret_cast<uintptr_t>(raw);
+  const uintptr_t aligned = round_up(start, kHugePageBytes);
+  if (aligned > start) munmap(raw, aligned - start);
+  const uintptr_t end = start + padded, wanted_end = aligned + bytes;
+  if (end > wanted_end) munmap(reinterpret_cast<void*>(wanted_end), end - wanted_end);
+  return reinterpret_cast<uint8_t*>(aligned);
+}
+
+void map_segment(Pool& pool, uint32_t number) {
+  Pool::SegmentMap& map = pool.maps[number];
+  const SegmentGeometry& place = pool.geometry.segments[number];
+  Descriptor fd(::open(map.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  if (!fd)
+    mismatch(map.path, std::string("cannot open this segment of the pool: ") + std::strerror(errno) +
+                           "; mount it where the pool expects it");
+  struct stat st{};
+  fstat(fd.get(), &st);
+  if (S_ISREG(st.st_mode) && static_cast<uint64_t>(st.st_size) < place.file_bytes)
+    mismatch(map.path, "the segment is truncated: " + std::to_string(st.st_size) + " of " +
+                           std::to_string(place.file_bytes) + " bytes; destroy the pool and create it again");
+  map.device = st.st_dev;
+  map.inode = st.st_ino;
+  void* headers = mmap(nullptr, place.data_offset, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  if (headers == MAP_FAILED) mismatch(map.path, std::string("cannot map: ") + std::strerror(errno));
+  map.headers = static_cast<uint8_t*>(headers);
+  madvise(headers, place.data_offset, MADV_DONTFORK);
+
+  const auto* header = reinterpret_cast<const SegmentHeader*>(map.headers);
+  if (header->magic.load() != kSegmentMagic)
+    mismatch(map.path, "this is not a Maru segment; destroy the pool and create it again");
+  if (std::memcmp(header->pool_uuid, pool.super->pool_uuid, 16) != 0 ||
+      std::memcmp(header->segment_uuid, pool.segments[number].segment_uuid, 16) != 0) {
+    const std::string other(header->index_path, strnlen(header->index_path, sizeof header->index_path));
+    mismatch(map.path, "this segment belongs to another pool (its index: " + other + ")");
+  }
+  if (header->data_offset != place.data_offset || header->slab_bytes != pool.geometry.slab_bytes ||
+      header->unit_bytes != pool.geometry.unit_bytes || header->slab_count != place.slab_count ||
+      header->first_slab != place.first_slab)
+    mismatch(map.path, "the segment's header and the index disagree; destroy the pool and create it again");
+
+  const auto offset = static_cast<off_t>(place.data_offset);
+  uint8_t* rw = pool.writable + map.first_byte;
+  uint8_t* ro = pool.readable + map.first_byte;
+  if (mmap(rw, map.byte_count, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd.get(), offset) ==
+          MAP_FAILED ||
+      mmap(ro, map.byte_count, PROT_READ, MAP_SHARED | MAP_FIXED, fd.get(), offset) == MAP_FAILED)
+    mismatch(map.path, std::string("cannot map: ") + std::strerror(errno));
+  for (uint8_t* at : {rw, ro}) {
+    madvise(at, map.byte_count, MADV_DONTFORK);
+    madvise(at, map.byte_count, MADV_HUGEPAGE);  // Counts only where tmpfs was mounted with huge=advise.
+  }
+}
+
+// Touch now what lookups will touch, so that the first one in this process is as fast as the next.
+void populate_index(Pool& pool) {
+  const Geometry& g = pool.geometry;
+  const auto populate = [&](uint64_t from, uint64_t to) {
+    madvise(pool.index + from, round_up(to, 4096) - from, MADV_POPULATE_WRITE);
+  };
+  populate(0, g.offset_pins);
+  const uint64_t column = g.slot_count * sizeof(uint16_t);
+  const uint64_t mine = (g.offset_pins + pool.me * column) / 4096 * 4096;
+  populate(mine, std::min(round_up(mine + column + 4096, 4096), g.index_bytes));
+}
+
+}  // namespace
+
+std::unique_ptr<Pool> attach_pool(const AttachOptions& options) {
+  const uint64_t deadline = now_ns() + kAttachDeadlineNs;
+  const std::string index_path = options.folder + "/" + kIndexName;
+  auto pool = std::make_unique<Pool>();
+  pool->folder = options.folder;
+  pool->lock_file = std::make_unique<LockFile>(options.folder + "/" + kLockName, false, 0);
+  Descriptor attaching = pool->lock_file->lock(kLockByteCreate, deadline);
+  if (!attaching) {
+    if (!pool->lock_file->is_current())
+      throw Failure("PoolNotFound", "the pool at " + options.folder + " was just destroyed",
+                    {{"path", options.folder}});
+    throw Failure("PoolBusy",
+                  "somebody has been creating or attaching " + options.folder + " for more than 5 s",
+                  {{"path", options.folder}});
+  }
+  MARU_POINT("attach.locked");
+  Descriptor fd(::open(index_path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  if (!fd) {
+    if (errno == ENOENT)
+      throw Failure("PoolNotFound", "no pool at " + options.folder, {{"path", options.folder}});
+    mismatch(index_path, std::string("cannot open: ") + std::strerror(errno));
+  }
+  struct stat st{};
+  fstat(fd.get(), &st);
+  auto super = std::make_unique<Superblock>();
+  if (pread(fd.get(), static_cast<void*>(super.get()), sizeof(Superblock), 0) !=
+      static_cast<ssize_t>(sizeof(Superblock)))
+    mismatch(index_path, "the index is truncated (" + std::to_string(st.st_size) +
+                             " bytes); destroy it and create the pool again");
+  // A creator that died before the magic left nothing: open() makes the pool anew.
+  if (super->magic.load() == 0)
+    throw Failure("PoolNotFound", "no complete pool at " + options.folder, {{"path", options.folder}});
+  refuse_strangers(index_path, *super, static_cast<uint64_t>(st.st_size), &pool->geometry);
+
+  void* index = mmap(nullptr, pool->geometry.index_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  if (index == MAP_FAILED) mismatch(index_path, std::string("cannot map: ") + std::strerror(errno));
+  pool->index = static_cast<uint8_t*>(index);
+  madvise(index, pool->geometry.index_bytes, MADV_DONTFORK);
+  bind_sections(*pool);
+  read_segments(*pool);
+  pool->data_span = pool->geometry.data_bytes();
+  pool->writable = reserve_range(pool->data_span);
+  pool->readable = reserve_range(pool->data_span);
+  for (uint32_t i = 0; i < pool->maps.size(); i++) map_segment(*pool, i);
+  pool->evictor = std::make_unique<Evictor>();
+  MARU_POINT("attach.mapped");
+  claim_process(*pool, options.process_name);
+  attaching = Descriptor();
+  populate_index(*pool);
+  return pool;
+}
+
+Pool::~Pool() {
+  if (is_forked.load()) {
+    tied_page = nullptr;  // The parent's; it was not inherited.
+  } else {
+    if (me != kNobody) leave_process(*this);
+    LockFile::untie(tied_page);
+    for (const SegmentMap& map : maps)
+      if (map.headers) munmap(map.headers, geometry.segments[&map - maps.data()].data_offset);
+    if (index) munmap(index, geometry.index_bytes);
+  }
+  // In a child these are the fences; they go with the last view.
+  if (writable) munmap(writable, data_span);
+  if (readable) munmap(readable, data_span);
+}
+
+void Pool::forked() noexcept {
+  is_forked.store(true);
+  fence_addresses(writable, data_span);
+  fence_addresses(readable, data_span);
+}
+
+}  // namespace maru

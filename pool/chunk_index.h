@@ -1,0 +1,144 @@
+// Finding a chunk by its key: a bucketed hash table without a lock for readers.
+//
+// The argument. A key has a home bucket and, when that is full, the next one. A bucket is one cache line of
+// 15 tags (32 bits of the key each) and stands for 15 slots. A reader compares tags, then reads the slot:
+// state word, key, the rest, and the state word again. If both readings are equal and SEALED, everything read
+// between them belongs to one sealed chunk, since no field of a slot changes while it is SEALED with the same
+// generation.
+//   Who writes: a slot's fields, only the process its word names; its tag, the same; `overflowed`, whoever
+//   holds the shard lock. Readers write nothing. The worst a stale tag can do: a needless look at a slot (tag
+//   of a chunk that left) or a miss (tag not yet stored), never a wrong hit, because the key is compared in
+//   full between the two readings of the word. A writer that dies between two stores leaves a word that names
+//   it; cleaner.h finishes or reverts it.
+//
+// Uniqueness. At most one slot binds a key. The shard lock serialises "look, then claim" between writers of
+// one shard and guards nothing else; whoever holds it and dies is recognised by its byte lock and the lock is
+// taken over.
+#pragma once
+
+#include "pool.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+namespace maru {
+
+inline constexpr uint64_t kLockWaitNs = 2 * kMillisecond;
+
+// What makes a sealed chunk count right now: its namespace's epoch, its expiry, its segment.
+inline bool is_current(const Pool& pool, const SlotHot& slot, uint64_t slot_number) {
+  const uint32_t id = slot.namespace_id.load(std::memory_order_relaxed);
+  if (id >= pool.geometry.namespace_limit) return false;
+  const uint64_t epoch = pool.namespaces[id].epoch.load(std::memory_order_acquire);
+  if (static_cast<uint32_t>(epoch) != slot.namespace_epoch.load(std::memory_order_relaxed)) {
+    if (!MARU_MUTANT("stale_epoch_accepted")) return false;
+  }
+  if (slot.flags.load(std::memory_order_relaxed) & kSlotExpires) {
+    if (pool.cold[slot_number].expiry_ns.load(std::memory_order_relaxed) <= now_ns()) return false;
+  }
+  const uint32_t segment = extent_segment(slot.extent.load(std::memory_order_relaxed));
+  return segment < pool.maps.size() &&
+         segment_state(pool.segments[segment].word.load(std::memory_order_relaxed)) != SegmentState::kLost;
+}
+
+inline uint32_t tag_of(Key key) {
+  const auto tag = static_cast<uint32_t>(key.hi >> 32);
+  return tag ? tag : 1;
+}
+inline uint32_t shard_of(const Pool& pool, Key key) {
+  return static_cast<uint32_t>(key.lo) & (pool.geometry.shard_count - 1);
+}
+// Number of the key's home bucket. Bits other than the shard's and the tag's decide.
+inline uint64_t home_bucket(const Pool& pool, Key key) {
+  const uint64_t mixed = key.hi << 32 | key.lo >> 32;
+  const auto within =
+      static_cast<uint64_t>((static_cast<unsigned __int128>(mixed) * pool.geometry.buckets_per_shard) >> 64);
+  return shard_of(pool, key) * pool.geometry.buckets_per_shard + within;
+}
+inline uint64_t next_bucket(const Pool& pool, uint64_t bucket) {
+  const uint64_t first = bucket / pool.geometry.buckets_per_shard * pool.geometry.buckets_per_shard;
+  return bucket + 1 == first + pool.geometry.buckets_per_shard ? first : bucket + 1;
+}
+
+// Bit j: tag j equals `tag`.
+inline uint32_t match_tags(const Bucket& bucket, uint32_t tag) {
+#if defined(__SSE2__)
+  const auto* lines = reinterpret_cast<const __m128i*>(&bucket);
+  const __m128i wanted = _mm_set1_epi32(static_cast<int>(tag));
+  const __m128i a = _mm_cmpeq_epi32(_mm_load_si128(lines), wanted),
+                b = _mm_cmpeq_epi32(_mm_load_si128(lines + 1), wanted);
+  const __m128i c = _mm_cmpeq_epi32(_mm_load_si128(lines + 2), wanted),
+                d = _mm_cmpeq_epi32(_mm_load_si128(lines + 3), wanted);
+  const __m128i bytes = _mm_packs_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, d));
+  return static_cast<uint32_t>(_mm_movemask_epi8(bytes)) & 0x7fff;
+#else
+  uint32_t bits = 0;
+  for (uint32_t j = 0; j < kBucketSlots; j++)
+    bits |= static_cast<uint32_t>(bucket.tag[j].load(std::memory_order_relaxed) == tag) << j;
+  return bits;
+#endif
+}
+
+inline bool key_equals(const SlotHot& slot, Key key) {
+  return slot.key_lo.load(std::memory_order_relaxed) == key.lo &&
+         slot.key_hi.load(std::memory_order_relaxed) == key.hi;
+}
+
+// Call `look(slot number)` for every slot whose tag matches, until one returns true.
+template <class Look>
+inline bool probe(const Pool& pool, Key key, Look look) {
+  const uint32_t tag = tag_of(key);
+  uint64_t bucket = home_bucket(pool, key);
+  for (int n = 0; n < 2; n++) {
+    uint32_t bits = match_tags(pool.buckets[bucket], tag);
+    std::atomic_thread_fence(std::memory_order_acquire);
+    for (; bits; bits &= bits - 1)
+      if (look(bucket * kBucketSlots + static_cast<uint32_t>(__builtin_ctz(bits)))) return true;
+    if (n == 1 || !pool.buckets[bucket].overflowed.load(std::memory_order_acquire)) return false;
+    bucket = next_bucket(pool, bucket);
+  }
+  return false;
+}
+
+// Is the chunk sealed and current? No pin is taken: only a hint.
+inline bool is_sealed(const Pool& pool, Key key) {
+  return probe(pool, key, [&](uint64_t i) {
+    const SlotHot& slot = pool.hot[i];
+    const uint64_t word = slot.word.load(std::memory_order_acquire);
+    if (slot_state(word) != SlotState::kSealed || !key_equals(slot, key) || !is_current(pool, slot, i))
+      return false;
+    std::atomic_thread_fence(std::memory_order_acquire);
+    return slot.word.load(std::memory_order_relaxed) == word;
+  });
+}
+
+// Prefetching for walks over many keys: the bucket far ahead, the slot it points to nearer.
+inline void prefetch_bucket(const Pool& pool, Key key) { prefetch(&pool.buckets[home_bucket(pool, key)]); }
+inline void prefetch_slot(const Pool& pool, Key key, bool with_pins) {
+  const uint64_t bucket = home_bucket(pool, key);
+  const uint32_t bits = match_tags(pool.buckets[bucket], tag_of(key));
+  if (!bits) return;
+  const uint64_t i = bucket * kBucketSlots + static_cast<uint32_t>(__builtin_ctz(bits));
+  prefetch(&pool.hot[i]);
+  if (with_pins) prefetch(&pool.my_pins[i]);
+}
+
+// How many leading keys are sealed and current.
+uint64_t count_leading(const Pool& pool, const Key* keys, uint64_t count);
+
+// Is somebody writing this key?
+bool is_reserved(const Pool& pool, Key key);
+
+// The slot that binds `key` (sealed or being written) as a parent word; 0 when there is none.
+uint64_t find_parent(const Pool& pool, Key key);
+
+inline void clear_tag(Pool& pool, uint64_t slot) {
+  pool.buckets[slot / kBucketSlots].tag[slot % kBucketSlots].store(0, std::memory_order_release);
+}
+
+// The shard lock. `lock` waits at most kLockWaitNs; false means BUSY.
+bool lock_shard(Pool& pool, uint32_t shard);
+void unlock_shard(Pool& pool, uint32_t shard);
+
+}  // namespace maru

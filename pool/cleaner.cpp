@@ -1,0 +1,184 @@
+#include "cleaner.h"
+
+#include "allocator.h"
+#include "chunk_index.h"
+#include "eviction.h"
+#include "pins.h"
+#include "process_table.h"
+#include "reservation.h"
+
+namespace maru {
+
+namespace {
+
+// End a reservation of several parts. Our pin keeps the slot from being freed and claimed anew before its tag
+// is cleared.
+void end_parts(Pool& pool, uint64_t i, uint64_t word) {
+  pool.my_pins[i].fetch_add(1);
+  revoke_parts(pool, i, word);
+  pool.my_pins[i].fetch_sub(1);
+  release_if_unpinned(pool, i);
+}
+
+// Take over a slot's word from the dead and end it. `process` is in the word, dead, and cannot come back: its
+// number is only given out again by whoever cleaned up after it.
+void finish_dead(Pool& pool, uint64_t i, uint64_t word) {
+  SlotHot& slot = pool.hot[i];
+  const uint64_t generation = slot_generation(word), extent = slot.extent.load(std::memory_order_relaxed);
+  const bool sane = pool.extent_is_sane(extent, 1);
+  const uint64_t unit = sane ? pool.unit_of_extent(extent) : 0;
+  const bool ours = sane && owned_by_slot(pool.owners[unit].load(), i);
+  const SlotState state = slot_state(word);
+  if (state == SlotState::kEvicting && ours && is_pinned(pool, i)) {
+    // It died between marking and taking, and somebody reads: back, with the same generation.
+    const SlotState back = word & kSuspectBit ? SlotState::kQuarantined : SlotState::kSealed;
+    slot.word.compare_exchange_strong(word, slot_word(back, kNobody, generation));
+    return;
+  }
+  if (state == SlotState::kReserved && ours && parts_total(pool.cold[i].parts.load()) > 1)
+    return end_parts(pool, i, word);
+  if (!slot.word.compare_exchange_strong(word, slot_word(SlotState::kReleasing, pool.me, generation))) return;
+  MARU_POINT("clean.word_taken_over");
+  const bool device = ours && owner_device(pool.owners[unit].load());
+  if (state == SlotState::kEvicting) remove_child(pool, pool.cold[i].parent.load(std::memory_order_relaxed));
+  release_slot(pool, i, device);
+}
+
+bool has_unfinished_part(const Pool& pool, uint64_t i, uint32_t process) {
+  const uint64_t parts = pool.cold[i].parts.load();
+  for (uint32_t part = 0; part < parts_total(parts) && part < kPartLimit; part++) {
+    if (parts_done_mask(parts) >> part & 1) continue;
+    if ((pool.cold[i].part_owner[part / 8].load() >> (part % 8 * 8) & 255) == process + 1) return true;
+  }
+  return false;
+}
+
+// All parts are in, yet the word says RESERVED: whoever set the last bit died before it could seal, or is
+// about to (then its seal answers LOST). Nobody else would ever end it.
+bool is_complete(const Pool& pool, uint64_t i) {
+  const uint64_t parts = pool.cold[i].parts.load();
+  return parts_total(parts) > 1 && parts_complete(parts);
+}
+
+void clean_slots(Pool& pool, uint32_t process) {
+  for (uint64_t i = 0; i < pool.geometry.slot_count; i++) {
+    const uint64_t word = pool.hot[i].word.load(std::memory_order_acquire);
+    const SlotState state = slot_state(word);
+    if (state == SlotState::kFree || state == SlotState::kSealed || state == SlotState::kQuarantined)
+      continue;
+    if (slot_process(word) == process) {
+      finish_dead(pool, i, word);
+    } else if (state == SlotState::kReserved && parts_total(pool.cold[i].parts.load()) > 1 &&
+               (has_unfinished_part(pool, i, process) || is_complete(pool, i))) {
+      end_parts(pool, i, word);
+    } else if (state == SlotState::kRevoked && slot_process(word) == kNobody) {
+      release_if_unpinned(pool, i);
+    }
+    MARU_POINT("clean.slot");
+  }
+}
+
+void clean_slabs(Pool& pool, uint32_t process) {
+  for (uint64_t slab = 0; slab < pool.geometry.slab_count; slab++) {
+    uint64_t word = pool.slabs[slab].word.load(std::memory_order_acquire);
+    if (slab_state(word) != SlabState::kDraining || slab_process(word) != process) continue;
+    // What it had claimed already is freed with its other owner words.
+    const uint64_t active =
+        slab_word(SlabState::kActive, kNobody, slab_chunk_units(word), slab_generation(word) + 1);
+    pool.slabs[slab].word.compare_exchange_strong(word, active);
+    MARU_POINT("clean.slab");
+  }
+}
+
+void clean_owners(Pool& pool, uint32_t process) {
+  for (uint64_t unit = 0; unit < pool.geometry.unit_count; unit++) {
+    const uint64_t word = pool.owners[unit].load(std::memory_order_relaxed);
+    if (!owned_by_process(word, process)) continue;
+    free_extent(pool, unit, owner_device(word));
+    MARU_POINT("clean.owner");
+  }
+}
+
+void clean_locks(Pool& pool, uint32_t process) {
+  for (uint32_t shard = 0; shard <= pool.geometry.shard_count; shard++) {
+    uint64_t owner = pool.shards[shard].owner.load();
+    if (owner != 0 && (owner & 255) == process + 1)
+      pool.shards[shard].owner.compare_exchange_strong(owner, 0);
+  }
+}
+
+}  // namespace
+
+void clean_process(Pool& pool, uint32_t process) {
+  MARU_POINT("clean.begin");
+  // Pins first: a slot that only the dead one pinned can then be freed. A memset on atomics nobody else
+  // writes.
+  if (!MARU_MUTANT("dead_pins_not_wiped")) {
+    Atomic<uint16_t>* column = pool.pins + process * pool.geometry.slot_count;
+    for (uint64_t i = 0; i < pool.geometry.slot_count; i++)
+      if (column[i].load(std::memory_order_relaxed) != 0) column[i].store(0, std::memory_order_release);
+  }
+  MARU_POINT("clean.pins_wiped");
+  clean_locks(pool, process);
+  clean_slots(pool, process);
+  MARU_POINT("clean.slots_done");
+  clean_slabs(pool, process);
+  clean_owners(pool, process);
+  MARU_POINT("clean.owners_done");
+  ProcessRow& row = pool.processes[process];
+  row.revoked_bytes.store(0);
+  row.flags.store(0);
+  pool.super->live[process / 64].fetch_and(~(1ull << (process % 64)));
+  MARU_POINT("clean.before_row");
+  row.attached.store(0);
+}
+
+uint32_t clean_dead_processes(Pool& pool) {
+  uint32_t cleaned = 0;
+  for (uint32_t p = 0; p < pool.geometry.process_limit; p++) {
+    if (p == pool.me || pool.processes[p].attached.load(std::memory_order_relaxed) == 0) continue;
+    const Descriptor lock = pool.lock_file->try_lock(kLockByteProcess + p);
+    if (!lock || pool.processes[p].attached.load() == 0) continue;
+    clean_process(pool, p);
+    pool.count(Counter::kReaped);
+    cleaned++;
+  }
+  if (cleaned > 0) {
+    recount_free_hints(pool);
+    recount_children(pool);
+  }
+  return cleaned;
+}
+
+void resolve_word(Pool& pool, uint64_t i, uint64_t word) {
+  MARU_POINT("resolve.begin");
+  if (pool.hot[i].word.load() != word) return;
+  finish_dead(pool, i, word);
+  pool.count(Counter::kResolved);
+}
+
+void sweep(Pool& pool, uint64_t slot_budget, uint64_t* cursor) {
+  clean_dead_processes(pool);
+  for (uint64_t n = 0; n < slot_budget && n < pool.geometry.slot_count; n++) {
+    const uint64_t i = (*cursor)++ % pool.geometry.slot_count;
+    const uint64_t word = pool.hot[i].word.load(std::memory_order_acquire);
+    switch (slot_state(word)) {
+      case SlotState::kQuarantined:
+        drop_slot(pool, i);
+        break;
+      case SlotState::kRevoked:
+        release_if_unpinned(pool, i);
+        break;
+      case SlotState::kSealed:
+        if (!is_current(pool, pool.hot[i], i) && drop_slot(pool, i)) pool.count(Counter::kExpired);
+        break;
+      default:
+        break;
+    }
+  }
+  pool.super->sweep_ns.store(now_ns());
+  pool.super->sweep_count.fetch_add(1);
+  pool.count(Counter::kSweeps);
+}
+
+}  // namespace maru

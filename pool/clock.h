@@ -1,0 +1,48 @@
+// Time as the pool knows it: nanoseconds of CLOCK_BOOTTIME, which goes on during suspend, never jumps with
+// the wall clock and is the same in every process and container of one host.
+#pragma once
+
+#include <time.h>
+
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace maru {
+
+inline constexpr uint64_t kMillisecond = 1'000'000;
+inline constexpr uint64_t kSecond = 1'000'000'000;
+
+inline uint64_t now_ns() {
+  timespec t;
+  clock_gettime(CLOCK_BOOTTIME, &t);
+  return static_cast<uint64_t>(t.tv_sec) * kSecond + static_cast<uint64_t>(t.tv_nsec);
+}
+
+inline void sleep_ns(uint64_t ns) {
+  timespec t{static_cast<time_t>(ns / kSecond), static_cast<long>(ns % kSecond)};
+  nanosleep(&t, nullptr);
+}
+
+inline void cpu_relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Non-temporal stores are not ordered by an ordinary release store; this is what makes them so.
+inline void store_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#else
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+#endif
+}
+
+inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
+
+}  // namespace maru

@@ -1,0 +1,21 @@
+// Copying chunk bytes into the pool past the caches.
+//
+// Promises: when stream_copy returns, a following release store (the seal) publishes the bytes: readers that
+// see the store see all of them. Leaves to others: the seal, cache maintenance, splitting work over threads.
+#pragma once
+
+#include <cstddef>
+
+namespace maru {
+
+// Copies `size` bytes between places that do not overlap, at any alignment.
+void stream_copy(void* dst, const void* src, size_t size);
+
+// What stream_copy uses for large copies here: "avx512-nt", "avx2-nt", "sse2-nt" or "memcpy".
+const char* stream_copy_path();
+
+// For tests: copies by the path of that name, whatever the size. False, and nothing copied, if this CPU or
+// build lacks it.
+bool stream_copy_with(const char* path, void* dst, const void* src, size_t size);
+
+}  // namespace maru

@@ -1,0 +1,421 @@
+#include "creation.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/vfs.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <memory>
+
+#include "clock.h"
+#include "crash_point.h"
+#include "failure.h"
+#include "layout_description.h"
+#include "lock_file.h"
+#include "words.h"
+
+namespace maru {
+
+namespace {
+
+std::string reason() { return std::strerror(errno); }
+
+void random_bytes(uint8_t* out, size_t size) {
+  if (getrandom(out, size, 0) != static_cast<ssize_t>(size))
+    throw Failure("PoolMismatch", "the system gives no random bytes: " + reason());
+}
+
+bool is_device(const struct stat& st) { return S_ISCHR(st.st_mode); }
+
+// A device DAX's size: st_size is 0 there, sysfs knows.
+uint64_t device_size(const struct stat& st, const std::string& path) {
+  std::ifstream in("/sys/dev/char/" + std::to_string(major(st.st_rdev)) + ":" +
+                   std::to_string(minor(st.st_rdev)) + "/size");
+  uint64_t bytes = 0;
+  if (!(in >> bytes) || bytes == 0)
+    throw Failure("PoolMismatch", path + " is a character device without a size in sysfs; is it /dev/daxX.Y?",
+                  {{"path", path}});
+  return bytes;
+}
+
+[[noreturn]] void no_space(const std::string& path, uint64_t wanted_bytes) {
+  struct statfs fs{};
+  const bool known = statfs(path.c_str(), &fs) == 0;
+  const auto free_bytes = known ? static_cast<int64_t>(fs.f_bavail) * fs.f_bsize : -1;
+  throw Failure(
+      "NoSpace", "no space for " + std::to_string(wanted_bytes) + " bytes at " + path,
+      {{"path", path}, {"wanted_bytes", static_cast<int64_t>(wanted_bytes)}, {"free_bytes", free_bytes}});
+}
+
+// Removes what a failed creation left, newest first.
+struct Undo {
+  std::vector<std::string> paths;
+  bool armed = true;
+  ~Undo() {
+    if (!armed) return;
+    for (auto it = paths.rbegin(); it != paths.rend(); ++it) ::unlink(it->c_str());
+  }
+};
+
+struct OpenSegment {
+  std::string path;
+  Descriptor fd;
+  bool device = false;
+  uint64_t device_bytes = 0;
+};
+
+// Refuse memory that belongs to another living pool, and files that are not ours at all.
+void refuse_strangers(const OpenSegment& segment, const struct stat& st, const std::string& folder,
+                      const uint8_t boot_id[16], CreateResult& result) {
+  if (!segment.device && st.st_size == 0) return;
+  const size_t map_bytes = segment.device ? kHugePageBytes : sizeof(SegmentHeader);
+  if (!segment.device && st.st_size < static_cast<off_t>(sizeof(SegmentHeader)))
+    throw Failure(
+        "PoolMismatch",
+        segment.path + " is not empty and not a segment of a Maru pool; name another file or remove it",
+        {{"path", segment.path}});
+  void* map = mmap(nullptr, map_bytes, PROT_READ, MAP_SHARED, segment.fd.get(), 0);
+  if (map == MAP_FAILED)
+    throw Failure("PoolMismatch", "cannot map " + segment.path + ": " + reason(), {{"path", segment.path}});
+  const auto* header = static_cast<const SegmentHeader*>(map);
+  const bool ours = header->magic.load() == kSegmentMagic;
+  const bool this_boot = std::memcmp(header->boot_id, boot_id, 16) == 0;
+  const std::string other(header->index_path, strnlen(header->index_path, sizeof header->index_path));
+  munmap(map, map_bytes);
+  if (!ours) {
+    if (segment.device) return;  // A raw device holds anything; it was named, so it may be written.
+    throw Failure(
+        "PoolMismatch",
+        segment.path + " is not empty and not a segment of a Maru pool; name another file or remove it",
+        {{"path", segment.path}});
+  }
+  if (other == folder) return;  // Left by a creator of this very pool that died.
+  if (!this_boot) {
+    result.notes.push_back(segment.path + " belonged to the pool " + other +
+                           " of an earlier boot, whose content is lost: re-initialised");
+    return;
+  }
+  const bool visible = ::access((other + "/" + kIndexName).c_str(), F_OK) == 0;
+  throw Failure("PoolMismatch",
+                segment.path + " is a segment of the pool " + other +
+                    (visible ? "; attach that one, or destroy it first"
+                             : ", whose index is not visible here; mount " + other +
+                                   " at the same place (another container's /dev/shm?), or remove the file "
+                                   "if that pool is gone"),
+                {{"path", segment.path}, {"index_path", other}});
+}
+
+void write_segment_header(const OpenSegment& segment, const SegmentGeometry& place, uint32_t number,
+                          const Geometry& geometry, const CreateOptions& options, const uint8_t pool_uuid[16],
+                          const uint8_t boot_id[16], uint8_t segment_uuid[16]) {
+  const size_t map_bytes = segment.device || options.segments[number].medium == Medium::kHugetlb
+                               ? kHugePageBytes
+                               : sizeof(SegmentHeader);
+  void* map = mmap(nullptr, map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, segment.fd.get(), 0);
+  if (map == MAP_FAILED)
+    throw Failure("PoolMismatch", "cannot map " + segment.path + ": " + reason(), {{"path", segment.path}});
+  auto* header = static_cast<SegmentHeader*>(map);
+  header->magic.store(0);
+  random_bytes(segment_uuid, 16);
+  header->format = kPoolFormat;
+  header->layout_crc = layout_crc();
+  std::memcpy(header->pool_uuid, pool_uuid, 16);
+  std::memcpy(header->segment_uuid, segment_uuid, 16);
+  std::memcpy(header->boot_id, boot_id, 16);
+  header->file_bytes = place.file_bytes;
+  header->header_offset = place.header_offset;
+  header->data_offset = place.data_offset;
+  header->slab_bytes = geometry.slab_bytes;
+  header->unit_bytes = geometry.unit_bytes;
+  header->segment_index = number;
+  header->first_slab = place.first_slab;
+  header->slab_count = place.slab_count;
+  header->medium = static_cast<uint32_t>(options.segments[number].medium);
+  std::memset(header->index_path, 0, sizeof header->index_path);
+  std::memcpy(header->index_path, options.folder.data(),
+              std::min(options.folder.size(), sizeof header->index_path - 1));
+  MARU_POINT("create.segment_header_before_magic");
+  header->magic.store(kSegmentMagic);
+  munmap(map, map_bytes);
+}
+
+int numa_node_of(const OpenSegment& segment) {
+  if (!segment.device) return -1;
+  const std::string name = segment.path.substr(segment.path.rfind('/') + 1);
+  std::ifstream in("/sys/bus/dax/devices/" + name + "/target_node");
+  int node = -1;
+  in >> node;
+  return node;
+}
+
+// Is there a whole index here? A creator that died before storing the magic leaves none.
+bool index_is_complete(const std::string& path, Superblock* out) {
+  Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+  return fd && pread(fd.get(), static_cast<void*>(out), sizeof(Superblock), 0) == sizeof(Superblock) &&
+         out->magic.load() == kIndexMagic;
+}
+
+std::string segment_path(const std::string& folder, const std::string& name) {
+  return name.find('/') == std::string::npos ? folder + "/" + name : name;
+}
+
+}  // namespace
+
+void read_boot_id(uint8_t out[16]) {
+  std::ifstream in("/proc/sys/kernel/random/boot_id");
+  std::string text;
+  in >> text;
+  std::memset(out, 0, 16);
+  size_t nibble = 0;
+  for (const char c : text) {
+    if (!std::isxdigit(static_cast<unsigned char>(c)) || nibble >= 32) continue;
+    const int value = c <= '9' ? c - '0' : (c | 32) - 'a' + 10;
+    out[nibble / 2] |= static_cast<uint8_t>(nibble % 2 ? value : value << 4);
+    nibble++;
+  }
+}
+
+CreateResult create_pool(const CreateOptions& options) {
+  CreateResult result;
+  const uint32_t mode = options.group_access ? 0660 : 0600;
+  const uint64_t deadline = now_ns() + kAttachDeadlineNs;
+  const std::string index_path = options.folder + "/" + kIndexName;
+  std::unique_ptr<LockFile> lock_file;
+  Descriptor creating;
+  while (!creating) {
+    lock_file = std::make_unique<LockFile>(options.folder + "/" + kLockName, true, mode);
+    creating = lock_file->lock(kLockByteCreate, deadline);
+    if (!creating && now_ns() >= deadline)
+      throw Failure("PoolBusy",
+                    "somebody has been creating or attaching " + options.folder + " for more than 5 s",
+                    {{"path", options.folder}});
+  }
+  MARU_POINT("create.locked");
+
+  uint8_t boot_id[16];
+  read_boot_id(boot_id);
+  auto old = std::make_unique<Superblock>();
+  if (index_is_complete(index_path, old.get())) {
+    if (std::memcmp(old->boot_id, boot_id, 16) == 0)
+      throw Failure("PoolExists", "a pool already exists at " + options.folder, {{"path", options.folder}});
+    result.notes.push_back("the pool at " + options.folder +
+                           " was made before this boot; its content is lost: re-initialised");
+  }
+
+  // Open every segment first, so that nothing is written when one of them cannot be had.
+  std::vector<OpenSegment> segments;
+  std::vector<uint64_t> device_bytes;
+  Undo undo;
+  for (const SegmentSpec& spec : options.segments) {
+    OpenSegment segment;
+    segment.path = segment_path(options.folder, spec.path);
+    const bool existed = ::access(segment.path.c_str(), F_OK) == 0;
+    segment.fd = Descriptor(::open(segment.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_CREAT, mode));
+    if (!segment.fd) {
+      if (errno == ENOSPC) no_space(options.folder, 0);
+      throw Failure("PoolMismatch", "cannot open the segment " + segment.path + ": " + reason(),
+                    {{"path", segment.path}});
+    }
+    if (!existed) undo.paths.push_back(segment.path);
+    struct stat st{};
+    fstat(segment.fd.get(), &st);
+    segment.device = is_device(st);
+    if (!segment.device && !S_ISREG(st.st_mode))
+      throw Failure("PoolMismatch", segment.path + " is neither a file nor a DAX device",
+                    {{"path", segment.path}});
+    if (segment.device != (spec.medium == Medium::kDevdax))
+      throw Failure("PoolMismatch",
+                    segment.path + (segment.device ? " is a device: say medium=devdax"
+                                                   : " is not a device: drop medium=devdax"),
+                    {{"path", segment.path}});
+    segment.device_bytes = segment.device ? device_size(st, segment.path) : 0;
+    refuse_strangers(segment, st, options.folder, boot_id, result);
+    device_bytes.push_back(segment.device_bytes);
+    segments.push_back(std::move(segment));
+  }
+  const Geometry geometry = plan_geometry(options, device_bytes);
+
+  ::unlink(index_path.c_str());
+  Descriptor index_fd(::open(index_path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_CREAT | O_EXCL, mode));
+  if (!index_fd) {
+    if (errno == ENOSPC) no_space(options.folder, geometry.index_bytes);
+    throw Failure("PoolMismatch", "cannot create " + index_path + ": " + reason(), {{"path", index_path}});
+  }
+  undo.paths.push_back(index_path);
+  (void)::fchmod(index_fd.get(), mode);
+  MARU_POINT("create.index_made");
+  // The whole index is made real now: later nobody can be refused a page of it and die of SIGBUS.
+  if (const int error = posix_fallocate(index_fd.get(), 0, static_cast<off_t>(geometry.index_bytes));
+      error != 0) {
+    errno = error;
+    if (error == ENOSPC || error == ENOMEM) no_space(options.folder, geometry.index_bytes);
+    throw Failure("PoolMismatch", "cannot allocate " + index_path + ": " + reason(), {{"path", index_path}});
+  }
+  void* map = mmap(nullptr, geometry.index_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, index_fd.get(), 0);
+  if (map == MAP_FAILED)
+    throw Failure("PoolMismatch", "cannot map " + index_path + ": " + reason(), {{"path", index_path}});
+  auto* base = static_cast<uint8_t*>(map);
+  auto* super = reinterpret_cast<Superblock*>(base);
+  random_bytes(super->pool_uuid, 16);
+  std::memcpy(super->boot_id, boot_id, 16);
+
+  auto* rows = reinterpret_cast<SegmentRow*>(base + geometry.offset_segments);
+  for (uint32_t i = 0; i < segments.size(); i++) {
+    const OpenSegment& segment = segments[i];
+    const SegmentGeometry& place = geometry.segments[i];
+    if (!segment.device) {
+      if (ftruncate(segment.fd.get(), 0) != 0 ||
+          ftruncate(segment.fd.get(), static_cast<off_t>(place.file_bytes)) != 0 ||
+          posix_fallocate(segment.fd.get(), 0, static_cast<off_t>(place.header_offset)) != 0) {
+        munmap(map, geometry.index_bytes);
+        no_space(segment.path, place.file_bytes);
+      }
+      (void)::fchmod(segment.fd.get(), mode);
+    }
+    MARU_POINT("create.segment_sized");
+    SegmentRow& row = rows[i];
+    write_segment_header(segment, place, i, geometry, options, super->pool_uuid, boot_id, row.segment_uuid);
+    row.file_bytes = place.file_bytes;
+    row.header_offset = place.header_offset;
+    row.data_offset = place.data_offset;
+    row.first_slab = place.first_slab;
+    row.slab_count = place.slab_count;
+    row.medium = static_cast<uint32_t>(options.segments[i].medium);
+    row.numa_node = numa_node_of(segment);
+    row.page_bytes = options.segments[i].medium == Medium::kHugetlb || segment.device ? kHugePageBytes : 4096;
+    const std::string& path = options.segments[i].path;
+    if (path.size() >= sizeof row.path)
+      throw Failure("BadUrl", "the path of a segment is too long: " + path, {{"path", path}});
+    std::memcpy(row.path, path.data(), path.size());
+    row.word.store(segment_word(SegmentState::kOnline, 1));
+  }
+  auto* slabs = reinterpret_cast<SlabRow*>(base + geometry.offset_slabs);
+  for (uint32_t i = 0; i < segments.size(); i++)
+    if (segments[i].device)  // A device's bytes are all there from the start.
+      for (uint32_t s = 0; s < geometry.segments[i].slab_count; s++)
+        slabs[geometry.segments[i].first_slab + s].real_bytes.store(geometry.slab_bytes);
+  reinterpret_cast<NamespaceRow*>(base + geometry.offset_namespaces)->word.store(1);  // Row 0: the default.
+
+  super->format = kPoolFormat;
+  super->layout_crc = layout_crc();
+  timespec wall;
+  clock_gettime(CLOCK_REALTIME, &wall);
+  super->created_unix_ns = static_cast<uint64_t>(wall.tv_sec) * kSecond + static_cast<uint64_t>(wall.tv_nsec);
+  super->index_bytes = geometry.index_bytes;
+  super->unit_bytes = geometry.unit_bytes;
+  super->slab_bytes = geometry.slab_bytes;
+  super->slot_count = geometry.slot_count;
+  super->buckets_per_shard = geometry.buckets_per_shard;
+  super->shard_count = geometry.shard_count;
+  super->slab_count = geometry.slab_count;
+  super->process_limit = geometry.process_limit;
+  super->namespace_limit = geometry.namespace_limit;
+  super->checksum_policy = static_cast<uint32_t>(geometry.checksum);
+  super->medium = static_cast<uint32_t>(options.segments[0].medium);
+  super->cooling_ns = geometry.cooling_ns;
+  super->revoked_limit_bytes = geometry.revoked_limit_bytes;
+  super->offset_segments = geometry.offset_segments;
+  super->offset_processes = geometry.offset_processes;
+  super->offset_counters = geometry.offset_counters;
+  super->offset_classes = geometry.offset_classes;
+  super->offset_namespaces = geometry.offset_namespaces;
+  super->offset_shards = geometry.offset_shards;
+  super->offset_buckets = geometry.offset_buckets;
+  super->offset_slots_hot = geometry.offset_slots_hot;
+  super->offset_slots_cold = geometry.offset_slots_cold;
+  super->offset_slabs = geometry.offset_slabs;
+  super->offset_owners = geometry.offset_owners;
+  super->offset_pins = geometry.offset_pins;
+  super->state.store(static_cast<uint64_t>(PoolState::kLive));
+  super->pool_epoch.store(1);
+  MARU_POINT("create.before_magic");
+  super->magic.store(kIndexMagic);  // From here on it is a pool.
+  MARU_POINT("create.after_magic");
+  munmap(map, geometry.index_bytes);
+  undo.armed = false;
+  return result;
+}
+
+std::vector<std::string> attached_processes(const std::string& folder) {
+  std::vector<std::string> out;
+  auto super = std::make_unique<Superblock>();
+  Geometry geometry;
+  const std::string index_path = folder + "/" + kIndexName;
+  const LockFile lock_file(folder + "/" + kLockName, false, 0);
+  const bool readable = index_is_complete(index_path, super.get()) &&
+                        geometry_problem(*super, super->index_bytes, &geometry).empty();
+  Descriptor fd(::open(index_path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+  for (uint32_t p = 0; p < kProcessLimitMax; p++) {
+    if (!lock_file.is_held(kLockByteProcess + p)) continue;
+    auto row = std::make_unique<ProcessRow>();
+    const auto at = static_cast<off_t>(geometry.offset_processes + p * sizeof(ProcessRow));
+    if (readable && p < geometry.process_limit &&
+        pread(fd.get(), static_cast<void*>(row.get()), sizeof(ProcessRow), at) == sizeof(ProcessRow))
+      out.push_back(std::to_string(row->pid.load()) + " (" +
+                    std::string(row->name, strnlen(row->name, sizeof row->name)) + ")");
+    else
+      out.push_back("process number " + std::to_string(p));
+  }
+  return out;
+}
+
+void destroy_pool(const std::string& folder, bool force) {
+  const LockFile lock_file(folder + "/" + kLockName, false, 0);
+  Descriptor creating = lock_file.lock(kLockByteCreate, now_ns() + kAttachDeadlineNs);
+  if (!creating && !force)
+    throw Failure("PoolBusy", "somebody has been creating or attaching " + folder + " for more than 5 s",
+                  {{"path", folder}});
+  const std::vector<std::string> living = attached_processes(folder);
+  if (!living.empty() && !force) {
+    std::string names;
+    for (const std::string& name : living) names += (names.empty() ? "" : ", ") + name;
+    throw Failure("PoolBusy", "in use by " + std::to_string(living.size()) + " process(es): " + names,
+                  {{"path", folder}, {"processes", names}});
+  }
+  const std::string index_path = folder + "/" + kIndexName;
+  auto super = std::make_unique<Superblock>();
+  std::vector<std::string> segment_files;
+  if (index_is_complete(index_path, super.get())) {
+    Descriptor fd(::open(index_path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+    Geometry geometry;
+    if (fd && super->format == kPoolFormat &&
+        geometry_problem(*super, super->index_bytes, &geometry).empty()) {
+      for (uint32_t i = 0; i < kSegmentLimit; i++) {
+        auto row = std::make_unique<SegmentRow>();
+        const auto at = static_cast<off_t>(geometry.offset_segments + i * sizeof(SegmentRow));
+        if (pread(fd.get(), static_cast<void*>(row.get()), sizeof(SegmentRow), at) != sizeof(SegmentRow))
+          break;
+        if (segment_state(row->word.load()) == SegmentState::kAbsent) break;
+        if (row->medium == static_cast<uint32_t>(Medium::kDevdax)) continue;
+        segment_files.push_back(
+            segment_path(folder, std::string(row->path, strnlen(row->path, sizeof row->path))));
+      }
+      const uint64_t gone = static_cast<uint64_t>(PoolState::kDestroyed);
+      (void)!pwrite(fd.get(), &gone, sizeof gone, offsetof(Superblock, state));
+    }
+  }
+  MARU_POINT("destroy.marked");
+  for (const std::string& path : segment_files) {
+    // Only what says it is ours goes: the path came out of shared memory.
+    Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    uint64_t words[2] = {0, 0};
+    uint8_t uuid[16];
+    if (fd && pread(fd.get(), words, sizeof words, 0) == sizeof words && words[0] == kSegmentMagic &&
+        pread(fd.get(), uuid, 16, offsetof(SegmentHeader, pool_uuid)) == 16 &&
+        std::memcmp(uuid, super->pool_uuid, 16) == 0)
+      ::unlink(path.c_str());
+    MARU_POINT("destroy.segment_gone");
+  }
+  ::unlink(index_path.c_str());
+  ::unlink((folder + "/" + kLockName).c_str());
+  ::rmdir(folder.c_str());
+}
+
+}  // namespace maru

@@ -1,0 +1,291 @@
+#include "eviction.h"
+
+#include <algorithm>
+
+#include "allocator.h"
+#include "chunk_index.h"
+#include "pins.h"
+
+namespace maru {
+
+namespace {
+
+constexpr uint32_t kEpochMask = 255;
+constexpr uint64_t kSlotsPerLook = 8;  // The hand moves this far when it already has candidates.
+constexpr uint64_t kSlabSample = 64;   // Chunks looked at to judge a slab.
+constexpr int kTurnsForLeaves = 2;     // Then any unpinned chunk will do.
+
+uint32_t current_epoch(const Pool& pool, uint64_t references) {
+  // W = half the capacity in chunks. The slot count stands for twice the expected number of chunks.
+  const uint64_t half_capacity = std::max<uint64_t>(1, pool.geometry.slot_count / 4);
+  return static_cast<uint32_t>(references / half_capacity) & kEpochMask;
+}
+
+uint32_t age_of(const Pool& pool, const SlotHot& slot) {
+  const uint32_t epoch = current_epoch(pool, pool.super->references.load(std::memory_order_relaxed));
+  const uint32_t age = (epoch - slot.stamp.load(std::memory_order_relaxed)) & kEpochMask;
+  return age;
+}
+
+// Ages over half the ring would soon look young again: hold them at the oldest age that cannot wrap.
+void clamp_age(const Pool& pool, SlotHot& slot, uint32_t age) {
+  if (age <= 127) return;
+  const uint32_t epoch = current_epoch(pool, pool.super->references.load(std::memory_order_relaxed));
+  slot.stamp.store((epoch - 127) & kEpochMask, std::memory_order_relaxed);
+}
+
+bool may_be_evicted(SlotState state) {
+  return state == SlotState::kSealed || state == SlotState::kQuarantined;
+}
+
+// Age for choosing; kAgeStale for what counts as absent already.
+uint32_t rank(Pool& pool, uint64_t i, uint64_t word) {
+  SlotHot& slot = pool.hot[i];
+  if (slot_state(word) == SlotState::kQuarantined || !is_current(pool, slot, i)) return kAgeStale;
+  const uint32_t age = age_of(pool, slot);
+  clamp_age(pool, slot, age);
+  return std::min(age, 127u);
+}
+
+CandidateList& list_for(Evictor& evictor, uint64_t units) {
+  for (CandidateList& list : evictor.lists)
+    if (list.units == units) return list;
+  if (evictor.lists.size() >= Evictor::kListLimit) evictor.lists.erase(evictor.lists.begin());
+  evictor.lists.emplace_back();
+  evictor.lists.back().units = units;
+  return evictor.lists.back();
+}
+
+// Keep the oldest kSize.
+void offer(Pool& pool, CandidateList& list, uint64_t slot, uint64_t word) {
+  for (uint32_t n = 0; n < list.count; n++)
+    if (list.entries[n].slot == slot) {
+      list.entries[n].word = word;
+      return;
+    }
+  if (list.count < CandidateList::kSize) {
+    list.entries[list.count++] = {slot, word};
+    return;
+  }
+  uint32_t youngest = 0, youngest_rank = UINT32_MAX;
+  for (uint32_t n = 0; n < list.count; n++) {
+    const uint32_t r = rank(pool, list.entries[n].slot, list.entries[n].word);
+    if (r < youngest_rank) {
+      youngest = n;
+      youngest_rank = r;
+    }
+  }
+  if (rank(pool, slot, word) > youngest_rank) list.entries[youngest] = {slot, word};
+}
+
+// Could this slot go, for a chunk of `units`? Fills `word`.
+bool is_candidate(Pool& pool, uint64_t i, uint64_t units, bool leaves_only, uint64_t protect_parent,
+                  uint64_t* word) {
+  SlotHot& slot = pool.hot[i];
+  *word = slot.word.load(std::memory_order_acquire);
+  if (!may_be_evicted(slot_state(*word))) return false;
+  const uint64_t extent = slot.extent.load(std::memory_order_relaxed),
+                 size = slot.size_bytes.load(std::memory_order_relaxed);
+  if (!pool.extent_is_sane(extent, size) || pool.units_for(size) != units) return false;
+  if (protect_parent != 0 && parent_slot(protect_parent) == i) return false;
+  if (slot_state(*word) == SlotState::kQuarantined) return true;
+  return !leaves_only || slot.children.load(std::memory_order_relaxed) == 0 || !is_current(pool, slot, i);
+}
+
+// Move the hand until there is a candidate, or for `budget` slots.
+void move_hand(Pool& pool, Evictor& evictor, CandidateList& list, bool leaves_only, uint64_t protect_parent,
+               uint64_t budget) {
+  uint64_t looked = 0;
+  while (looked < budget && (looked < kSlotsPerLook || list.count == 0)) {
+    const uint64_t start = pool.super->hand.fetch_add(kSlotsPerLook, std::memory_order_relaxed);
+    for (uint64_t n = 0; n < kSlotsPerLook; n++) {
+      const uint64_t i = (start + n) % pool.geometry.slot_count;
+      uint64_t word = 0;
+      if (is_candidate(pool, i, list.units, leaves_only, protect_parent, &word) && !is_pinned(pool, i))
+        offer(pool, list, i, word);
+    }
+    looked += kSlotsPerLook;
+  }
+  evictor.looked_at += looked;
+}
+
+// Remove and return the oldest candidate that is still what it was.
+bool take_oldest(Pool& pool, CandidateList& list, bool leaves_only, uint64_t protect_parent,
+                 CandidateList::Entry* out) {
+  while (list.count > 0) {
+    uint32_t best = 0, best_rank = 0;
+    for (uint32_t n = 0; n < list.count; n++) {
+      const uint32_t r = rank(pool, list.entries[n].slot, list.entries[n].word);
+      if (n == 0 || r > best_rank) {
+        best = n;
+        best_rank = r;
+      }
+    }
+    const CandidateList::Entry entry = list.entries[best];
+    list.entries[best] = list.entries[--list.count];
+    uint64_t word = 0;
+    if (!is_candidate(pool, entry.slot, list.units, leaves_only, protect_parent, &word) || word != entry.word)
+      continue;
+    *out = entry;
+    return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+uint32_t eviction_epoch(Pool& pool, uint64_t references) {
+  return current_epoch(pool, pool.super->references.fetch_add(references, std::memory_order_relaxed));
+}
+
+bool evict_slot(Pool& pool, uint64_t i, uint64_t unit, bool device) {
+  SlotHot& slot = pool.hot[i];
+  uint64_t word = slot.word.load(std::memory_order_acquire);
+  const SlotState state = slot_state(word);
+  if (!may_be_evicted(state) || is_pinned(pool, i)) return false;
+  const uint64_t suspect = state == SlotState::kQuarantined ? kSuspectBit : 0;
+  const uint64_t generation = slot_generation(word);
+  if (!slot.word.compare_exchange_strong(word,
+                                         slot_word(SlotState::kEvicting, pool.me, generation) | suspect))
+    return false;
+  MARU_POINT("evict.marked");
+  const uint64_t extent = slot.extent.load(std::memory_order_relaxed),
+                 size = slot.size_bytes.load(std::memory_order_relaxed);
+  const bool in_place = pool.extent_is_sane(extent, size) && pool.unit_of_extent(extent) == unit &&
+                        owned_by_slot(pool.owners[unit].load(), i);
+  if (!in_place || (is_pinned(pool, i) && !MARU_MUTANT("no_pin_recheck_after_evicting"))) {
+    // Nothing changed meanwhile, so the generation stays and pins taken before are still good.
+    pool.count(Counter::kEvictReverts);
+    MARU_POINT("evict.before_revert");
+    slot.word.store(slot_word(state, kNobody, generation));
+    return false;
+  }
+  MARU_POINT("evict.unpinned");
+  const uint64_t parent = pool.cold[i].parent.load(std::memory_order_relaxed);
+  const bool was_parent = slot.children.load(std::memory_order_relaxed) != 0;
+  clear_header(pool, unit);
+  MARU_POINT("evict.header_cleared");
+  pool.owners[unit].store(owner_process_word(pool.me, device));
+  MARU_POINT("evict.extent_taken");
+  clear_tag(pool, i);
+  MARU_POINT("evict.tag_cleared");
+  const uint64_t next = MARU_MUTANT("generation_not_bumped") ? generation : next_generation(word);
+  slot.word.store(slot_word(SlotState::kFree, 0, next));
+  MARU_POINT("evict.done");
+  remove_child(pool, parent);
+  if (was_parent && state == SlotState::kSealed) pool.count(Counter::kEvictedParents);
+  return true;
+}
+
+bool drop_slot(Pool& pool, uint64_t i) {
+  const uint64_t extent = pool.hot[i].extent.load(std::memory_order_relaxed);
+  if (!pool.extent_is_sane(extent, 1)) return false;
+  const uint64_t unit = pool.unit_of_extent(extent);
+  if (!evict_slot(pool, i, unit, false)) return false;
+  free_extent(pool, unit, false);
+  return true;
+}
+
+uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t protect_parent) {
+  std::lock_guard<std::mutex> guard(pool.evictor->mutex);
+  CandidateList& list = list_for(*pool.evictor, units);
+  const uint64_t turn = pool.geometry.slot_count;
+  for (int pass = 0; pass <= kTurnsForLeaves; pass++) {
+    const bool leaves_only = pass < kTurnsForLeaves;
+    for (uint64_t looked = 0; looked <= turn; looked += kSlotsPerLook) {
+      move_hand(pool, *pool.evictor, list, leaves_only, protect_parent,
+                list.count == 0 ? turn : kSlotsPerLook);
+      CandidateList::Entry victim{};
+      if (!take_oldest(pool, list, leaves_only, protect_parent, &victim))
+        break;  // A whole turn found nobody.
+      SlotHot& slot = pool.hot[victim.slot];
+      const uint64_t extent = slot.extent.load(std::memory_order_relaxed),
+                     size = slot.size_bytes.load(std::memory_order_relaxed);
+      if (!pool.extent_is_sane(extent, size)) continue;
+      const uint64_t unit = pool.unit_of_extent(extent),
+                     parent = pool.cold[victim.slot].parent.load(std::memory_order_relaxed);
+      if (chunk_units_at(pool, unit) != units || !evict_slot(pool, victim.slot, unit, device)) continue;
+      pool.evictor->victims++;
+      pool.count(Counter::kEvicted);
+      pool.count(Counter::kEvictedBytes, size);
+      class_row(pool, units).evictions.fetch_add(1, std::memory_order_relaxed);
+      // The parent may be a leaf now: it is next in line, so that a cold prefix goes from its tail up.
+      uint64_t word = 0;
+      if (parent != 0 && parent_slot(parent) < turn &&
+          is_candidate(pool, parent_slot(parent), units, true, protect_parent, &word) &&
+          static_cast<uint32_t>(slot_generation(word)) == parent_generation(parent))
+        offer(pool, list, parent_slot(parent), word);
+      return unit;
+    }
+  }
+  return kNoUnit;
+}
+
+uint64_t slab_value(Pool& pool, uint64_t slab, uint64_t chunk_units) {
+  if (chunk_units == 0 || chunk_units > pool.geometry.units_per_slab) return kSlabNotEvictable;
+  const uint64_t count = pool.geometry.units_per_slab / chunk_units,
+                 step = std::max<uint64_t>(1, count / kSlabSample);
+  uint64_t value = 0;
+  for (uint64_t n = 0; n < count; n += step) {
+    const uint64_t owner =
+        pool.owners[slab * pool.geometry.units_per_slab + n * chunk_units].load(std::memory_order_relaxed);
+    if (owner_kind(owner) == OwnerKind::kFree) continue;
+    if (owner_kind(owner) != OwnerKind::kSlot || owner_value(owner) >= pool.geometry.slot_count)
+      return kSlabNotEvictable;
+    const uint64_t i = owner_value(owner), word = pool.hot[i].word.load(std::memory_order_relaxed);
+    if (!may_be_evicted(slot_state(word)) || is_pinned(pool, i)) return kSlabNotEvictable;
+    value += kAgeStale - rank(pool, i, word);
+  }
+  return value * step;
+}
+
+uint32_t coldest_age(Pool& pool, uint64_t units) {
+  std::lock_guard<std::mutex> guard(pool.evictor->mutex);
+  const CandidateList& list = list_for(*pool.evictor, units);
+  uint32_t oldest = 0;
+  for (uint32_t n = 0; n < list.count; n++)
+    oldest = std::max(oldest, rank(pool, list.entries[n].slot, list.entries[n].word));
+  return oldest;
+}
+
+uint32_t slab_age(Pool& pool, uint64_t slab, uint64_t chunk_units) {
+  const uint64_t value = slab_value(pool, slab, chunk_units);
+  if (value == kSlabNotEvictable) return 0;
+  return kAgeStale - static_cast<uint32_t>(value / (pool.geometry.units_per_slab / chunk_units));
+}
+
+void add_child(Pool& pool, uint64_t parent) {
+  if (parent == 0 || parent_slot(parent) >= pool.geometry.slot_count) return;
+  SlotHot& slot = pool.hot[parent_slot(parent)];
+  if (static_cast<uint32_t>(slot_generation(slot.word.load(std::memory_order_relaxed))) ==
+      parent_generation(parent))
+    slot.children.fetch_add(1, std::memory_order_relaxed);
+}
+
+void remove_child(Pool& pool, uint64_t parent) {
+  if (parent == 0 || parent_slot(parent) >= pool.geometry.slot_count) return;
+  SlotHot& slot = pool.hot[parent_slot(parent)];
+  if (static_cast<uint32_t>(slot_generation(slot.word.load(std::memory_order_relaxed))) !=
+      parent_generation(parent))
+    return;
+  uint32_t seen = slot.children.load(std::memory_order_relaxed);
+  while (seen > 0 && !slot.children.compare_exchange_weak(seen, seen - 1, std::memory_order_relaxed)) {
+  }
+}
+
+void recount_children(Pool& pool) {
+  std::vector<uint32_t> children(pool.geometry.slot_count, 0);
+  for (uint64_t i = 0; i < pool.geometry.slot_count; i++) {
+    const uint64_t word = pool.hot[i].word.load(std::memory_order_acquire);
+    if (slot_state(word) != SlotState::kSealed) continue;
+    const uint64_t parent = pool.cold[i].parent.load(std::memory_order_relaxed);
+    if (parent == 0 || parent_slot(parent) >= pool.geometry.slot_count) continue;
+    const uint64_t parent_now = pool.hot[parent_slot(parent)].word.load(std::memory_order_relaxed);
+    if (static_cast<uint32_t>(slot_generation(parent_now)) == parent_generation(parent))
+      children[parent_slot(parent)]++;
+  }
+  for (uint64_t i = 0; i < pool.geometry.slot_count; i++)
+    pool.hot[i].children.store(children[i], std::memory_order_relaxed);
+}
+
+}  // namespace maru

@@ -1,0 +1,56 @@
+#include "namespace_table.h"
+
+#include <algorithm>
+
+#include "chunk_index.h"
+#include "failure.h"
+
+namespace maru {
+
+namespace {
+
+uint32_t find(const Pool& pool, const uint8_t digest[16]) {
+  for (uint32_t id = 1; id < pool.geometry.namespace_limit; id++) {
+    if (pool.namespaces[id].word.load(std::memory_order_acquire) == 0) continue;
+    if (std::memcmp(pool.namespaces[id].digest, digest, 16) == 0) return id;
+  }
+  return 0;
+}
+
+}  // namespace
+
+uint32_t register_namespace(Pool& pool, const uint8_t digest[16], const std::string& tenant,
+                            uint64_t ttl_ns) {
+  uint32_t id = find(pool, digest);
+  if (id == 0) {
+    const uint32_t table_lock = pool.geometry.shard_count;  // The lock after the shards' locks.
+    if (!lock_shard(pool, table_lock))
+      throw Failure("PoolBusy",
+                    "the namespace table of " + pool.folder + " is locked by a stalled process; try again",
+                    {{"path", pool.folder}});
+    id = find(pool, digest);
+    for (uint32_t row = 1; id == 0 && row < pool.geometry.namespace_limit; row++) {
+      NamespaceRow& fresh = pool.namespaces[row];
+      if (fresh.word.load() != 0) continue;
+      std::memcpy(fresh.digest, digest, 16);
+      std::memset(fresh.tenant, 0, sizeof fresh.tenant);
+      std::memcpy(fresh.tenant, tenant.data(), std::min(tenant.size(), sizeof fresh.tenant - 1));
+      MARU_POINT("namespace.before_word");
+      fresh.word.store(1, std::memory_order_release);
+      id = row;
+    }
+    unlock_shard(pool, table_lock);
+    if (id == 0)
+      throw Failure(
+          "NamespaceTableFull",
+          "all " + std::to_string(pool.geometry.namespace_limit) + " namespaces of " + pool.folder +
+              " are in use; create the pool with a larger namespace_limit",
+          {{"path", pool.folder}, {"namespace_limit", static_cast<int64_t>(pool.geometry.namespace_limit)}});
+  }
+  if (pool.namespaces[id].ttl_ns.load() != ttl_ns) pool.namespaces[id].ttl_ns.store(ttl_ns);
+  return id;
+}
+
+uint64_t bump_namespace(Pool& pool, uint32_t id) { return pool.namespaces[id].epoch.fetch_add(1) + 1; }
+
+}  // namespace maru

@@ -1,0 +1,64 @@
+#include "pins.h"
+
+#include "eviction.h"
+#include "xxh3.h"
+
+namespace maru {
+
+namespace {
+
+constexpr uint64_t kBucketsAhead = 8, kSlotsAhead = 4;
+
+// The caller has the pin, so nobody can free the extent meanwhile.
+bool bytes_are_intact(Pool& pool, const PinnedExtent& chunk) {
+  SlotHot& slot = pool.hot[chunk.slot];
+  if (pool.geometry.checksum != ChecksumPolicy::kAlways) return true;
+  if (!(slot.flags.load(std::memory_order_relaxed) & kSlotChecksummed)) return true;
+  uint64_t word = slot.word.load();
+  const uint64_t wanted = pool.cold[chunk.slot].checksum.load(std::memory_order_relaxed);
+  if (xxh3_64(pool.readable_at(chunk.extent), chunk.size_bytes) == wanted) return true;
+  const uint64_t absent = slot_word(SlotState::kQuarantined, kNobody, slot_generation(word));
+  if (slot_state(word) == SlotState::kSealed && slot.word.compare_exchange_strong(word, absent)) {
+    clear_tag(pool, chunk.slot);
+    pool.count(Counter::kQuarantined);
+  }
+  return false;
+}
+
+}  // namespace
+
+bool pin_one(Pool& pool, Key key, PinnedExtent* out) {
+  pool.count(Counter::kLookupKeys);
+  if (!pin_key(pool, key, eviction_epoch(pool, 1), out)) return false;
+  if (!bytes_are_intact(pool, *out)) {
+    unpin(pool, out->slot);
+    return false;
+  }
+  pool.count(Counter::kHitKeys);
+  pool.count(Counter::kPinned);
+  pool.count(Counter::kPinnedBytes, out->size_bytes);
+  return true;
+}
+
+uint64_t pin_leading(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out) {
+  const uint32_t epoch = eviction_epoch(pool, count);
+  uint64_t bytes = 0, n = 0;
+  for (uint64_t i = 0; i < count && i < kBucketsAhead; i++) prefetch_bucket(pool, keys[i]);
+  for (; n < count; n++) {
+    if (n + kBucketsAhead < count) prefetch_bucket(pool, keys[n + kBucketsAhead]);
+    if (n + kSlotsAhead < count) prefetch_slot(pool, keys[n + kSlotsAhead], true);
+    if (!pin_key(pool, keys[n], epoch, &out[n])) break;
+    if (!bytes_are_intact(pool, out[n])) {
+      unpin(pool, out[n].slot);
+      break;
+    }
+    bytes += out[n].size_bytes;
+  }
+  pool.count(Counter::kLookupKeys, count);
+  pool.count(Counter::kHitKeys, n);
+  pool.count(Counter::kPinned, n);
+  pool.count(Counter::kPinnedBytes, bytes);
+  return n;
+}
+
+}  // namespace maru

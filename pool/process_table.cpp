@@ -1,0 +1,76 @@
+#include "process_table.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "cleaner.h"
+#include "failure.h"
+
+namespace maru {
+
+namespace {
+
+void set_live(Pool& pool, uint32_t process) {
+  // Before the first pin: an evictor that does not see the bit would not read our column.
+  pool.super->live[process / 64].fetch_or(1ull << (process % 64));
+}
+
+void fill_row(Pool& pool, const std::string& name) {
+  ProcessRow& row = pool.processes[pool.me];
+  struct stat st{};
+  row.pid.store(static_cast<uint32_t>(getpid()));
+  row.pid_namespace.store(stat("/proc/self/ns/pid", &st) == 0 ? st.st_ino : 0);
+  row.attached_ns.store(now_ns());
+  row.flags.store(0);
+  std::memset(row.name, 0, sizeof row.name);
+  std::memcpy(row.name, name.data(), std::min(name.size(), sizeof row.name - 1));
+}
+
+}  // namespace
+
+void claim_process(Pool& pool, const std::string& name) {
+  for (uint32_t p = 0; p < pool.geometry.process_limit; p++) {
+    void* page = pool.lock_file->try_tie(kLockByteProcess + p);
+    if (!page) continue;
+    MARU_POINT("claim.byte_locked");
+    pool.tied_page = page;
+    pool.me = p;
+    pool.my_counters = &pool.counters[p];
+    pool.my_pins = pool.pins + p * pool.geometry.slot_count;
+    ProcessRow& row = pool.processes[p];
+    if (row.attached.load() != 0) {
+      // The last owner died: holding its byte lock gives the right, and being about to use its number the
+      // reason.
+      clean_process(pool, p);
+      pool.count(Counter::kReaped);
+    }
+    row.attached.store(1);  // From here on a death leaves work for a cleaner, and says so.
+    MARU_POINT("claim.attached");
+    pool.my_epoch = row.epoch.fetch_add(1) + 1;
+    fill_row(pool, name);
+    set_live(pool, p);
+    MARU_POINT("claim.live");
+    return;
+  }
+  throw Failure(
+      "PoolBusy",
+      "all " + std::to_string(pool.geometry.process_limit) + " process slots of " + pool.folder +
+          " are in use; create the pool with a larger process_limit",
+      {{"path", pool.folder}, {"process_limit", static_cast<int64_t>(pool.geometry.process_limit)}});
+}
+
+void leave_process(Pool& pool) {
+  // We hold our own byte lock, which is what gives the right to clean.
+  clean_process(pool, pool.me);
+  pool.me = kNobody;
+}
+
+bool process_is_alive(const Pool& pool, uint32_t process) {
+  if (process == pool.me) return true;
+  if (process >= pool.geometry.process_limit) return false;
+  return pool.lock_file->is_held(kLockByteProcess + process);
+}
+
+}  // namespace maru

@@ -1,0 +1,65 @@
+#include "python_namespace.h"
+
+#include "namespace_table.h"
+#include "python_hash.h"
+
+namespace maru {
+
+NamespaceRow& Namespace::row() { return nb::cast<Handle&>(owner_).pool().namespaces[id_]; }
+
+nb::bytes Namespace::digest() { return nb::bytes(row().digest, 16); }
+
+uint64_t Namespace::epoch() { return row().epoch.load(); }
+
+uint64_t Namespace::bump() { return bump_namespace(nb::cast<Handle&>(owner_).pool(), id_); }
+
+nb::object Namespace::ttl() {
+  const uint64_t ttl_ns = row().ttl_ns.load();
+  return ttl_ns == 0 ? nb::none() : nb::object(nb::float_(static_cast<double>(ttl_ns) * 1e-9));
+}
+
+nb::bytes Namespace::chunk_keys(nb::handle tokens, int64_t chunk_tokens) {
+  return chunk_keys_of(nb::borrow(tokens), chunk_tokens, digest());
+}
+
+void bind_namespaces(nb::module_& m) {
+  nb::class_<Namespace>(
+      m, "Namespace",
+      "Everything that must match for bytes to be reusable, registered in a pool. Made by Pool.namespace().")
+      .def_prop_ro("id", &Namespace::id, "Row in the pool's namespace table.")
+      .def_prop_ro("digest", &Namespace::digest, "16 bytes: the seed of this namespace's key chains.")
+      .def_prop_ro("epoch", &Namespace::epoch, "Chunks stored in an earlier epoch are a miss.")
+      .def_prop_ro("ttl", &Namespace::ttl, nb::sig("def ttl(self) -> float | None"),
+                   "Seconds a chunk lives from its store, or None.")
+      .def("bump", &Namespace::bump,
+           "Invalidate everything stored in this namespace so far, in O(1). Returns the new epoch.")
+      .def("chunk_keys", &Namespace::chunk_keys, nb::arg("token_ids"), nb::arg("chunk_tokens") = 256,
+           nb::sig(
+               "def chunk_keys(self, token_ids: typing_extensions.Buffer, chunk_tokens: int = 256) -> bytes"),
+           "Packed keys, n x 16 bytes, of the complete chunks of a prompt.\n\n"
+           "`token_ids` is a contiguous buffer of int32, uint32, int64 or uint64 (numpy, array.array, a "
+           "torch tensor's\n"
+           ".numpy()); all give the same keys. key[i] = BLAKE3(key[i-1] || BLAKE3(tokens[i] as little-endian "
+           "u32))[:16],\n"
+           "key[-1] = digest. An incomplete tail chunk gets no key. Raises ValueError for a token id below 0 "
+           "or above\n"
+           "2**32-1, TypeError for another item type.");
+}
+
+void bind_namespace_methods(nb::class_<Handle>& pool) {
+  pool.def(
+      "_register_namespace",
+      [](nb::handle self, nb::bytes digest, const std::string& tenant, nb::handle ttl) {
+        Handle& handle = nb::cast<Handle&>(self);
+        if (digest.size() != 16) throw nb::value_error("a namespace digest is 16 bytes");
+        const uint64_t ttl_ns = ttl.is_none() ? 0 : seconds_to_ns(nb::cast<double>(ttl), "ttl");
+        const uint32_t id =
+            register_namespace(handle.pool(), static_cast<const uint8_t*>(digest.data()), tenant, ttl_ns);
+        return Namespace(nb::borrow(self), id);
+      },
+      nb::arg("digest"), nb::arg("tenant"), nb::arg("ttl").none(),
+      nb::sig("def _register_namespace(self, digest: bytes, tenant: str, ttl: float | None) -> Namespace"),
+      "Find or register a namespace by its digest. Raises NamespaceTableFull, PoolBusy.");
+}
+
+}  // namespace maru

@@ -1,0 +1,192 @@
+#include "check.h"
+#include "chunk_index.h"
+#include "cleaner.h"
+#include "creation.h"
+#include "eviction.h"
+#include "pins.h"
+#include "process_table.h"
+#include "python_namespace.h"
+#include "python_view.h"
+#include "python_write.h"
+#include "space.h"
+#include "statistics.h"
+
+namespace maru {
+
+namespace {
+
+constexpr uint64_t kWaitPauseMinNs = 20'000, kWaitPauseMaxNs = 2 * kMillisecond;
+
+uint64_t lookup(Handle& handle, nb::handle keys_object) {
+  Pool& pool = handle.pool();
+  const PackedKeys keys(keys_object);
+  if (!pool.is_live()) return 0;
+  const uint64_t found = count_leading(pool, keys.data(), keys.count());
+  pool.count(Counter::kLookupKeys, keys.count());
+  pool.count(Counter::kHitKeys, found);
+  return found;
+}
+
+bool exists(Handle& handle, nb::handle key) {
+  Pool& pool = handle.pool();
+  return pool.is_live() && is_sealed(pool, one_key(key));
+}
+
+nb::object get(Handle& handle, nb::handle key_object) {
+  const SessionRef& session = handle.session();
+  Pool& pool = session->pool();
+  const Key key = one_key(key_object);
+  PinnedExtent chunk;
+  if (!pool.is_live()) return nb::none();
+  bool found;
+  if (pool.geometry.checksum == ChecksumPolicy::kAlways) {
+    const SessionRef keep = session;
+    MaybeRelease no_gil(true);
+    found = pin_one(pool, key, &chunk);
+  } else {
+    found = pin_one(pool, key, &chunk);
+  }
+  return found ? make_view(session, chunk) : nb::none();
+}
+
+// True once the key is sealed; false when nobody is writing it (any more), or the time is over.
+bool wait_for(Pool& pool, Key key, uint64_t deadline_ns) {
+  for (uint64_t pause = kWaitPauseMinNs; pool.is_live(); pause = std::min(pause * 2, kWaitPauseMaxNs)) {
+    if (is_sealed(pool, key)) return true;
+    if (!is_reserved(pool, key)) return is_sealed(pool, key);
+    const uint64_t now = now_ns();
+    if (now >= deadline_ns) return false;
+    sleep_ns(std::min(pause, deadline_ns - now));
+  }
+  return false;
+}
+
+bool wait(Handle& handle, nb::handle key_object, double timeout) {
+  const SessionRef session = handle.session();
+  const Key key = one_key(key_object);
+  const uint64_t deadline = now_ns() + seconds_to_ns(timeout, "timeout");
+  while (true) {
+    // In short turns, so that Ctrl-C is heard.
+    const uint64_t now = now_ns();
+    const uint64_t turn = std::min(deadline, now + 100 * kMillisecond);
+    bool sealed, over;
+    {
+      MaybeRelease no_gil(true);
+      sealed = wait_for(session->pool(), key, turn);
+      over = sealed || now_ns() >= deadline || !is_reserved(session->pool(), key);
+    }
+    if (over) return sealed || is_sealed(session->pool(), key);
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  }
+}
+
+bool wait_ready(Handle& handle, double timeout) {
+  const SessionRef session = handle.session();
+  const uint64_t deadline = now_ns() + seconds_to_ns(timeout, "timeout");
+  while (true) {
+    bool ready;
+    {
+      MaybeRelease no_gil(true);
+      ready = session->wait_ready(std::min(deadline, now_ns() + 100 * kMillisecond));
+    }
+    if (ready || now_ns() >= deadline) return ready;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  }
+}
+
+std::vector<std::string> check(Handle& handle, bool verify_bytes) {
+  const SessionRef session = handle.session();
+  MaybeRelease no_gil(true);
+  return check_pool(session->pool(), verify_bytes);
+}
+
+uint32_t reap(Handle& handle) {
+  const SessionRef session = handle.session();
+  MaybeRelease no_gil(true);
+  if (!session->pool().is_live()) return 0;
+  const uint32_t cleaned = clean_dead_processes(session->pool());
+  uint64_t cursor = 0;
+  sweep(session->pool(), session->pool().geometry.slot_count, &cursor);
+  return cleaned;
+}
+
+bool remove(Handle& handle, nb::handle key) {
+  Pool& pool = handle.pool();
+  return pool.is_live() && remove_key(pool, one_key(key));
+}
+
+}  // namespace
+
+void bind_pool(nb::module_& m) {
+  nb::class_<Handle> pool(m, "PoolCore", "The native half of maru.Pool.");
+  pool.def(nb::init<std::string, std::string, bool>(), nb::arg("folder"), nb::arg("process_name"),
+           nb::arg("populate"),
+           "Attach to the pool in `folder`. Raises PoolNotFound, PoolMismatch, PoolBusy.")
+      .def("lookup", &lookup, nb::arg("keys"),
+           nb::sig("def lookup(self, keys: typing_extensions.Buffer) -> int"),
+           "Count the leading chunks of `keys` (n x 16 bytes) that are sealed and readable now.\n\n"
+           "Only a hint: another process may evict before you return. Pin, then read. Raises BadKey, "
+           "NotAttached.")
+      .def("exists", &exists, nb::arg("key"),
+           nb::sig("def exists(self, key: typing_extensions.Buffer) -> bool"),
+           "Is this one chunk sealed and readable now? A hint, as lookup.")
+      .def(
+          "pin",
+          [](Handle& handle, nb::handle keys) {
+            return std::make_unique<PinnedPrefix>(handle.session(), PackedKeys(keys));
+          },
+          nb::arg("keys"), nb::sig("def pin(self, keys: typing_extensions.Buffer) -> PinnedPrefix"),
+          "Pin the leading run of `keys` that is there; use as a context manager. Raises BadKey, "
+          "NotAttached.")
+      .def("get", &get, nb::arg("key"),
+           nb::sig("def get(self, key: typing_extensions.Buffer) -> memoryview | None"),
+           "A read-only view of one chunk in place, or None. The chunk stays pinned as long as the view or "
+           "anything made from\n"
+           "it lives. Raises BadKey, NotAttached.")
+      .def("wait", &wait, nb::arg("key"), nb::arg("timeout"),
+           nb::sig("def wait(self, key: typing_extensions.Buffer, timeout: float) -> bool"),
+           "Wait until somebody seals `key` (True) or gives it up (False), at most `timeout` seconds.")
+      .def("remove", &remove, nb::arg("key"),
+           nb::sig("def remove(self, key: typing_extensions.Buffer) -> bool"),
+           "Remove one chunk. False when it is absent, or pinned by somebody: then nothing changed.")
+      .def("reap", &reap,
+           "Clean up now after processes that died; returns how many. The housekeeper does it by itself.")
+      .def("check", &check, nb::arg("verify_bytes") = true,
+           nb::sig("def check(self, verify_bytes: bool = True) -> list[str]"),
+           "Look at every invariant of the pool; returns what is wrong, in words. Empty is good.")
+      .def("wait_ready", &wait_ready, nb::arg("timeout"),
+           nb::sig("def wait_ready(self, timeout: float) -> bool"),
+           "Wait until all memory that the medium gives is real and touched in this process, so that the "
+           "first use of a chunk is\n"
+           "as fast as the next. False when `timeout` seconds did not suffice.")
+      .def("close", &Handle::close,
+           "Let go of the pool. Views that live keep their chunks; everything else raises NotAttached.")
+      .def_prop_ro("closed", &Handle::closed, "True after close().")
+      .def_prop_ro("folder", &Handle::folder, "Where the pool's index lies.")
+      .def(
+          "_statistics",
+          [](Handle& handle) {
+            const SessionRef session = handle.session();
+            std::string text;
+            {
+              MaybeRelease no_gil(true);
+              text = statistics_json(session->pool(), session->ready_state().populated_bytes,
+                                     session->ready_state().ready);
+            }
+            return text;
+          },
+          "The pool's figures as JSON text.")
+      .def(
+          "_data_range",
+          [](Handle& handle) {
+            Pool& p = handle.pool();
+            return nb::make_tuple(reinterpret_cast<uintptr_t>(p.writable),
+                                  reinterpret_cast<uintptr_t>(p.readable), p.data_span);
+          },
+          nb::sig("def _data_range(self) -> tuple[int, int, int]"),
+          "Addresses of the read-write and read-only maps, and their size in bytes.");
+  bind_write_methods(pool);
+  bind_namespace_methods(pool);
+}
+
+}  // namespace maru

@@ -1,0 +1,121 @@
+// Between Python objects and a Pool: who keeps the mapping alive, and what becomes of it in a forked child.
+//
+// A Session is one attachment with its housekeeper. The handle (maru.Pool) holds one reference, every view,
+// pin batch and reservation another. close() ends the handle's: new calls raise NotAttached, and the mapping,
+// the process slot and the pins stay until the last view dies. In a forked child the handle attaches anew at
+// its next call, and what was inherited belongs to the dead session: it gives nothing back, because it holds
+// nothing.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <string>
+
+#include "attach.h"
+#include "failure.h"
+#include "housekeeper.h"
+#include "pool.h"
+
+namespace maru {
+
+namespace nb = nanobind;
+
+class Session {
+ public:
+  Session(const AttachOptions& options, bool populate);
+  ~Session();
+
+  Pool& pool() { return *pool_; }
+  bool is_forked() const { return pool_->is_forked.load(std::memory_order_relaxed); }
+  bool wait_ready(uint64_t deadline_ns);
+  ReadyState ready_state();
+  void stop_housekeeper() { housekeeper_.reset(); }
+  // The housekeeper's thread was not inherited; its object is left as it is.
+  void abandon_housekeeper() { (void)housekeeper_.release(); }
+
+ private:
+  std::unique_ptr<Pool> pool_;
+  std::unique_ptr<Housekeeper> housekeeper_;
+};
+
+using SessionRef = std::shared_ptr<Session>;
+
+// What maru.Pool derives from.
+class Handle {
+ public:
+  Handle(std::string folder, std::string process_name, bool populate);
+  ~Handle() { close(); }
+
+  // The attached pool; attaches again in a forked child. Raises NotAttached after close().
+  const SessionRef& session();
+  Pool& pool() { return session()->pool(); }
+  void close();
+  bool closed() const { return !session_; }
+  const std::string& folder() const { return options_.folder; }
+
+ private:
+  AttachOptions options_;
+  bool populate_;
+  SessionRef session_;
+};
+
+// Keys: any contiguous buffer of n x 16 bytes, held for the length of one call. Raises BadKey.
+class PackedKeys {
+ public:
+  explicit PackedKeys(nb::handle object);
+  ~PackedKeys();
+  PackedKeys(const PackedKeys&) = delete;
+  const Key* data() const { return keys_; }
+  uint64_t count() const { return count_; }
+
+ private:
+  Py_buffer buffer_{};
+  bool held_ = false;
+  const Key* keys_ = nullptr;
+  uint64_t count_ = 0;
+};
+
+// Exactly one key. Raises BadKey.
+Key one_key(nb::handle object);
+
+// Read-only bytes of any C-contiguous buffer, for the length of one call.
+class Bytes {
+ public:
+  explicit Bytes(nb::handle object);
+  ~Bytes() { PyBuffer_Release(&buffer_); }
+  Bytes(const Bytes&) = delete;
+  const void* data() const { return buffer_.buf; }
+  uint64_t size() const { return static_cast<uint64_t>(buffer_.len); }
+
+ private:
+  Py_buffer buffer_{};
+};
+
+// Releases the GIL for its scope when `when` says so: short operations keep it, long copies do not.
+class MaybeRelease {
+ public:
+  explicit MaybeRelease(bool when) : state_(when ? PyEval_SaveThread() : nullptr) {}
+  ~MaybeRelease() {
+    if (state_) PyEval_RestoreThread(state_);
+  }
+  MaybeRelease(const MaybeRelease&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
+inline constexpr uint64_t kReleaseGilBytes = 64 * 1024;
+
+// Seconds from Python as nanoseconds; a named error for what is negative or not a number.
+uint64_t seconds_to_ns(double seconds, const char* what);
+
+void bind_failures(nb::module_& m);
+void bind_views(nb::module_& m);
+void bind_writing(nb::module_& m);
+void bind_pool(nb::module_& m);
+
+}  // namespace maru

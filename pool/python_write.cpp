@@ -1,0 +1,344 @@
+#include "python_write.h"
+
+#include "chunk_index.h"
+#include "copy.h"
+
+namespace maru {
+
+namespace {
+
+// One reserved chunk, or the reason why there is none.
+struct PyReservation {
+  Outcome outcome;
+  WindowRef window;  // Null unless reserved.
+
+  Window& open() const {
+    if (!window) throw Failure("NotReserved", "nothing was reserved: look at .outcome before writing");
+    window->need_open();
+    return *window;
+  }
+};
+
+// A whole prefix reserved in one call.
+struct PyBatch {
+  std::vector<Outcome> outcomes;
+  std::vector<WindowRef> windows;  // Null where nothing was reserved.
+  uint64_t part_bytes = 0;
+};
+
+struct PyDraft {
+  WindowRef window;
+};
+
+void fill_part(ReserveRequest& request, uint64_t size, double deadline, bool device, uint32_t part,
+               uint32_t parts) {
+  request.size_bytes = size;
+  request.deadline_ns = seconds_to_ns(deadline, "deadline");
+  request.device = device;
+  request.part = part;
+  request.parts = parts;
+}
+
+uint64_t checked_size(int64_t size) {
+  if (size <= 0)
+    throw Failure("BadSize", "a chunk has at least one byte; got " + std::to_string(size),
+                  {{"wanted_bytes", size}});
+  return static_cast<uint64_t>(size);
+}
+
+PyReservation reserve(Handle& handle, nb::handle key, int64_t size, nb::handle namespace_object,
+                      nb::handle parent, nb::handle ttl, double deadline, bool device, uint32_t part,
+                      uint32_t parts) {
+  const SessionRef session = handle.session();
+  ReserveRequest request = make_request(session->pool(), one_key(key), namespace_object, parent, ttl);
+  fill_part(request, checked_size(size), deadline, device, part, parts);
+  Reservation reservation;
+  Outcome outcome;
+  {
+    MaybeRelease no_gil(true);
+    outcome = reserve_chunk(session->pool(), request, &reservation);
+  }
+  if (outcome != Outcome::kReserved) return {outcome, nullptr};
+  return {outcome, std::make_shared<Window>(session, reservation)};
+}
+
+std::unique_ptr<PyBatch> reserve_many(Handle& handle, nb::handle keys_object, int64_t size,
+                                      nb::handle namespace_object, nb::handle parent, nb::handle ttl,
+                                      double deadline, bool device, uint32_t part, uint32_t parts) {
+  const SessionRef session = handle.session();
+  const PackedKeys keys(keys_object);
+  auto batch = std::make_unique<PyBatch>();
+  ReserveRequest request = make_request(session->pool(), Key{}, namespace_object, parent, ttl);
+  fill_part(request, checked_size(size), deadline, device, part, parts);
+  std::vector<Reservation> reservations(keys.count());
+  {
+    MaybeRelease no_gil(true);
+    for (uint64_t i = 0; i < keys.count(); i++) {
+      request.key = keys.data()[i];
+      batch->outcomes.push_back(reserve_chunk(session->pool(), request, &reservations[i]));
+      request.parent = find_parent(session->pool(), request.key);
+    }
+  }
+  for (uint64_t i = 0; i < keys.count(); i++)
+    batch->windows.push_back(batch->outcomes[i] == Outcome::kReserved
+                                 ? std::make_shared<Window>(session, reservations[i])
+                                 : nullptr);
+  return batch;
+}
+
+// Reserve, copy and seal, without the GIL.
+Outcome put_bytes(Pool& pool, ReserveRequest& request, const void* data, uint64_t size) {
+  request.size_bytes = size;
+  Reservation r;
+  const Outcome outcome = reserve_chunk(pool, request, &r);
+  if (outcome != Outcome::kReserved) return outcome;
+  MARU_POINT("put.before_copy");
+  stream_copy(pool.writable_at(r.extent), data, size);
+  MARU_POINT("put.after_copy");
+  return seal_chunk(pool, r);
+}
+
+Outcome put(Handle& handle, nb::handle key, nb::handle data, nb::handle namespace_object, nb::handle parent,
+            nb::handle ttl) {
+  const SessionRef session = handle.session();
+  const Bytes bytes(data);
+  ReserveRequest request = make_request(session->pool(), one_key(key), namespace_object, parent, ttl);
+  MaybeRelease no_gil(bytes.size() > kReleaseGilBytes);
+  return put_bytes(session->pool(), request, bytes.data(), bytes.size());
+}
+
+nb::list put_many(Handle& handle, nb::handle keys_object, nb::sequence buffers, nb::handle namespace_object,
+                  nb::handle parent, nb::handle ttl) {
+  const SessionRef session = handle.session();
+  const PackedKeys keys(keys_object);
+  std::vector<std::unique_ptr<Bytes>> data;
+  for (nb::handle item : buffers) data.push_back(std::make_unique<Bytes>(item));
+  if (data.size() != keys.count())
+    throw nb::value_error(("put_many got " + std::to_string(keys.count()) + " keys and " +
+                           std::to_string(data.size()) + " buffers")
+                              .c_str());
+  ReserveRequest request = make_request(session->pool(), Key{}, namespace_object, parent, ttl);
+  std::vector<Outcome> outcomes;
+  {
+    MaybeRelease no_gil(true);
+    for (uint64_t i = 0; i < keys.count(); i++) {
+      request.key = keys.data()[i];
+      outcomes.push_back(put_bytes(session->pool(), request, data[i]->data(), data[i]->size()));
+      request.parent = find_parent(session->pool(), request.key);
+    }
+  }
+  nb::list out;
+  for (const Outcome outcome : outcomes) out.append(outcome);
+  return out;
+}
+
+nb::object allocate(Handle& handle, int64_t size, bool device) {
+  const SessionRef session = handle.session();
+  const uint64_t bytes = checked_size(size);
+  Draft draft;
+  Outcome outcome;
+  {
+    MaybeRelease no_gil(true);
+    outcome = allocate_draft(session->pool(), bytes, device, &draft);
+  }
+  if (outcome != Outcome::kReserved) return nb::none();
+  return nb::cast(PyDraft{std::make_shared<Window>(session, draft)});
+}
+
+Outcome publish(PyDraft& self, nb::handle key, nb::handle namespace_object, nb::handle parent, nb::handle ttl,
+                bool allow_exports) {
+  self.window->need_open();
+  ReserveRequest request =
+      make_request(self.window->session()->pool(), one_key(key), namespace_object, parent, ttl);
+  request.size_bytes = self.window->size();
+  self.window->need_no_exports(allow_exports);
+  return self.window->publish(request);
+}
+
+nb::list seal_batch(PyBatch& self, bool allow_exports) {
+  for (const WindowRef& window : self.windows)
+    if (window) {
+      window->need_open();
+      window->need_no_exports(allow_exports);
+    }
+  nb::list out;
+  for (size_t i = 0; i < self.windows.size(); i++) {
+    if (self.windows[i]) self.outcomes[i] = self.windows[i]->seal();
+    out.append(self.outcomes[i]);
+  }
+  return out;
+}
+
+}  // namespace
+
+void bind_windows(nb::module_& m);
+
+void bind_writing(nb::module_& m) {
+  bind_windows(m);
+  const auto enter = [](nb::handle self) { return nb::borrow(self); };
+  nb::class_<PyReservation>(
+      m, "Reservation",
+      "A chunk being written, from Pool.reserve(). Leaving its with block without seal() discards it.")
+      .def_prop_ro(
+          "outcome", [](const PyReservation& r) { return r.outcome; },
+          "RESERVED, or why not: EXISTS, IN_FLIGHT, FULL, BUSY.")
+      .def_prop_ro(
+          "buffer",
+          [](const PyReservation& r) {
+            r.open();
+            return make_buffer(r.window);
+          },
+          nb::sig("def buffer(self) -> WritableBuffer"),
+          "The chunk's memory, or this part's slice of it. Raises NotReserved.")
+      .def(
+          "seal",
+          [](const PyReservation& r, bool allow_exports) {
+            r.open().need_no_exports(allow_exports);
+            return r.window->seal();
+          },
+          nb::arg("allow_exports") = false,
+          "Publish: STORED (of several parts: this part is in), or LOST when the deadline passed and "
+          "somebody took the key\n"
+          "over, or the namespace was bumped. Ends the reservation. Raises BufferError while an array or "
+          "tensor made from\n"
+          "`buffer` lives, unless `allow_exports`; NotReserved.")
+      .def(
+          "discard",
+          [](const PyReservation& r) {
+            if (r.window) r.window->discard();
+          },
+          "Give it up; nobody sees it.")
+      .def(
+          "renew",
+          [](const PyReservation& r, double deadline) {
+            return r.open().renew(seconds_to_ns(deadline, "deadline"));
+          },
+          nb::arg("deadline") = 30.0,
+          "Move the deadline to `deadline` seconds from now. False: it was taken over already.")
+      .def("__enter__", enter, nb::sig("def __enter__(self) -> Reservation"))
+      .def(
+          "__exit__",
+          [](PyReservation& r, nb::args) {
+            if (r.window) r.window->discard();
+          },
+          nb::sig("def __exit__(self, *args: object) -> None"));
+
+  nb::class_<PyBatch>(m, "ReservationBatch", "A whole prefix being written, from Pool.reserve_many().")
+      .def("__len__", [](const PyBatch& b) { return b.outcomes.size(); })
+      .def_prop_ro(
+          "outcomes",
+          [](const PyBatch& b) {
+            nb::list l;
+            for (Outcome o : b.outcomes) l.append(o);
+            return l;
+          },
+          nb::sig("def outcomes(self) -> list[Outcome]"), "One outcome a key, in order.")
+      .def_prop_ro(
+          "buffers",
+          [](const PyBatch& b) {
+            nb::list l;
+            for (const WindowRef& w : b.windows) l.append(w ? make_buffer(w) : nb::none());
+            return l;
+          },
+          nb::sig("def buffers(self) -> list[WritableBuffer | None]"),
+          "Memory of each reserved chunk; None for the others.")
+      .def("seal", &seal_batch, nb::arg("allow_exports") = false,
+           nb::sig("def seal(self, allow_exports: bool = False) -> list[Outcome]"),
+           "Publish all that was reserved; returns one outcome a key. Raises BufferError, before sealing "
+           "any, while an export lives.")
+      .def(
+          "discard",
+          [](PyBatch& b) {
+            for (const WindowRef& w : b.windows)
+              if (w) w->discard();
+          },
+          "Give all of it up.")
+      .def("__enter__", enter, nb::sig("def __enter__(self) -> ReservationBatch"))
+      .def(
+          "__exit__",
+          [](PyBatch& b, nb::args) {
+            for (const WindowRef& w : b.windows)
+              if (w) w->discard();
+          },
+          nb::sig("def __exit__(self, *args: object) -> None"));
+
+  nb::class_<PyDraft>(m, "Draft",
+                      "Memory allocated before it has a name, from Pool.allocate(). Goes back when dropped, "
+                      "or when its process dies.")
+      .def_prop_ro(
+          "buffer", [](const PyDraft& d) { return make_buffer(d.window); },
+          nb::sig("def buffer(self) -> WritableBuffer"),
+          "The draft's memory. Raises NotReserved after publish or discard.")
+      .def_prop_ro(
+          "size", [](const PyDraft& d) { return d.window->size(); }, "Size in bytes.")
+      .def("publish", &publish, nb::arg("key"), nb::arg("namespace").none() = nb::none(),
+           nb::arg("parent").none() = nb::none(), nb::arg("ttl").none() = nb::none(),
+           nb::arg("allow_exports") = false,
+           nb::sig(
+               "def publish(self, key: typing_extensions.Buffer, namespace: Namespace | None = None, parent: "
+               "typing_extensions.Buffer | None = None, ttl: float | None = None, allow_exports: bool = "
+               "False) -> Outcome"),
+           "Name and seal it: STORED or LOST end the draft; after EXISTS, IN_FLIGHT, FULL or BUSY it is "
+           "still yours.\n"
+           "Raises BufferError while an array or tensor made from `buffer` lives, unless `allow_exports`.")
+      .def(
+          "discard", [](const PyDraft& d) { d.window->discard(); }, "Give the memory back.")
+      .def("__enter__", enter, nb::sig("def __enter__(self) -> Draft"))
+      .def(
+          "__exit__", [](PyDraft& d, nb::args) { d.window->discard(); },
+          nb::sig("def __exit__(self, *args: object) -> None"));
+}
+
+#define MARU_WRITE_SIG                                                                                       \
+  "namespace: Namespace | None = None, parent: typing_extensions.Buffer | None = None, ttl: float | None = " \
+  "None"
+#define MARU_RESERVE_SIG \
+  MARU_WRITE_SIG ", deadline: float = 30.0, device: bool = False, part: int = 0, parts: int = 1"
+
+void bind_write_methods(nb::class_<Handle>& pool) {
+  pool.def("reserve", &reserve, nb::arg("key"), nb::arg("size"), nb::arg("namespace").none() = nb::none(),
+           nb::arg("parent").none() = nb::none(), nb::arg("ttl").none() = nb::none(),
+           nb::arg("deadline") = 30.0, nb::arg("device") = false, nb::arg("part") = 0, nb::arg("parts") = 1,
+           nb::sig("def reserve(self, key: typing_extensions.Buffer, size: int, " MARU_RESERVE_SIG
+                   ") -> Reservation"),
+           "Reserve memory for one chunk of `size` bytes under `key`. Look at .outcome: RESERVED, EXISTS, "
+           "IN_FLIGHT, FULL, BUSY.\n\n"
+           "Past `deadline` seconds a rival may take the key over (never the memory). `part` of `parts`: "
+           "several processes\n"
+           "write one chunk; the same key, size and parts joins, and .buffer is that slice (size must "
+           "divide). `device`: a\n"
+           "device may write the memory, so it rests 30 s after this process's death. Raises BadKey, "
+           "BadSize, ChunkTooLarge,\n"
+           "NotAttached.")
+      .def("reserve_many", &reserve_many, nb::arg("keys"), nb::arg("size"),
+           nb::arg("namespace").none() = nb::none(), nb::arg("parent").none() = nb::none(),
+           nb::arg("ttl").none() = nb::none(), nb::arg("deadline") = 30.0, nb::arg("device") = false,
+           nb::arg("part") = 0, nb::arg("parts") = 1,
+           nb::sig("def reserve_many(self, keys: typing_extensions.Buffer, size: int, " MARU_RESERVE_SIG
+                   ") -> ReservationBatch"),
+           "Reserve a whole prefix in one call: packed keys in chain order, `size` bytes each; every key is "
+           "the next one's parent.")
+      .def("put", &put, nb::arg("key"), nb::arg("data"), nb::arg("namespace").none() = nb::none(),
+           nb::arg("parent").none() = nb::none(), nb::arg("ttl").none() = nb::none(),
+           nb::sig(
+               "def put(self, key: typing_extensions.Buffer, data: typing_extensions.Buffer, " MARU_WRITE_SIG
+               ") -> Outcome"),
+           "Store one chunk: reserve, copy with streaming stores, seal. STORED, EXISTS, IN_FLIGHT, FULL, "
+           "BUSY or LOST; never\n"
+           "raises for these. `data` is any contiguous buffer. Raises BadKey, BadSize, ChunkTooLarge, "
+           "NotAttached.")
+      .def(
+          "put_many", &put_many, nb::arg("keys"), nb::arg("buffers"),
+          nb::arg("namespace").none() = nb::none(), nb::arg("parent").none() = nb::none(),
+          nb::arg("ttl").none() = nb::none(),
+          nb::sig("def put_many(self, keys: typing_extensions.Buffer, buffers: "
+                  "collections.abc.Sequence[typing_extensions.Buffer], " MARU_WRITE_SIG ") -> list[Outcome]"),
+          "Store a whole prefix in one call: packed keys in chain order, one buffer each; every key is the "
+          "next one's parent.")
+      .def("allocate", &allocate, nb::arg("size"), nb::arg("device") = false,
+           nb::sig("def allocate(self, size: int, device: bool = False) -> Draft | None"),
+           "Memory now, a name later (Draft.publish). None when nothing can be evicted for it. Raises "
+           "BadSize, ChunkTooLarge.");
+}
+
+}  // namespace maru

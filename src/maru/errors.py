@@ -1,0 +1,128 @@
+"""Everything that can go wrong with a world that failed. A miss, a full pool or a lost race is never an error.
+
+    MaruError
+    ├── PoolError                 the pool as a whole
+    │   ├── PoolNotFound          there is none of that name
+    │   ├── PoolExists            create() found one
+    │   ├── PoolMismatch          not ours, torn, truncated, another format, another pool's memory
+    │   ├── PoolBusy              in use, being created, or every process slot taken
+    │   ├── NoSpace               the medium has no room for it
+    │   ├── NamespaceTableFull    more namespaces than the pool was made for
+    │   └── NotAttached           this handle was closed
+    ├── BadUrl (ValueError)       a pool URL that cannot be read
+    ├── BadSize (ValueError)      a size that cannot be laid out
+    ├── BadKey (ValueError)       keys that are not n x 16 bytes
+    ├── ChunkTooLarge (ValueError)  one chunk does not fit a slab
+    ├── NotReserved               writing to, or sealing, what is not (or no longer) reserved
+    └── TooManyPins               one process holds 60,000 views of one chunk
+
+Each carries the numbers a reader needs as attributes, and `hint`: what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class MaruError(Exception):
+    """Base of all errors that Maru raises on purpose."""
+
+    hint: str = ""
+
+    def __init__(self, message: str, **fields: int | str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.__dict__.update(fields)
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        fields = {name: value for name, value in self.__dict__.items() if name != "message"}
+        return _rebuild, (type(self), self.message, fields)
+
+
+def _rebuild(kind: type[MaruError], message: str, fields: dict[str, int | str]) -> MaruError:
+    return kind(message, **fields)
+
+
+class PoolError(MaruError):
+    """Something about the pool as a whole; `path` is its folder or the file concerned."""
+
+    path: str = ""
+
+
+class PoolNotFound(PoolError):
+    """There is no pool of that name."""
+
+    hint = "Pool.open(url) or `maru pool create` makes one"
+
+
+class PoolExists(PoolError):
+    """A pool of that name exists already."""
+
+    hint = "Pool.open(url) attaches to it; Pool.destroy(url) removes it"
+
+
+class PoolMismatch(PoolError):
+    """What lies there is not a pool this version can serve. Nothing was changed."""
+
+
+class PoolBusy(PoolError):
+    """Other processes use the pool, or hold what this call needs, for longer than its deadline."""
+
+    processes: str = ""
+    hint = "stop them first; Pool.destroy(url, force=True) turns all of them to misses"
+
+
+class NoSpace(PoolError):
+    """The medium has no room for the pool's index."""
+
+    wanted_bytes: int = 0
+    free_bytes: int = -1
+    hint = (
+        "ask for a smaller size, free some memory, or enlarge the medium "
+        "(a container: --shm-size=8g or --ipc=host; a host: mount -o remount,size=8G /dev/shm)"
+    )
+
+
+class NamespaceTableFull(PoolError):
+    """The pool was made for fewer namespaces."""
+
+    namespace_limit: int = 0
+
+
+class NotAttached(PoolError):
+    """This handle was closed."""
+
+
+class BadUrl(MaruError, ValueError):
+    """A pool URL that cannot be read."""
+
+    hint = "the form is maru:///NAME?size=64GiB&data=PATH[,PATH...]&medium=shm|hugetlb|file|devdax"
+
+
+class BadSize(MaruError, ValueError):
+    """A size that cannot be laid out."""
+
+    wanted_bytes: int = 0
+
+
+class BadKey(MaruError, ValueError):
+    """Keys are packed: any contiguous buffer of n x 16 bytes."""
+
+    got_bytes: int = 0
+
+
+class ChunkTooLarge(MaruError, ValueError):
+    """One chunk does not fit a slab of this pool."""
+
+    wanted_bytes: int = 0
+    slab_bytes: int = 0
+    hint = "create the pool with a larger slab_bytes, or use fewer tokens per chunk"
+
+
+class NotReserved(MaruError):
+    """The reservation or draft has ended, or there never was one: look at its outcome first."""
+
+
+class TooManyPins(MaruError):
+    """One process holds more live views of one chunk than a pin counter can count."""

@@ -1,0 +1,165 @@
+"""The pool as Python sees it: open, create, destroy, namespaces, figures. The hot calls are the native core's own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from maru.config import PoolConfig, format_size, parse_url, redact, secure_folder
+from maru.errors import PoolBusy, PoolExists, PoolMismatch, PoolNotFound
+from maru.key import Identity
+from maru.native import core
+
+_log = logging.getLogger("maru")
+
+OPEN_DEADLINE_S = 5.0
+
+Outcome = core.Outcome
+Namespace = core.Namespace
+PinnedPrefix = core.PinnedPrefix
+Reservation = core.Reservation
+ReservationBatch = core.ReservationBatch
+Draft = core.Draft
+
+
+def _process_name() -> str:
+    program = Path(sys.argv[0] if sys.argv and sys.argv[0] else sys.executable).name
+    return program or "python"
+
+
+class Pool(core.PoolCore):
+    """One shared-memory pool, attached. Use it as a context manager, or close() it.
+
+    Thread-safe. After fork the child attaches by itself at its next call; views that it inherited fault when touched.
+    """
+
+    config: PoolConfig
+
+    def __init__(self, config: PoolConfig) -> None:
+        """Attach to an existing pool; Pool.open, Pool.attach and Pool.create are the ways in."""
+        super().__init__(str(config.folder), _process_name(), config.populate)
+        self.config = config
+
+    @classmethod
+    def open(cls, url: str) -> Pool:
+        """Attach to the pool, or create it when there is none.
+
+        A size other than the existing pool's is one warning with both sizes. Raises BadUrl, PoolMismatch, PoolBusy,
+        NoSpace, BadSize.
+        """
+        config = parse_url(url)
+        deadline = time.monotonic() + OPEN_DEADLINE_S
+        while True:
+            try:
+                return cls._attach(config)
+            except PoolNotFound:
+                pass
+            except PoolMismatch:
+                if not _is_of_earlier_boot(config):
+                    raise
+            try:
+                return cls._create(config)
+            except (PoolExists, PoolNotFound) as error:  # Somebody was faster, with creating or with destroying.
+                if time.monotonic() > deadline:
+                    raise PoolBusy(f"{redact(url)} keeps appearing and vanishing", path=str(config.folder)) from error
+
+    @classmethod
+    def create(cls, url: str) -> Pool:
+        """Create the pool and attach. Raises PoolExists, and all that open() raises."""
+        return cls._create(parse_url(url))
+
+    @classmethod
+    def attach(cls, url: str) -> Pool:
+        """Attach to an existing pool. Raises PoolNotFound, PoolMismatch, PoolBusy, BadUrl."""
+        return cls._attach(parse_url(url))
+
+    @staticmethod
+    def destroy(url: str, force: bool = False) -> None:
+        """Remove the pool. PoolBusy names the processes that use it; with `force` all of them see misses from now on.
+
+        Raises PoolNotFound, PoolBusy, BadUrl.
+        """
+        config = parse_url(url)
+        secure_folder(config, create=False)
+        core.destroy_pool(str(config.folder), force)
+
+    @classmethod
+    def _attach(cls, config: PoolConfig) -> Pool:
+        secure_folder(config, create=False)
+        pool = cls(config)
+        if config.size_given:
+            size_bytes = pool.stats()["size_bytes"]
+            if not 0 <= config.size_bytes - size_bytes < config.size_bytes // 8 + 1:
+                _log.warning(
+                    "pool %s has %s; the %s asked for are ignored because it exists already",
+                    config.name, format_size(size_bytes), format_size(config.size_bytes),
+                )  # fmt: skip
+        return pool
+
+    @classmethod
+    def _create(cls, config: PoolConfig) -> Pool:
+        secure_folder(config, create=True)
+        notes = core.create_pool(
+            folder=str(config.folder),
+            size=config.size_bytes,
+            segments=list(config.data),
+            medium=config.medium,
+            unit_bytes=config.unit_bytes,
+            slab_bytes=config.slab_bytes,
+            expected_chunk_bytes=config.chunk_bytes,
+            slot_count=config.slots,
+            process_limit=config.processes,
+            namespace_limit=config.namespaces,
+            checksum=config.checksum,
+            cooling=config.cooling,
+            group_access=config.group,
+        )
+        for note in notes:
+            _log.warning("%s", note)
+        return cls(config)
+
+    def namespace(self, identity: Identity, ttl: float | None = None) -> Namespace:
+        """Register everything that must match for bytes to be reusable; the same identity gives the same namespace.
+
+        `ttl`: seconds a chunk lives from its store, None for no limit; the latest caller's counts for new chunks.
+        Raises NamespaceTableFull, PoolBusy, NotAttached.
+        """
+        digest = core.blake3(identity.encode(), 16)
+        return self._register_namespace(digest, identity.tenant, ttl)
+
+    def stats(self) -> dict[str, Any]:
+        """The pool's figures: sizes in bytes, chunks by state, counters since creation, processes, namespaces.
+
+        Walks the whole index (milliseconds on a large pool). `chunks`, `counters`, `segments`, `classes`,
+        `namespaces`, `processes` and `eviction` are nested.
+        """
+        figures: dict[str, Any] = json.loads(self._statistics())
+        return figures
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<maru.Pool {self.config.url}{' closed' if self.closed else ''}>"
+
+
+def _is_of_earlier_boot(config: PoolConfig) -> bool:
+    """Was the index in this folder made before this boot? Then its content is gone and it may be made anew."""
+    boot = bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+    layout = {item["name"]: item for item in json.loads(core.layout_description())["structs"]}
+    places = {item["name"]: item["offset"] for item in layout["Superblock"]["fields"]}
+    try:
+        with (config.folder / "index").open("rb") as file:
+            head = file.read(layout["Superblock"]["bytes"])
+    except OSError:
+        return False
+    at = places["boot_id"]
+    magic = json.loads(core.layout_description())["constants"]["index_magic"].to_bytes(8, "little")
+    return head[:8] == magic and head[at : at + 16] != boot

@@ -1,0 +1,84 @@
+"""The streaming copy: every byte it is asked for and none beside, by every path this CPU has."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from maru import _native
+
+PATHS = _native.stream_copy_paths()
+NOISE = np.frombuffer(random.Random(81).randbytes(1 << 20), dtype=np.uint8)
+GUARD_SIZE = 128
+GUARD = 0xEE
+
+
+def check_copy(path: str | None, size: int, dst_offset: int, src_offset: int) -> None:
+    """Copy between places `offset` bytes past a cache line; compare, with guards on both sides."""
+    dst = line_aligned(GUARD_SIZE + dst_offset + size + GUARD_SIZE)
+    dst[:] = GUARD
+    src = line_aligned(src_offset + size)
+    src[src_offset:] = np.resize(NOISE, size)
+    begin, end = GUARD_SIZE + dst_offset, GUARD_SIZE + dst_offset + size
+    if path is None:
+        _native.stream_copy(dst[begin:end], src[src_offset:])
+    else:
+        _native.stream_copy_with(path, dst[begin:end], src[src_offset:])
+    where = (path, size, dst_offset, src_offset)
+    assert dst[begin:end].tobytes() == src[src_offset:].tobytes(), where
+    assert (dst[:begin] == GUARD).all(), where
+    assert (dst[end:] == GUARD).all(), where
+
+
+def line_aligned(size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    room = np.empty(size + 64, dtype=np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size]
+
+
+@pytest.mark.parametrize("path", [None, *PATHS])
+def test_every_size_is_copied_exactly_at_unaligned_places(path: str | None) -> None:
+    for size in range(1101):
+        check_copy(path, size, dst_offset=size * 7 % 64, src_offset=size * 13 % 64)
+        check_copy(path, size, dst_offset=0, src_offset=1)
+        check_copy(path, size, dst_offset=63, src_offset=0)
+
+
+@pytest.mark.parametrize("path", [None, *PATHS])
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 200])
+def test_every_pair_of_alignments_is_copied_exactly(path: str | None, size: int) -> None:
+    for dst_offset in range(64):
+        for src_offset in (0, 1, 15, 16, 17, 31, 32, 33, 48, 63):
+            check_copy(path, size, dst_offset, src_offset)
+
+
+@pytest.mark.parametrize("path", [None, *PATHS])
+@pytest.mark.parametrize("size", [4096, 65_535, 65_536, 131_071, 131_072, 131_073, 1 << 20, (8 << 20) + 5])
+def test_large_copies_are_exact(path: str | None, size: int) -> None:
+    for dst_offset, src_offset in ((0, 0), (0, 9), (17, 0), (33, 63)):
+        check_copy(path, size, dst_offset, src_offset)
+
+
+def test_the_path_in_use_is_the_best_one_here() -> None:
+    assert _native.stream_copy_path() == PATHS[0]
+    assert PATHS[-1] == "memcpy"
+
+
+def test_bad_buffers_are_refused() -> None:
+    with pytest.raises(ValueError, match="4 bytes, src is 5"):
+        _native.stream_copy(bytearray(4), bytes(5))
+    with pytest.raises(BufferError):
+        _native.stream_copy(bytes(4), bytes(4))
+    room = memoryview(bytearray(100))
+    with pytest.raises(ValueError, match="overlap"):
+        _native.stream_copy(room[10:60], room[50:])
+    with pytest.raises(ValueError, match="no path named 'paste'"):
+        _native.stream_copy_with("paste", bytearray(4), bytes(4))
+
+
+def test_buffers_that_touch_do_not_overlap() -> None:
+    room = bytearray(b"ab" * 50 + bytes(100))
+    _native.stream_copy(memoryview(room)[100:], memoryview(room)[:100])
+    assert room == b"ab" * 100
