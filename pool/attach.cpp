@@ -208,13 +208,14 @@ std::unique_ptr<Pool> attach_pool(const AttachOptions& options) {
   struct stat st{};
   fstat(fd.get(), &st);
   auto super = std::make_unique<Superblock>();
-  if (pread(fd.get(), static_cast<void*>(super.get()), sizeof(Superblock), 0) !=
-      static_cast<ssize_t>(sizeof(Superblock)))
+  const ssize_t got = pread(fd.get(), static_cast<void*>(super.get()), sizeof(Superblock), 0);
+  // What a creator that died before the magic left, or a destroyer before the end, is no pool: open() makes it anew.
+  if (super->magic.load() == 0 || (got == static_cast<ssize_t>(sizeof(Superblock)) && super->magic.load() == kIndexMagic &&
+                                   super->state.load() == static_cast<uint64_t>(PoolState::kDestroyed)))
+    throw Failure("PoolNotFound", "no complete pool at " + options.folder, {{"path", options.folder}});
+  if (got != static_cast<ssize_t>(sizeof(Superblock)))
     mismatch(index_path, "the index is truncated (" + std::to_string(st.st_size) +
                              " bytes); destroy it and create the pool again");
-  // A creator that died before the magic left nothing: open() makes the pool anew.
-  if (super->magic.load() == 0)
-    throw Failure("PoolNotFound", "no complete pool at " + options.folder, {{"path", options.folder}});
   refuse_strangers(index_path, *super, static_cast<uint64_t>(st.st_size), &pool->geometry);
 
   void* index = mmap(nullptr, pool->geometry.index_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);

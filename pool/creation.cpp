@@ -10,7 +10,9 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 
@@ -86,17 +88,22 @@ void refuse_strangers(const OpenSegment& segment, const struct stat& st, const s
     throw Failure("PoolMismatch", "cannot map " + segment.path + ": " + reason(), {{"path", segment.path}});
   const auto* header = static_cast<const SegmentHeader*>(map);
   const bool ours = header->magic.load() == kSegmentMagic;
+  // A creator that died between sizing the file and writing the header left zeros: nothing that could be lost.
+  const auto* page = static_cast<const uint8_t*>(map);
+  const bool blank = std::all_of(page, page + sizeof(SegmentHeader), [](uint8_t byte) { return byte == 0; });
   const bool this_boot = std::memcmp(header->boot_id, boot_id, 16) == 0;
   const std::string other(header->index_path, strnlen(header->index_path, sizeof header->index_path));
+  const bool laid_out_by_us = header->layout_crc == layout_crc();
   munmap(map, map_bytes);
+  if (other == folder && laid_out_by_us) return;  // Left by a creator of this very pool that died.
   if (!ours) {
+    if (blank) return;
     if (segment.device) return;  // A raw device holds anything; it was named, so it may be written.
     throw Failure(
         "PoolMismatch",
         segment.path + " is not empty and not a segment of a Maru pool; name another file or remove it",
         {{"path", segment.path}});
   }
-  if (other == folder) return;  // Left by a creator of this very pool that died.
   if (!this_boot) {
     result.notes.push_back(segment.path + " belonged to the pool " + other +
                            " of an earlier boot, whose content is lost: re-initialised");
@@ -162,6 +169,14 @@ bool index_is_complete(const std::string& path, Superblock* out) {
          out->magic.load() == kIndexMagic;
 }
 
+// Segments without a path of their own lie in the pool's folder, whatever the index (or what a dead creator left of it)
+// says about them.
+void remove_own_segments(const std::string& folder) {
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored))
+    if (entry.path().filename().string().rfind("segment-", 0) == 0) ::unlink(entry.path().c_str());
+}
+
 std::string segment_path(const std::string& folder, const std::string& name) {
   return name.find('/') == std::string::npos ? folder + "/" + name : name;
 }
@@ -202,7 +217,8 @@ CreateResult create_pool(const CreateOptions& options) {
   uint8_t boot_id[16];
   read_boot_id(boot_id);
   auto old = std::make_unique<Superblock>();
-  if (index_is_complete(index_path, old.get())) {
+  // A pool whose destroyer died half-way is no pool any more.
+  if (index_is_complete(index_path, old.get()) && old->state.load() == static_cast<uint64_t>(PoolState::kLive)) {
     if (std::memcmp(old->boot_id, boot_id, 16) == 0)
       throw Failure("PoolExists", "a pool already exists at " + options.folder, {{"path", options.folder}});
     result.notes.push_back("the pool at " + options.folder +
@@ -413,6 +429,7 @@ void destroy_pool(const std::string& folder, bool force) {
       ::unlink(path.c_str());
     MARU_POINT("destroy.segment_gone");
   }
+  remove_own_segments(folder);
   ::unlink(index_path.c_str());
   ::unlink((folder + "/" + kLockName).c_str());
   ::rmdir(folder.c_str());

@@ -41,8 +41,8 @@ class Pool(core.PoolCore):
 
     def __init__(self, config: PoolConfig) -> None:
         """Attach to an existing pool; Pool.open, Pool.attach and Pool.create are the ways in."""
-        super().__init__(str(config.folder), _process_name(), config.populate)
         self.config = config
+        super().__init__(str(config.folder), _process_name(), config.populate)
 
     @classmethod
     def open(cls, url: str) -> Pool:

@@ -1,0 +1,183 @@
+"""A tour through everything a pool can do, so that a process can be killed at every crash point on the way.
+
+Each stop is a function of its own and leaves the pool as any user might. `walk` visits all of them; run it in a
+process of its own (crash.spawn), because its children are forked and killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+from maru.key import Identity
+from maru.native import core
+from maru.pool import Outcome, Pool
+from maru.testing.content import bytes_of, key_of
+
+POOL_QUERY = "?size=4MiB&slab_bytes=512KiB&slots=2048&processes=16"
+TINY, SMALL, LARGE = 4_000, 9_000, 60_000
+
+
+def store(pool: Pool, number: int, size: int, family: str = "tour") -> Outcome:
+    key = key_of(number, family)
+    return pool.put(key, bytes_of(key, size))
+
+
+def visit_storing(pool: Pool) -> None:
+    """put, put_many, a second put of the same key, remove."""
+    keys = [key_of(n, "prefix") for n in range(8)]
+    pool.put_many(b"".join(keys), [bytes_of(key, SMALL) for key in keys])
+    store(pool, 1, SMALL)
+    store(pool, 1, SMALL)
+    pool.remove(key_of(1, "tour"))
+
+
+def visit_reading(pool: Pool) -> None:
+    """lookup, pin, views, get."""
+    keys = b"".join(key_of(n, "prefix") for n in range(8))
+    pool.lookup(keys)
+    with pool.pin(keys) as prefix:
+        views = prefix.views
+    view = pool.get(keys[:16])
+    del views, view
+
+
+def visit_reserving(pool: Pool) -> None:
+    """reserve and seal, reserve and leave, a batch."""
+    key = key_of(2, "tour")
+    with pool.reserve(key, SMALL) as r:
+        if r.outcome == Outcome.RESERVED:
+            r.buffer[:] = bytes_of(key, SMALL)
+            r.seal()
+    with pool.reserve(key_of(3, "tour"), SMALL, device=True):
+        pass
+    keys = [key_of(n, "batch") for n in range(4)]
+    with pool.reserve_many(b"".join(keys), SMALL) as batch:
+        for key, buffer in zip(keys, batch.buffers, strict=True):
+            if buffer is not None:
+                buffer[:] = bytes_of(key, SMALL)
+        batch.seal()
+
+
+def visit_drafts(pool: Pool) -> None:
+    """allocate, publish; allocate, discard."""
+    key = key_of(4, "tour")
+    draft = pool.allocate(SMALL)
+    if draft is not None:
+        draft.buffer[:] = bytes_of(key, SMALL)
+        draft.publish(key)
+    draft = pool.allocate(SMALL)
+    if draft is not None:
+        draft.discard()
+
+
+def visit_parts(pool: Pool) -> None:
+    """Two parts of one chunk, sealed; two parts of another, one given up."""
+    for number, gives_up in ((5, False), (6, True)):
+        key = key_of(number, "parts")
+        content = bytes_of(key, SMALL)
+        half = SMALL // 2
+        first = pool.reserve(key, SMALL, part=0, parts=2)
+        second = pool.reserve(key, SMALL, part=1, parts=2)
+        for part, r in enumerate((first, second)):
+            if r.outcome == Outcome.RESERVED:
+                r.buffer[:] = content[part * half : (part + 1) * half]
+        if gives_up:
+            first.discard()
+        elif first.outcome == Outcome.RESERVED:
+            first.seal()
+        if second.outcome == Outcome.RESERVED:
+            second.seal()
+
+
+def visit_deadlines(pool: Pool) -> None:
+    """A reservation whose deadline has passed is taken over by a rival; its owner finds LOST."""
+    key = key_of(7, "tour")
+    slow = pool.reserve(key, SMALL, deadline=0)
+    store(pool, 7, SMALL)
+    if slow.outcome == Outcome.RESERVED:
+        slow.buffer[:] = bytes_of(key, SMALL)
+        slow.seal()
+
+
+def visit_namespaces(pool: Pool) -> None:
+    """Register, store, invalidate, store again."""
+    ns = pool.namespace(Identity(model="tour", kv_layout="bytes", tenant=str(os.getpid())), ttl=30)
+    key = key_of(8, "tour")
+    pool.put(key, bytes_of(key, SMALL), namespace=ns)
+    ns.bump()
+    pool.put(key, bytes_of(key, SMALL), namespace=ns)
+
+
+def visit_eviction(pool: Pool) -> None:
+    """More than fits, in three sizes, with chunks pinned: eviction, and slabs that change their chunk size or cannot."""
+    pinned = pool.get(key_of(0, "prefix"))
+    for n in range(80):
+        store(pool, n, LARGE, "large")
+    for n in range(500):
+        store(pool, n, SMALL, "small")
+    for n in range(1200):
+        store(pool, n, TINY, "tiny")
+    # Every other chunk: a slab's value is judged by a sample, so some slabs look free and turn out not to be.
+    views = [pool.get(key_of(n, "tiny")) for n in range(1, 1200, 2)]
+    for n in range(80, 100):
+        store(pool, n, LARGE, "large")
+    del pinned, views
+    for n in range(100, 160):
+        store(pool, n, LARGE, "large")
+
+
+def _die_with(pool: Pool, act: Callable[[Pool], object]) -> None:
+    """Fork a child that does `act` and is killed holding whatever it then holds."""
+    pid = os.fork()
+    if pid == 0:
+        held = act(pool)
+        os.kill(os.getpid(), signal.SIGKILL)
+        del held
+    os.waitpid(pid, 0)
+
+
+def visit_the_dead(pool: Pool) -> None:
+    """A child dies with a reservation, a draft, a pin; its key is wanted at once; then the sweep."""
+    for attempt in range(20):
+        key = key_of(attempt, "dead")
+
+        def hold(child: Pool, key: bytes = key) -> object:
+            rest = child.reserve(key_of(0, "left"), SMALL), child.allocate(SMALL), child.get(key_of(0, "prefix"))
+            return child.reserve(key, SMALL), rest
+
+        _die_with(pool, hold)
+        pool.put(key, bytes_of(key, SMALL))
+        pool.reap()
+        if core.crash_points().get("resolve.begin", 1) > 0:
+            break
+
+
+def visit_housekeeping(pool: Pool) -> None:
+    """Let the housekeeper sweep once, if nobody else's does it first."""
+    deadline = time.monotonic() + 1
+    while core.crash_points().get("sweep.elected", 1) == 0 and time.monotonic() < deadline:
+        pool.wait_ready(0.1)
+        pool.wait(key_of(0, "nobody"), 0.1)
+
+
+def walk(url: str) -> None:
+    """Create a pool, see everything, destroy it."""
+    with Pool.open(url) as pool:
+        pool.wait_ready(10)
+        for stop in (
+            visit_storing, visit_reading, visit_reserving, visit_drafts, visit_parts, visit_deadlines,
+            visit_namespaces, visit_eviction, visit_the_dead, visit_housekeeping,
+        ):  # fmt: skip
+            stop(pool)
+    Pool.destroy(url, force=True)
+
+
+def walk_and_tell(url: str) -> None:
+    """Walk, then print the points that were reached, one a line."""
+    walk(url)
+    for name, hits in core.crash_points().items():
+        if hits:
+            print(name, flush=True)

@@ -1,0 +1,185 @@
+"""A process may die at any named point: what it left is finished or undone, and nobody else notices.
+
+The list of points comes from the code, so a new one is tested the day it is written.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+import maru
+from maru.testing import tour
+from maru.testing.content import bytes_of, is_right, key_of
+from maru.testing.crash import crash_points, spawn
+
+pytestmark = pytest.mark.crash
+
+POINTS = crash_points()
+
+# Points that a lone walker does not pass; each has a test of its own below.
+NEED_COMPANY = {"clean.slab", "evict.before_revert", "fork.child"}
+
+FAMILIES = {
+    "prefix": (8, tour.SMALL),
+    "tour": (10, tour.SMALL),
+    "batch": (4, tour.SMALL),
+    "parts": (8, tour.SMALL),
+    "large": (160, tour.LARGE),
+    "small": (500, tour.SMALL),
+    "tiny": (1200, tour.TINY),
+    "dead": (20, tour.SMALL),
+    "left": (1, tour.SMALL),
+}
+
+
+def assert_all_is_well(pool: maru.Pool) -> None:
+    """Nothing leaked, every readable chunk is right, and life goes on."""
+    pool.reap()
+    assert pool.check() == []
+    for family, (count, _) in FAMILIES.items():
+        for number in range(count):
+            key = key_of(number, family)
+            view = pool.get(key)
+            assert view is None or is_right(key, view), f"wrong bytes under {family} {number}"
+    fresh = key_of(0, "after")
+    outcome = pool.put(fresh, bytes_of(fresh, tour.SMALL))
+    assert outcome in (maru.Outcome.STORED, maru.Outcome.EXISTS)
+    view = pool.get(fresh)
+    assert view is not None
+    assert is_right(fresh, view)
+    figures = pool.stats()["chunks"]
+    assert figures["reserved"] + figures["evicting"] + figures["revoked"] + figures["releasing"] == 0
+
+
+@pytest.fixture
+def tour_url(pool_url: str) -> str:
+    return pool_url.partition("?")[0] + tour.POOL_QUERY
+
+
+def test_the_tour_passes_every_point(tour_url: str) -> None:
+    with spawn(tour.walk_and_tell, tour_url) as walker:
+        assert walker.process.stdout is not None
+        reached = set(walker.process.stdout.read().split())
+        assert walker.wait() == 0
+    assert set(POINTS) - reached == NEED_COMPANY
+
+
+@pytest.mark.parametrize("point", sorted(set(POINTS) - NEED_COMPANY))
+def test_a_pool_survives_the_death_of_its_only_process(point: str, tour_url: str) -> None:
+    with spawn(tour.walk, tour_url, die_at=point) as walker:
+        assert walker.wait() == -signal.SIGKILL
+    with maru.Pool.open(tour_url) as pool:
+        assert_all_is_well(pool)
+
+
+@pytest.mark.parametrize("point", sorted(set(POINTS) - NEED_COMPANY))
+def test_a_reader_does_not_notice_a_death_beside_it(point: str, tour_url: str) -> None:
+    with maru.Pool.open(tour_url) as pool:
+        key = key_of(0, "mine")
+        pool.put(key, bytes_of(key, tour.LARGE))
+        view = pool.get(key)
+        assert view is not None
+        # At its second passing of the point, so that the pool is in use when it happens.
+        with spawn(tour.walk, tour_url, die_at=point, after=2) as walker:
+            assert walker.wait() in (0, -signal.SIGKILL)
+        assert is_right(key, view)
+        if point.startswith("destroy.") or not os.path.exists(f"{pool.folder}/index"):
+            assert pool.get(key) is None  # The walker destroyed it: misses, not errors.
+            return
+        assert_all_is_well(pool)
+        assert is_right(key, view)
+
+
+def reclass_and_die(url: str) -> None:
+    """Fill the pool with one size, then ask for another."""
+    with maru.Pool.open(url) as pool:
+        for n in range(100):
+            tour.store(pool, n, tour.LARGE, "large")
+        tour.store(pool, 0, tour.SMALL, "small")
+
+
+def clean_up(url: str) -> None:
+    with maru.Pool.attach(url) as pool:
+        pool.reap()
+
+
+def test_a_cleaner_may_die_while_it_mends_a_slab(tour_url: str) -> None:
+    with spawn(reclass_and_die, tour_url, die_at="reclass.chunk_claimed") as first:
+        assert first.wait() == -signal.SIGKILL
+    with spawn(clean_up, tour_url, die_at="clean.slab") as second:
+        assert second.wait() == -signal.SIGKILL
+    with maru.Pool.attach(tour_url) as pool:
+        assert_all_is_well(pool)
+
+
+def fork_once(url: str) -> None:
+    with maru.Pool.open(url) as pool:
+        pool.put(key_of(0, "tour"), bytes_of(key_of(0, "tour"), tour.SMALL))
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), pool.lookup(key_of(0, "tour")), flush=True)
+
+
+def test_a_child_may_die_at_its_birth(tour_url: str) -> None:
+    with spawn(fork_once, tour_url, die_at="fork.child") as parent:
+        assert parent.line() == f"{-signal.SIGKILL} 1"
+        assert parent.wait() == 0
+    with maru.Pool.attach(tour_url) as pool:
+        assert_all_is_well(pool)
+
+
+def read_one(url: str) -> None:
+    with maru.Pool.attach(url) as pool:
+        view = pool.get(key_of(0, "tour"))
+        print("hit" if view is not None and is_right(key_of(0, "tour"), view) else "miss", flush=True)
+
+
+def remove_one(url: str) -> None:
+    with maru.Pool.attach(url) as pool:
+        print(pool.remove(key_of(0, "tour")), flush=True)
+
+
+@pytest.mark.parametrize("evictor_dies", [False, True])
+def test_an_evictor_gives_way_to_a_reader_that_was_first(tour_url: str, evictor_dies: bool) -> None:
+    with maru.Pool.open(tour_url) as pool:
+        tour.store(pool, 0, tour.SMALL)
+        with spawn(read_one, tour_url, die_at="pin.taken", action="stop") as reader:
+            reader.wait_stopped()  # It has the pin, and has not looked again yet.
+            assert not pool.remove(key_of(0, "tour"))
+            with spawn(remove_one, tour_url, die_at="evict.before_revert" if evictor_dies else None) as evictor:
+                assert evictor.wait() == 0  # It saw the pin before it marked anything.
+            reader.resume()
+            assert reader.line() == "hit"
+        assert_all_is_well(pool)
+
+
+@pytest.mark.parametrize("evictor_dies", [False, True])
+def test_a_pin_that_arrives_during_eviction_is_seen(tour_url: str, evictor_dies: bool) -> None:
+    with maru.Pool.open(tour_url) as pool:
+        tour.store(pool, 0, tour.SMALL)
+        point = "evict.before_revert" if evictor_dies else None
+        with (
+            spawn(read_one, tour_url, die_at="pin.before", action="stop") as reader,
+            spawn(remove_one_in_two_steps, tour_url, point) as evictor,
+        ):
+            reader.wait_stopped()  # It has read SEALED, and pins as soon as it goes on.
+            evictor.wait_stopped()  # It has written EVICTING.
+            reader.resume()
+            assert reader.line() in ("hit", "miss")
+            evictor.resume()
+            assert evictor.wait() in (0, -signal.SIGKILL)
+        assert_all_is_well(pool)
+
+
+def remove_one_in_two_steps(url: str, die_at: str | None) -> None:
+    from maru.native import core
+
+    with maru.Pool.attach(url) as pool:
+        core.arm_crash_point("evict.marked", "stop")
+        if die_at:
+            core.arm_crash_point(die_at, "kill")
+        pool.remove(key_of(0, "tour"))
