@@ -209,9 +209,11 @@ std::unique_ptr<Pool> attach_pool(const AttachOptions& options) {
   fstat(fd.get(), &st);
   auto super = std::make_unique<Superblock>();
   const ssize_t got = pread(fd.get(), static_cast<void*>(super.get()), sizeof(Superblock), 0);
-  // What a creator that died before the magic left, or a destroyer before the end, is no pool: open() makes it anew.
-  if (super->magic.load() == 0 || (got == static_cast<ssize_t>(sizeof(Superblock)) && super->magic.load() == kIndexMagic &&
-                                   super->state.load() == static_cast<uint64_t>(PoolState::kDestroyed)))
+  // What a creator that died before the magic left, or a destroyer before the end, is no pool: open() makes
+  // it anew.
+  if (super->magic.load() == 0 ||
+      (got == static_cast<ssize_t>(sizeof(Superblock)) && super->magic.load() == kIndexMagic &&
+       super->state.load() == static_cast<uint64_t>(PoolState::kDestroyed)))
     throw Failure("PoolNotFound", "no complete pool at " + options.folder, {{"path", options.folder}});
   if (got != static_cast<ssize_t>(sizeof(Superblock)))
     mismatch(index_path, "the index is truncated (" + std::to_string(st.st_size) +

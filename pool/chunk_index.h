@@ -42,18 +42,24 @@ inline bool is_current(const Pool& pool, const SlotHot& slot, uint64_t slot_numb
          segment_state(pool.segments[segment].word.load(std::memory_order_relaxed)) != SegmentState::kLost;
 }
 
+// Keys come from anywhere: BLAKE3 chains are uniform, but a caller may also count 0, 1, 2. So all 128 bits
+// are mixed first, and tag, shard and home bucket are taken from different bits of the mixture.
+inline uint64_t mix_key(Key key) {
+  const auto product =
+      static_cast<unsigned __int128>(key.lo ^ 0x9e3779b97f4a7c15ull) * (key.hi ^ 0xd1b54a32d192ed03ull);
+  return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
+}
 inline uint32_t tag_of(Key key) {
-  const auto tag = static_cast<uint32_t>(key.hi >> 32);
+  const auto tag = static_cast<uint32_t>(mix_key(key) >> 32);
   return tag ? tag : 1;
 }
 inline uint32_t shard_of(const Pool& pool, Key key) {
-  return static_cast<uint32_t>(key.lo) & (pool.geometry.shard_count - 1);
+  return static_cast<uint32_t>(mix_key(key)) & (pool.geometry.shard_count - 1);
 }
-// Number of the key's home bucket. Bits other than the shard's and the tag's decide.
 inline uint64_t home_bucket(const Pool& pool, Key key) {
-  const uint64_t mixed = key.hi << 32 | key.lo >> 32;
+  const uint64_t spread = mix_key(key) * 0xff51afd7ed558ccdull;
   const auto within =
-      static_cast<uint64_t>((static_cast<unsigned __int128>(mixed) * pool.geometry.buckets_per_shard) >> 64);
+      static_cast<uint64_t>((static_cast<unsigned __int128>(spread) * pool.geometry.buckets_per_shard) >> 64);
   return shard_of(pool, key) * pool.geometry.buckets_per_shard + within;
 }
 inline uint64_t next_bucket(const Pool& pool, uint64_t bucket) {

@@ -11,6 +11,13 @@ namespace maru {
 
 namespace {
 
+// Has the slot got its extent? Before that its fields are those of its last life, and the living process that
+// is just claiming it would be robbed in the middle.
+bool is_bound(const Pool& pool, uint64_t i) {
+  const uint64_t extent = pool.hot[i].extent.load(std::memory_order_acquire);
+  return pool.extent_is_sane(extent, 1) && owned_by_slot(pool.owners[pool.unit_of_extent(extent)].load(), i);
+}
+
 // End a reservation of several parts. Our pin keeps the slot from being freed and claimed anew before its tag
 // is cleared.
 void end_parts(Pool& pool, uint64_t i, uint64_t word) {
@@ -25,9 +32,7 @@ void end_parts(Pool& pool, uint64_t i, uint64_t word) {
 void finish_dead(Pool& pool, uint64_t i, uint64_t word) {
   SlotHot& slot = pool.hot[i];
   const uint64_t generation = slot_generation(word), extent = slot.extent.load(std::memory_order_relaxed);
-  const bool sane = pool.extent_is_sane(extent, 1);
-  const uint64_t unit = sane ? pool.unit_of_extent(extent) : 0;
-  const bool ours = sane && owned_by_slot(pool.owners[unit].load(), i);
+  const bool ours = is_bound(pool, i);
   const SlotState state = slot_state(word);
   if (state == SlotState::kEvicting && ours && is_pinned(pool, i)) {
     // It died between marking and taking, and somebody reads: back, with the same generation.
@@ -39,7 +44,7 @@ void finish_dead(Pool& pool, uint64_t i, uint64_t word) {
     return end_parts(pool, i, word);
   if (!slot.word.compare_exchange_strong(word, slot_word(SlotState::kReleasing, pool.me, generation))) return;
   MARU_POINT("clean.word_taken_over");
-  const bool device = ours && owner_device(pool.owners[unit].load());
+  const bool device = ours && owner_device(pool.owners[pool.unit_of_extent(extent)].load());
   if (state == SlotState::kEvicting) remove_child(pool, pool.cold[i].parent.load(std::memory_order_relaxed));
   release_slot(pool, i, device);
 }
@@ -68,7 +73,8 @@ void clean_slots(Pool& pool, uint32_t process) {
       continue;
     if (slot_process(word) == process) {
       finish_dead(pool, i, word);
-    } else if (state == SlotState::kReserved && parts_total(pool.cold[i].parts.load()) > 1 &&
+    } else if (state == SlotState::kReserved && is_bound(pool, i) &&
+               parts_total(pool.cold[i].parts.load()) > 1 &&
                (has_unfinished_part(pool, i, process) || is_complete(pool, i))) {
       end_parts(pool, i, word);
     } else if (state == SlotState::kRevoked && slot_process(word) == kNobody) {

@@ -9,8 +9,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -56,13 +56,16 @@ uint64_t device_size(const struct stat& st, const std::string& path) {
       {{"path", path}, {"wanted_bytes", static_cast<int64_t>(wanted_bytes)}, {"free_bytes", free_bytes}});
 }
 
-// Removes what a failed creation left, newest first.
+// Removes what a failed creation left, newest first: its files, and then the folder if nothing else is in it.
 struct Undo {
+  std::string folder;
   std::vector<std::string> paths;
   bool armed = true;
   ~Undo() {
     if (!armed) return;
     for (auto it = paths.rbegin(); it != paths.rend(); ++it) ::unlink(it->c_str());
+    ::unlink((folder + "/" + kLockName).c_str());
+    ::rmdir(folder.c_str());
   }
 };
 
@@ -88,7 +91,8 @@ void refuse_strangers(const OpenSegment& segment, const struct stat& st, const s
     throw Failure("PoolMismatch", "cannot map " + segment.path + ": " + reason(), {{"path", segment.path}});
   const auto* header = static_cast<const SegmentHeader*>(map);
   const bool ours = header->magic.load() == kSegmentMagic;
-  // A creator that died between sizing the file and writing the header left zeros: nothing that could be lost.
+  // A creator that died between sizing the file and writing the header left zeros: nothing that could be
+  // lost.
   const auto* page = static_cast<const uint8_t*>(map);
   const bool blank = std::all_of(page, page + sizeof(SegmentHeader), [](uint8_t byte) { return byte == 0; });
   const bool this_boot = std::memcmp(header->boot_id, boot_id, 16) == 0;
@@ -169,8 +173,8 @@ bool index_is_complete(const std::string& path, Superblock* out) {
          out->magic.load() == kIndexMagic;
 }
 
-// Segments without a path of their own lie in the pool's folder, whatever the index (or what a dead creator left of it)
-// says about them.
+// Segments without a path of their own lie in the pool's folder, whatever the index (or what a dead creator
+// left of it) says about them.
 void remove_own_segments(const std::string& folder) {
   std::error_code ignored;
   for (const auto& entry : std::filesystem::directory_iterator(folder, ignored))
@@ -218,7 +222,8 @@ CreateResult create_pool(const CreateOptions& options) {
   read_boot_id(boot_id);
   auto old = std::make_unique<Superblock>();
   // A pool whose destroyer died half-way is no pool any more.
-  if (index_is_complete(index_path, old.get()) && old->state.load() == static_cast<uint64_t>(PoolState::kLive)) {
+  if (index_is_complete(index_path, old.get()) &&
+      old->state.load() == static_cast<uint64_t>(PoolState::kLive)) {
     if (std::memcmp(old->boot_id, boot_id, 16) == 0)
       throw Failure("PoolExists", "a pool already exists at " + options.folder, {{"path", options.folder}});
     result.notes.push_back("the pool at " + options.folder +
@@ -228,7 +233,7 @@ CreateResult create_pool(const CreateOptions& options) {
   // Open every segment first, so that nothing is written when one of them cannot be had.
   std::vector<OpenSegment> segments;
   std::vector<uint64_t> device_bytes;
-  Undo undo;
+  Undo undo{options.folder, {}};
   for (const SegmentSpec& spec : options.segments) {
     OpenSegment segment;
     segment.path = segment_path(options.folder, spec.path);

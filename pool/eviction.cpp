@@ -11,18 +11,20 @@ namespace maru {
 namespace {
 
 constexpr uint32_t kEpochMask = 255;
-constexpr uint64_t kSlotsPerLook = 8;  // The hand moves this far when it already has candidates.
-constexpr uint64_t kSlabSample = 64;   // Chunks looked at to judge a slab.
+constexpr uint64_t kSlotsPerLook =
+    8;  // Occupied slots looked at per eviction when there are candidates enough.
+constexpr uint64_t kSlabSample = 64;  // Chunks looked at to judge a slab.
+constexpr uint64_t kCandidatesWanted = 8;
+constexpr uint64_t kWalkLimit = 4096;  // Slots walked for more candidates when there is one already.
+constexpr uint32_t kAgeOrphan = 200;   // Older than any age that can be reached, younger than what is stale.
 constexpr int kTurnsForLeaves = 2;     // Then any unpinned chunk will do.
 
-uint32_t current_epoch(const Pool& pool, uint64_t references) {
-  // W = half the capacity in chunks. The slot count stands for twice the expected number of chunks.
-  const uint64_t half_capacity = std::max<uint64_t>(1, pool.geometry.slot_count / 4);
-  return static_cast<uint32_t>(references / half_capacity) & kEpochMask;
+uint32_t current_epoch(const Pool& pool) {
+  return static_cast<uint32_t>(pool.super->eviction_epoch.load(std::memory_order_relaxed)) & kEpochMask;
 }
 
 uint32_t age_of(const Pool& pool, const SlotHot& slot) {
-  const uint32_t epoch = current_epoch(pool, pool.super->references.load(std::memory_order_relaxed));
+  const uint32_t epoch = current_epoch(pool);
   const uint32_t age = (epoch - slot.stamp.load(std::memory_order_relaxed)) & kEpochMask;
   return age;
 }
@@ -30,12 +32,22 @@ uint32_t age_of(const Pool& pool, const SlotHot& slot) {
 // Ages over half the ring would soon look young again: hold them at the oldest age that cannot wrap.
 void clamp_age(const Pool& pool, SlotHot& slot, uint32_t age) {
   if (age <= 127) return;
-  const uint32_t epoch = current_epoch(pool, pool.super->references.load(std::memory_order_relaxed));
+  const uint32_t epoch = current_epoch(pool);
   slot.stamp.store((epoch - 127) & kEpochMask, std::memory_order_relaxed);
 }
 
 bool may_be_evicted(SlotState state) {
   return state == SlotState::kSealed || state == SlotState::kQuarantined;
+}
+
+// A chunk whose parent is gone cannot be reached by a prefix: it goes before any leaf, with or without
+// children.
+bool is_orphan(const Pool& pool, uint64_t i) {
+  const uint64_t parent = pool.cold[i].parent.load(std::memory_order_relaxed);
+  if (parent == 0 || parent_slot(parent) >= pool.geometry.slot_count) return false;
+  const uint64_t word = pool.hot[parent_slot(parent)].word.load(std::memory_order_relaxed);
+  return static_cast<uint32_t>(slot_generation(word)) != parent_generation(parent) ||
+         slot_state(word) == SlotState::kFree;
 }
 
 // Age for choosing; kAgeStale for what counts as absent already.
@@ -44,7 +56,7 @@ uint32_t rank(Pool& pool, uint64_t i, uint64_t word) {
   if (slot_state(word) == SlotState::kQuarantined || !is_current(pool, slot, i)) return kAgeStale;
   const uint32_t age = age_of(pool, slot);
   clamp_age(pool, slot, age);
-  return std::min(age, 127u);
+  return is_orphan(pool, i) ? kAgeOrphan : std::min(age, 127u);
 }
 
 CandidateList& list_for(Evictor& evictor, uint64_t units) {
@@ -89,24 +101,27 @@ bool is_candidate(Pool& pool, uint64_t i, uint64_t units, bool leaves_only, uint
   if (!pool.extent_is_sane(extent, size) || pool.units_for(size) != units) return false;
   if (protect_parent != 0 && parent_slot(protect_parent) == i) return false;
   if (slot_state(*word) == SlotState::kQuarantined) return true;
-  return !leaves_only || slot.children.load(std::memory_order_relaxed) == 0 || !is_current(pool, slot, i);
+  return !leaves_only || slot.children.load(std::memory_order_relaxed) == 0 || is_orphan(pool, i) ||
+         !is_current(pool, slot, i);
 }
 
-// Move the hand until there is a candidate, or for `budget` slots.
-void move_hand(Pool& pool, Evictor& evictor, CandidateList& list, bool leaves_only, uint64_t protect_parent,
-               uint64_t budget) {
-  uint64_t looked = 0;
-  while (looked < budget && (looked < kSlotsPerLook || list.count == 0)) {
+// Move the hand over some occupied slots, further while candidates are few, and at most once around.
+void move_hand(Pool& pool, Evictor& evictor, CandidateList& list, bool leaves_only, uint64_t protect_parent) {
+  uint64_t walked = 0, occupied = 0;
+  const uint64_t turn = pool.geometry.slot_count;
+  while (walked < turn && (occupied < kSlotsPerLook || list.count < kCandidatesWanted)) {
+    if (list.count > 0 && walked >= kWalkLimit) break;
     const uint64_t start = pool.super->hand.fetch_add(kSlotsPerLook, std::memory_order_relaxed);
     for (uint64_t n = 0; n < kSlotsPerLook; n++) {
-      const uint64_t i = (start + n) % pool.geometry.slot_count;
+      const uint64_t i = (start + n) % turn;
       uint64_t word = 0;
-      if (is_candidate(pool, i, list.units, leaves_only, protect_parent, &word) && !is_pinned(pool, i))
-        offer(pool, list, i, word);
+      const bool candidate = is_candidate(pool, i, list.units, leaves_only, protect_parent, &word);
+      if (slot_state(word) != SlotState::kFree) occupied++;
+      if (candidate && !is_pinned(pool, i)) offer(pool, list, i, word);
     }
-    looked += kSlotsPerLook;
+    walked += kSlotsPerLook;
   }
-  evictor.looked_at += looked;
+  evictor.looked_at += occupied;
 }
 
 // Remove and return the oldest candidate that is still what it was.
@@ -132,10 +147,49 @@ bool take_oldest(Pool& pool, CandidateList& list, bool leaves_only, uint64_t pro
   return false;
 }
 
+uint64_t evict_victim(Pool& pool, uint64_t i, uint64_t units, bool device) {
+  const uint64_t extent = pool.hot[i].extent.load(std::memory_order_relaxed);
+  const uint64_t size = pool.hot[i].size_bytes.load(std::memory_order_relaxed);
+  if (!pool.extent_is_sane(extent, size)) return kNoUnit;
+  const uint64_t unit = pool.unit_of_extent(extent);
+  if (chunk_units_at(pool, unit) != units || !evict_slot(pool, i, unit, device)) return kNoUnit;
+  pool.evictor->victims++;
+  pool.count(Counter::kEvicted);
+  pool.count(Counter::kEvictedBytes, size);
+  class_row(pool, units).evictions.fetch_add(1, std::memory_order_relaxed);
+  return unit;
+}
+
+// A single prefix that is longer than the pool: something of it must go. The nearest ancestor leaves its
+// beginning whole, and what lies behind the gap is an orphan and goes next.
+uint64_t evict_ancestor(Pool& pool, uint64_t units, bool device, uint64_t protect_parent) {
+  uint64_t at = protect_parent;
+  for (uint64_t n = 0; n < kWalkLimit && at != 0 && parent_slot(at) < pool.geometry.slot_count; n++) {
+    at = pool.cold[parent_slot(at)].parent.load(std::memory_order_relaxed);
+    if (at == 0 || parent_slot(at) >= pool.geometry.slot_count) break;
+    const uint64_t i = parent_slot(at);
+    if (static_cast<uint32_t>(slot_generation(pool.hot[i].word.load())) != parent_generation(at)) break;
+    const uint64_t unit = evict_victim(pool, i, units, device);
+    if (unit != kNoUnit) return unit;
+  }
+  return kNoUnit;
+}
+
 }  // namespace
 
 uint32_t eviction_epoch(Pool& pool, uint64_t references) {
-  return current_epoch(pool, pool.super->references.fetch_add(references, std::memory_order_relaxed));
+  Superblock& super = *pool.super;
+  const uint64_t now = super.references.fetch_add(references, std::memory_order_relaxed) + references;
+  uint64_t start = super.epoch_start.load(std::memory_order_relaxed);
+  const uint64_t half_capacity = std::max<uint64_t>(1, super.resident.load(std::memory_order_relaxed) / 2);
+  if (now - start >= half_capacity &&
+      super.epoch_start.compare_exchange_strong(start, now, std::memory_order_relaxed))
+    super.eviction_epoch.fetch_add(1, std::memory_order_relaxed);
+  return current_epoch(pool);
+}
+
+void count_resident(Pool& pool, int64_t by) {
+  pool.super->resident.fetch_add(static_cast<uint64_t>(by), std::memory_order_relaxed);
 }
 
 bool evict_slot(Pool& pool, uint64_t i, uint64_t unit, bool device) {
@@ -163,16 +217,18 @@ bool evict_slot(Pool& pool, uint64_t i, uint64_t unit, bool device) {
   MARU_POINT("evict.unpinned");
   const uint64_t parent = pool.cold[i].parent.load(std::memory_order_relaxed);
   const bool was_parent = slot.children.load(std::memory_order_relaxed) != 0;
-  clear_header(pool, unit);
-  MARU_POINT("evict.header_cleared");
+  // The extent first: until it is ours a cleaner may still put the chunk back, header and all.
   pool.owners[unit].store(owner_process_word(pool.me, device));
   MARU_POINT("evict.extent_taken");
+  clear_header(pool, unit);
+  MARU_POINT("evict.header_cleared");
   clear_tag(pool, i);
   MARU_POINT("evict.tag_cleared");
   const uint64_t next = MARU_MUTANT("generation_not_bumped") ? generation : next_generation(word);
   slot.word.store(slot_word(SlotState::kFree, 0, next));
   MARU_POINT("evict.done");
   remove_child(pool, parent);
+  if (state == SlotState::kSealed) count_resident(pool, -1);
   if (was_parent && state == SlotState::kSealed) pool.count(Counter::kEvictedParents);
   return true;
 }
@@ -192,23 +248,18 @@ uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t protect_par
   const uint64_t turn = pool.geometry.slot_count;
   for (int pass = 0; pass <= kTurnsForLeaves; pass++) {
     const bool leaves_only = pass < kTurnsForLeaves;
-    for (uint64_t looked = 0; looked <= turn; looked += kSlotsPerLook) {
-      move_hand(pool, *pool.evictor, list, leaves_only, protect_parent,
-                list.count == 0 ? turn : kSlotsPerLook);
+    if (!leaves_only) {
+      const uint64_t unit = evict_ancestor(pool, units, device, protect_parent);
+      if (unit != kNoUnit) return unit;
+    }
+    for (uint64_t tries = 0; tries < turn; tries++) {
+      move_hand(pool, *pool.evictor, list, leaves_only, protect_parent);
       CandidateList::Entry victim{};
       if (!take_oldest(pool, list, leaves_only, protect_parent, &victim))
         break;  // A whole turn found nobody.
-      SlotHot& slot = pool.hot[victim.slot];
-      const uint64_t extent = slot.extent.load(std::memory_order_relaxed),
-                     size = slot.size_bytes.load(std::memory_order_relaxed);
-      if (!pool.extent_is_sane(extent, size)) continue;
-      const uint64_t unit = pool.unit_of_extent(extent),
-                     parent = pool.cold[victim.slot].parent.load(std::memory_order_relaxed);
-      if (chunk_units_at(pool, unit) != units || !evict_slot(pool, victim.slot, unit, device)) continue;
-      pool.evictor->victims++;
-      pool.count(Counter::kEvicted);
-      pool.count(Counter::kEvictedBytes, size);
-      class_row(pool, units).evictions.fetch_add(1, std::memory_order_relaxed);
+      const uint64_t parent = pool.cold[victim.slot].parent.load(std::memory_order_relaxed);
+      const uint64_t unit = evict_victim(pool, victim.slot, units, device);
+      if (unit == kNoUnit) continue;
       // The parent may be a leaf now: it is next in line, so that a cold prefix goes from its tail up.
       uint64_t word = 0;
       if (parent != 0 && parent_slot(parent) < turn &&
@@ -275,9 +326,11 @@ void remove_child(Pool& pool, uint64_t parent) {
 
 void recount_children(Pool& pool) {
   std::vector<uint32_t> children(pool.geometry.slot_count, 0);
+  uint64_t resident = 0;
   for (uint64_t i = 0; i < pool.geometry.slot_count; i++) {
     const uint64_t word = pool.hot[i].word.load(std::memory_order_acquire);
     if (slot_state(word) != SlotState::kSealed) continue;
+    resident++;
     const uint64_t parent = pool.cold[i].parent.load(std::memory_order_relaxed);
     if (parent == 0 || parent_slot(parent) >= pool.geometry.slot_count) continue;
     const uint64_t parent_now = pool.hot[parent_slot(parent)].word.load(std::memory_order_relaxed);
@@ -286,6 +339,7 @@ void recount_children(Pool& pool) {
   }
   for (uint64_t i = 0; i < pool.geometry.slot_count; i++)
     pool.hot[i].children.store(children[i], std::memory_order_relaxed);
+  pool.super->resident.store(resident, std::memory_order_relaxed);
 }
 
 }  // namespace maru

@@ -42,6 +42,9 @@ struct Evictor {
 // Count `references` chunks asked for; returns the epoch that a hit stamps.
 uint32_t eviction_epoch(Pool& pool, uint64_t references);
 
+// One more, one fewer sealed chunk.
+void count_resident(Pool& pool, int64_t by);
+
 // Evict one chunk of `units` units (never the slot that parent word `protect_parent` names); its extent is
 // then owned by this process. kNoUnit: every chunk of that size is pinned, or there is none.
 uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t protect_parent);
@@ -67,7 +70,7 @@ uint32_t slab_age(Pool& pool, uint64_t slab, uint64_t chunk_units);
 void add_child(Pool& pool, uint64_t parent);
 void remove_child(Pool& pool, uint64_t parent);
 
-// Recount children from the parent words.
+// Recount children, and sealed chunks, from the words.
 void recount_children(Pool& pool);
 
 }  // namespace maru

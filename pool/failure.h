@@ -1,4 +1,4 @@
-// The core's one exception: a named failure with the numbers a reader needs. python_failure.cpp turns it into
+// The core's one exception: a named failure with the numbers a reader needs. python_module.cpp turns it into
 // the class of the same name in maru.errors. A miss, a full pool or a lost race is never a failure: it is an
 // Outcome.
 #pragma once

@@ -25,7 +25,10 @@ void fill_row(Pool& pool, const std::string& name) {
   row.attached_ns.store(now_ns());
   row.flags.store(0);
   std::memset(row.name, 0, sizeof row.name);
-  std::memcpy(row.name, name.data(), std::min(name.size(), sizeof row.name - 1));
+  // Cut between characters, so that what people read stays valid UTF-8.
+  size_t length = std::min(name.size(), sizeof row.name - 1);
+  while (length > 0 && length < name.size() && (static_cast<uint8_t>(name[length]) & 0xc0) == 0x80) length--;
+  std::memcpy(row.name, name.data(), length);
 }
 
 }  // namespace

@@ -11,6 +11,11 @@ namespace maru {
 
 namespace {
 
+// Text from shared memory and paths need not be UTF-8; an error about them must still be readable.
+PyObject* readable(const std::string& text) {
+  return PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace");
+}
+
 // Failures become the class of the same name in maru.errors, with their numbers as attributes.
 void translate(const std::exception_ptr& pointer, void*) {
   try {
@@ -19,13 +24,15 @@ void translate(const std::exception_ptr& pointer, void*) {
     PyObject* module = PyImport_ImportModule("maru.errors");
     PyObject* type = module ? PyObject_GetAttrString(module, failure.kind().c_str()) : nullptr;
     PyObject* fields = PyDict_New();
-    PyObject* arguments = Py_BuildValue("(s)", failure.what());
+    PyObject* message = readable(failure.what());
+    PyObject* arguments = message ? PyTuple_Pack(1, message) : nullptr;
+    Py_XDECREF(message);
     PyObject* error = nullptr;
     if (type && fields && arguments) {
       for (const auto& [name, value] : failure.fields()) {
         PyObject* item = std::holds_alternative<int64_t>(value)
                              ? PyLong_FromLongLong(std::get<int64_t>(value))
-                             : PyUnicode_DecodeFSDefault(std::get<std::string>(value).c_str());
+                             : readable(std::get<std::string>(value));
         if (item) PyDict_SetItemString(fields, name.c_str(), item);
         Py_XDECREF(item);
       }

@@ -173,9 +173,9 @@ void bind_pool(nb::module_& m) {
               text = statistics_json(session->pool(), session->ready_state().populated_bytes,
                                      session->ready_state().ready);
             }
-            return text;
+            return nb::bytes(text.data(), text.size());
           },
-          "The pool's figures as JSON text.")
+          nb::sig("def _statistics(self) -> bytes"), "The pool's figures as JSON text in UTF-8.")
       .def(
           "_data_range",
           [](Handle& handle) {

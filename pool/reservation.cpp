@@ -125,6 +125,7 @@ void abandon_parts(Pool& pool, const Reservation& r) {
 
 Outcome sealed_outcome(Pool& pool, const Reservation& r) {
   add_child(pool, pool.cold[r.slot].parent.load(std::memory_order_relaxed));
+  count_resident(pool, 1);
   pool.count(Counter::kStored);
   pool.count(Counter::kStoredBytes, r.size_bytes);
   return Outcome::kStored;

@@ -106,7 +106,7 @@ constexpr uint32_t parts_total(uint64_t word) { return word & 255; }
 constexpr uint32_t parts_done_mask(uint64_t word) { return (word >> 16) & 0xffff; }
 constexpr uint64_t part_done_bit(uint32_t part) { return 1ull << (16 + part); }
 constexpr bool parts_complete(uint64_t word) {
-  return parts_done_mask(word) == (1u << parts_total(word)) - 1;
+  return parts_total(word) <= kPartLimit && parts_done_mask(word) == (1u << parts_total(word)) - 1;
 }
 
 // ---- segment word: state : 8 | generation : 56

@@ -1,10 +1,10 @@
 """Maru: one shared-memory pool of KV cache, read in place by every inference process of a host.
 
-    pool = maru.Pool.open("maru:///demo?size=4GiB")
-    ns = pool.namespace(maru.Identity(model="my-model", kv_layout="my-engine/1"))
-    keys = ns.chunk_keys(token_ids, chunk_tokens=256)
-    with pool.pin(keys) as prefix:
-        for view in prefix.views: ...
+pool = maru.Pool.open("maru:///demo?size=4GiB")
+ns = pool.namespace(maru.Identity(model="my-model", kv_layout="my-engine/1"))
+keys = ns.chunk_keys(token_ids, chunk_tokens=256)
+with pool.pin(keys) as prefix:
+    for view in prefix.views: ...
 """
 
 from maru.errors import MaruError

@@ -14,7 +14,7 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from maru.errors import BadUrl, PoolMismatch, PoolNotFound
 
@@ -36,9 +36,10 @@ def parse_size(text: str) -> int:
     Raises BadUrl for anything else, for negative numbers and for sizes of 2**63 bytes and more.
     """
     match = _SIZE.fullmatch(text.strip())
-    if not match:
+    if not match or len(text) > 64:
         raise BadUrl(f"{text!r} is not a size; write 64GiB, 512M or a number of bytes")
-    size = int(float(match[1]) * (1 << _POWERS[match[2].upper()])) if "." in match[1] else int(match[1]) << _POWERS[match[2].upper()]
+    unit = 1 << _POWERS[match[2].upper()]
+    size = int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
     if not 0 < size < 1 << 63:
         raise BadUrl(f"{text!r} is not a size between 1 byte and 8 EiB")
     return size
@@ -91,7 +92,11 @@ class PoolConfig:
     def url(self) -> str:
         """The shortest URL that names this pool."""
         base = default_folder(self.name)
-        return f"maru:///{self.name}" if base == self.folder else f"maru:///{self.name}?dir={self.folder.parent}"
+        return (
+            f"maru:///{self.name}"
+            if base == self.folder
+            else f"maru:///{self.name}?dir={quote(str(self.folder.parent))}"
+        )
 
 
 def shared_memory_root() -> Path:
@@ -114,7 +119,7 @@ def _count(query: dict[str, str], name: str, default: int, limit: int) -> int:
     text = query.get(name)
     if text is None:
         return default
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= limit:
+    if not text.isascii() or not text.isdigit() or len(text) > 20 or not 0 < int(text) <= limit:
         raise BadUrl(f"{name}={text} is not a number from 1 to {limit}")
     return int(text)
 
@@ -129,7 +134,10 @@ def parse_url(url: str) -> PoolConfig:
     """Read a pool URL. Raises BadUrl, which says what is wrong and what the form is."""
     if not isinstance(url, str):
         raise BadUrl(f"a pool URL is a str, not {type(url).__name__}")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise BadUrl(f"{redact(url)!r} is not a URL: {error}") from None
     if parts.scheme != "maru":
         raise BadUrl(f"{redact(url)!r} does not begin with maru://")
     if parts.netloc:
@@ -138,9 +146,7 @@ def parse_url(url: str) -> PoolConfig:
         raise BadUrl(f"{redact(url)!r} has a fragment (#...)")
     name = unquote(parts.path[1:])
     if not _NAME.fullmatch(name):
-        raise BadUrl(
-            f"{name!r} is not a pool name: 1 to 64 letters, digits, '_', '-' or '.', not beginning with '.'"
-        )
+        raise BadUrl(f"{name!r} is not a pool name: 1 to 64 letters, digits, '_', '-' or '.', not beginning with '.'")
     query: dict[str, str] = {}
     for key, value in parse_qsl(parts.query, keep_blank_values=True):
         if key not in _KNOWN:
@@ -217,5 +223,12 @@ def secure_folder(config: PoolConfig, create: bool) -> None:
             raise PoolMismatch(f"cannot use {folder}: {error.strerror}", path=str(folder)) from error
         if not stat.S_ISDIR(state.st_mode):
             raise PoolMismatch(f"{folder} is not a folder (a link or a file stands in its place)", path=str(folder))
-        if is_ours and state.st_uid != os.getuid() and not (config.group or state.st_mode & 0o070):
-            raise PoolMismatch(f"{folder} belongs to another user (uid {state.st_uid})", path=str(folder))
+        is_shared = config.group and folder != shared_memory_root()
+        if is_ours and state.st_uid != os.getuid() and not is_shared:
+            raise PoolMismatch(
+                f"{folder} belongs to another user (uid {state.st_uid}); for a pool that users share say "
+                "dir=PLACE&share=group",
+                path=str(folder),
+            )
+        if is_ours and state.st_mode & 0o002:
+            raise PoolMismatch(f"anybody may write to {folder}; chmod o-w it first", path=str(folder))

@@ -9,8 +9,8 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or os.environ.get("MARU_CORE") != "testing":
-    from maru import _native as core
+    import maru._native as core
 else:
-    from maru import _native_testing as core
+    import maru._native_testing as core
 
 __all__ = ["core"]

@@ -27,8 +27,8 @@ Draft = core.Draft
 
 
 def _process_name() -> str:
-    program = Path(sys.argv[0] if sys.argv and sys.argv[0] else sys.executable).name
-    return program or "python"
+    program = Path(sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-", "-c", "-m") else sys.executable)
+    return program.parent.name if program.name == "__main__.py" else program.name
 
 
 class Pool(core.PoolCore):
@@ -63,7 +63,10 @@ class Pool(core.PoolCore):
                     raise
             try:
                 return cls._create(config)
-            except (PoolExists, PoolNotFound) as error:  # Somebody was faster, with creating or with destroying.
+            except (
+                PoolExists,
+                PoolNotFound,
+            ) as error:  # Somebody was faster, with creating or with destroying.
                 if time.monotonic() > deadline:
                     raise PoolBusy(f"{redact(url)} keeps appearing and vanishing", path=str(config.folder)) from error
 
@@ -137,7 +140,7 @@ class Pool(core.PoolCore):
         Walks the whole index (milliseconds on a large pool). `chunks`, `counters`, `segments`, `classes`,
         `namespaces`, `processes` and `eviction` are nested.
         """
-        figures: dict[str, Any] = json.loads(self._statistics())
+        figures: dict[str, Any] = json.loads(self._statistics().decode("utf-8", "replace"))
         return figures
 
     def __enter__(self) -> Pool:

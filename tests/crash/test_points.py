@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_a_reader_does_not_notice_a_death_beside_it(point: str, tour_url: str) -
         with spawn(tour.walk, tour_url, die_at=point, after=2) as walker:
             assert walker.wait() in (0, -signal.SIGKILL)
         assert is_right(key, view)
-        if point.startswith("destroy.") or not os.path.exists(f"{pool.folder}/index"):
+        if point.startswith("destroy.") or not Path(pool.folder, "index").exists():
             assert pool.get(key) is None  # The walker destroyed it: misses, not errors.
             return
         assert_all_is_well(pool)
@@ -162,16 +163,14 @@ def test_a_pin_that_arrives_during_eviction_is_seen(tour_url: str, evictor_dies:
     with maru.Pool.open(tour_url) as pool:
         tour.store(pool, 0, tour.SMALL)
         point = "evict.before_revert" if evictor_dies else None
-        with (
-            spawn(read_one, tour_url, die_at="pin.before", action="stop") as reader,
-            spawn(remove_one_in_two_steps, tour_url, point) as evictor,
-        ):
+        with spawn(read_one, tour_url, die_at="pin.before", action="stop") as reader:
             reader.wait_stopped()  # It has read SEALED, and pins as soon as it goes on.
-            evictor.wait_stopped()  # It has written EVICTING.
-            reader.resume()
-            assert reader.line() in ("hit", "miss")
-            evictor.resume()
-            assert evictor.wait() in (0, -signal.SIGKILL)
+            with spawn(remove_one_in_two_steps, tour_url, point) as evictor:
+                evictor.wait_stopped()  # It has written EVICTING.
+                reader.resume()
+                assert reader.line() in ("hit", "miss")
+                evictor.resume()
+                assert evictor.wait() in (0, -signal.SIGKILL)
         assert_all_is_well(pool)
 
 

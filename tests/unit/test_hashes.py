@@ -160,9 +160,7 @@ def test_every_path_hashes_equal_inputs_like_single_ones(path: str) -> None:
     for input_size in sizes:
         for count in {0, 1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 32, 33, 40} if input_size <= 4096 else {1, 3, 9}:
             inputs = NOISE[7 : 7 + input_size * count]
-            expected = b"".join(
-                reference_blake3(inputs[i * input_size : (i + 1) * input_size]) for i in range(count)
-            )
+            expected = b"".join(reference_blake3(inputs[i * input_size : (i + 1) * input_size]) for i in range(count))
             assert _native.blake3_equal_inputs_with(path, inputs, input_size) == expected, (input_size, count)
 
 
@@ -202,9 +200,7 @@ def test_every_path_gives_the_xxh3_of_every_short_length(path: str, seed: int) -
 def test_every_path_gives_the_xxh3_of_lengths_around_whole_blocks(path: str) -> None:
     for blocks in (2, 3, 16, 1000):
         for size in (blocks * 1024 + extra for extra in (-65, -64, -63, -1, 0, 1, 63, 64, 65)):
-            assert _native.xxh3_64_with(path, NOISE[:size], 5) == xxhash.xxh3_64_intdigest(NOISE[:size], 5), (
-                size
-            )
+            assert _native.xxh3_64_with(path, NOISE[:size], 5) == xxhash.xxh3_64_intdigest(NOISE[:size], 5), size
 
 
 @REPEATABLE
@@ -237,9 +233,7 @@ def test_chunk_keys_never_change() -> None:
     [(0, 1), (1, 1), (700, 1), (100, 7), (5000, 16), (1023, 64), (255, 256), (5120, 256), (5375, 256),
      (9000, 300), (4096, 1024), (40_000, 4096), (16_384, 16_384), (50_000, 16_385), (120_000, 50_000)],
 )  # fmt: skip
-def test_chunk_keys_follow_their_definition_for_every_type(
-    dtype: Any, token_count: int, chunk_tokens: int
-) -> None:
+def test_chunk_keys_follow_their_definition_for_every_type(dtype: Any, token_count: int, chunk_tokens: int) -> None:
     tokens = random.Random(token_count).choices(range(2**31), k=token_count)
     keys = _native.chunk_keys(np.array(tokens, dtype=dtype), chunk_tokens, SEED)
     assert keys == reference_keys(tokens, chunk_tokens, SEED)
@@ -247,9 +241,7 @@ def test_chunk_keys_follow_their_definition_for_every_type(
 
 
 @REPEATABLE
-@given(
-    st.lists(st.integers(0, 2**31 - 1), max_size=300), st.integers(1, 90), st.binary(min_size=16, max_size=16)
-)
+@given(st.lists(st.integers(0, 2**31 - 1), max_size=300), st.integers(1, 90), st.binary(min_size=16, max_size=16))
 def test_chunk_keys_follow_their_definition(tokens: list[int], chunk_tokens: int, seed: bytes) -> None:
     expected = reference_keys(tokens, chunk_tokens, seed)
     assert _native.chunk_keys(np.array(tokens, np.int32), chunk_tokens, seed) == expected

@@ -20,7 +20,7 @@ __all__ = ["run_demo"]
 
 
 def run_demo(*, cache_dir: Path, pool_url: str | None, json_output: bool, keep: bool) -> int:
-    """Run the demo and return the exit code: 0 every promise held, 1 one did not, 2 it could not run.
+    """Run the demo and return the exit code: 0 every promise held, 1 one did not, 3 it could not run.
 
     `cache_dir` holds the converted model and the text between runs (650 MB). Without `pool_url` the demo
     makes a pool of its own and destroys it at the end, unless `keep`. A pool that was named is left as it

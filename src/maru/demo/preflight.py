@@ -64,11 +64,7 @@ def pool_bytes_for(shm_free_bytes: int) -> int | None:
 def find_problems(cache_dir: Path, *, model_is_cached: bool, own_pool: bool) -> list[Finding]:
     """Everything that would stop the demo on this machine; empty when nothing would."""
     if platform.system() != "Linux":
-        return [
-            Finding(
-                f"Maru needs Linux, this is {platform.system()}", "docker run --shm-size=4g -it python:3.12"
-            )
-        ]
+        return [Finding(f"Maru needs Linux, this is {platform.system()}", "docker run --shm-size=4g -it python:3.12")]
     found = []
     if own_pool:
         found += _shared_memory()
@@ -145,8 +141,7 @@ def _shared_memory() -> list[Finding]:
         Finding(
             f"{free // MIB} MiB are free in {SHM}, the demo's pool needs {needed} MiB "
             "(a container gets 64 MiB unless told)",
-            "docker run --shm-size=4g …   or   docker run --ipc=host …   or, as root: "
-            f"mount -o remount,size=4G {SHM}",
+            f"docker run --shm-size=4g …   or   docker run --ipc=host …   or, as root: mount -o remount,size=4G {SHM}",
         )
     ]
 

@@ -38,7 +38,7 @@ class Stage:
 
     def failure(self, error: MaruError) -> None:
         """The demo ended early: what went wrong, with its numbers, and what to do."""
-        self._console.print(f"\n[bold red]{type(error).__name__}[/bold red]: {escape(str(error))}")
+        self._console.print(f"\n[bold red]{type(error).__name__}[/bold red]: {escape(error.message)}")
         if error.hint:
             self._console.print(f"  {escape(error.hint)}")
 
@@ -92,8 +92,7 @@ class Stage:
     def torch(self, torch: Torch) -> None:
         build = f"a CUDA {torch.cuda} build" if torch.cuda else "a CPU build"
         self._console.print(
-            f"  torch {torch.version} ({build}), transformers {torch.transformers_version}; "
-            "the demo runs on the CPU"
+            f"  torch {torch.version} ({build}), transformers {torch.transformers_version}; the demo runs on the CPU"
         )
         if torch.cuda:
             self._console.print(
@@ -131,10 +130,10 @@ class Stage:
         self._console.print()
         self._console.print(table)
         self._console.print(
-            "  [dim]TTFT: time to first token. Shared in place: KV bytes read where another process wrote\n"
-            "  them, in the pool's memory; from there they are copied once, into the model's own cache.\n"
-            "  Copied between processes: bytes that the answering thread moved through files, pipes or\n"
-            "  sockets meanwhile, as Linux counts them.[/dim]"
+            "  [dim]TTFT: time to first token. Shared in place: KV bytes read in the pool's memory, where\n"
+            "  A (or an earlier turn) wrote them; from there they are copied once, into the model's own\n"
+            "  cache. Copied between processes: bytes that the answering thread moved through files,\n"
+            "  pipes or sockets meanwhile, as Linux counts them.[/dim]"
         )
 
     def promises(self, promises: dict[str, bool]) -> None:

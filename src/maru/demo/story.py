@@ -17,6 +17,8 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,8 @@ from maru.errors import MaruError
 
 __all__ = ["tell"]
 
-KEPT, BROKEN, COULD_NOT_RUN = 0, 1, 2
+# 2 is what the command line says to options that it cannot read.
+KEPT, BROKEN, COULD_NOT_RUN = 0, 1, 3
 REUSED_TOKENS_PROMISED = 2048
 PREFIX_QUESTION = QUESTIONS[0]
 TURNS_OF_B = QUESTIONS[1:4]
@@ -53,9 +56,7 @@ def tell(*, cache_dir: Path, pool_url: str | None, json_output: bool, keep: bool
     """Run the demo; see `maru.demo.run_demo`."""
     stage = Stage(to_stderr=json_output)
     own_pool = pool_url is None
-    found = preflight.find_problems(
-        cache_dir, model_is_cached=is_complete(cache_dir / FOLDER_NAME), own_pool=own_pool
-    )
+    found = preflight.find_problems(cache_dir, model_is_cached=is_complete(cache_dir / FOLDER_NAME), own_pool=own_pool)
     with stage.step("Looking at this machine"):
         torch = preflight.find_torch()
     if isinstance(torch, preflight.Finding):
@@ -74,12 +75,8 @@ def tell(*, cache_dir: Path, pool_url: str | None, json_output: bool, keep: bool
             model_folder = ensure_model(cache_dir, report=report)
             text_file = ensure_text(cache_dir, report=report)
         started = time.perf_counter()
-        maru.Pool.open(url).close()
-        try:
+        with _pool_for_the_story(url, destroy=own_pool and not keep):
             facts = _acts(stage, model_folder, text_file, url)
-        finally:
-            if own_pool and not keep:
-                maru.Pool.destroy(url, force=True)
     except MaruError as error:
         stage.failure(error)
         if json_output:
@@ -96,6 +93,21 @@ def tell(*, cache_dir: Path, pool_url: str | None, json_output: bool, keep: bool
     return KEPT if all(promises.values()) else BROKEN
 
 
+@contextmanager
+def _pool_for_the_story(url: str, *, destroy: bool) -> Iterator[None]:
+    """The pool exists inside the block; `destroy` removes it whatever ends it, a closed terminal too."""
+    endings = (signal.SIGTERM, signal.SIGHUP)
+    before = {ending: signal.signal(ending, lambda number, _: sys.exit(128 + number)) for ending in endings}
+    try:
+        maru.Pool.open(url).close()
+        yield
+    finally:
+        for ending, handler in before.items():
+            signal.signal(ending, handler)
+        if destroy:
+            maru.Pool.destroy(url, force=True)
+
+
 def _acts(stage: Stage, model_folder: Path, text_file: Path, url: str) -> Facts:
     facts = Facts()
     talk = [{"role": "user", "content": opening(text_file)}]
@@ -105,9 +117,7 @@ def _acts(stage: Stage, model_folder: Path, text_file: Path, url: str) -> Facts:
         with stage.step(f"A loads {MODEL_NAME} (float32) and attaches to {url}"):
             a.wait_ready()
         with stage.step("A computes the prompt, answers, and stores the prompt's KV cache in the pool"):
-            facts.first = a.ask(
-                {"do": "answer", "messages": talk, "max_new_tokens": MAX_NEW_TOKENS, "with_pool": True}
-            )
+            facts.first = a.ask({"do": "answer", "messages": talk, "max_new_tokens": MAX_NEW_TOKENS, "with_pool": True})
         _first_figures(stage, facts.first)
         stage.quote("A", PREFIX_QUESTION, facts.first["answer"])
         talk.append({"role": "assistant", "content": facts.first["answer"]})
@@ -179,18 +189,14 @@ def promises_of(facts: Facts) -> dict[str, bool]:
             turn.reused_tokens >= enough for turn in of_b
         ),
         "every answer is the same with and without the pool": all(turn.same_answer for turn in facts.turns),
-        "no KV bytes were copied between processes": all(
-            turn.bytes_copied in (0, None) for turn in facts.turns
-        ),
+        "no KV bytes were copied between processes": all(turn.bytes_copied in (0, None) for turn in facts.turns),
         "A was killed mid-store: its half-written chunk is gone and check() is clean": (
             facts.kill["signal"] == signal.SIGKILL
             and facts.kill["readable"] == 0
             and facts.kill["reservation"] == "RESERVED"
             and facts.kill["violations"] == []
         ),
-        "C, started when A and B were gone, found the cache warm": all(
-            turn.reused_tokens >= enough for turn in of_c
-        ),
+        "C, started when A and B were gone, found the cache warm": all(turn.reused_tokens >= enough for turn in of_c),
     }
 
 

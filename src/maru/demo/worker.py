@@ -57,9 +57,7 @@ class Worker:
         """Answer greedily, cold or through the pool, and report times, tokens and bytes."""
         prompt = self.prompt(messages)
         moved_before = _bytes_through_syscalls()
-        made = generate_greedy(
-            self.model, prompt, max_new_tokens=max_new_tokens, door=self.door if with_pool else None
-        )
+        made = generate_greedy(self.model, prompt, max_new_tokens=max_new_tokens, door=self.door if with_pool else None)
         moved = _bytes_through_syscalls()
         return {
             "prompt_tokens": made.prompt_tokens,

@@ -27,8 +27,8 @@ differ). `generate` here therefore stores what a prefill computed, the prompt, a
 answer gets into the pool with the next turn's prefill. Whoever would rather save those few tokens passes
 prompt and answer to `store`.
 
-Batch size 1, no padding. One door belongs to one model whose weights, adapter and attention implementation
-stay as they are. CUDA devices take the same path but are not covered by tests.
+Batch size 1, no padding. One door belongs to one thread and one model, whose weights, adapter and attention
+implementation stay as they are. CUDA devices take the same path but are not covered by tests.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from maru.engine.transformers_fit import ModelRefused, cache_shape, identity_of,
 from maru.errors import MaruError
 
 if TYPE_CHECKING:
-    from maru import Pool
+    from maru import Pool, Reservation
 
 __all__ = ["ChunkRefused", "Counters", "Generation", "ModelRefused", "PoolCache", "generate_greedy"]
 
@@ -62,10 +62,8 @@ class ChunkRefused(MaruError):
 
     hint = "two programs share this tenant and disagree about the layout; give one of them another tenant"
 
-    def __init__(self, found_bytes: int, expected_bytes: int) -> None:
-        super().__init__(f"a chunk of {found_bytes} bytes where this model's chunks have {expected_bytes}")
-        self.found_bytes = found_bytes
-        self.expected_bytes = expected_bytes
+    found_bytes: int = 0
+    expected_bytes: int = 0
 
 
 @dataclass
@@ -227,7 +225,11 @@ class PoolCache:
         )
         for index, view in enumerate(views):
             if view.nbytes != self.chunk_bytes:
-                raise ChunkRefused(view.nbytes, self.chunk_bytes)
+                raise ChunkRefused(
+                    f"a chunk of {view.nbytes} bytes where this model's have {self.chunk_bytes}",
+                    found_bytes=view.nbytes,
+                    expected_bytes=self.chunk_bytes,
+                )
             chunk = torch.frombuffer(view, dtype=shape.dtype).view(self.chunk_shape)
             whole[:, :, 0, :, index * size : (index + 1) * size].copy_(chunk)
         return whole
@@ -249,23 +251,21 @@ class PoolCache:
             parent = key
 
     def _store_one(self, key: bytes, parent: bytes | None, past: Any, index: int) -> Outcome:
-        with self._pool.reserve(
-            key, self.chunk_bytes, namespace=self.namespace, parent=parent
-        ) as reservation:
+        with self._pool.reserve(key, self.chunk_bytes, namespace=self.namespace, parent=parent) as reservation:
             if reservation.outcome is not Outcome.RESERVED:
                 return reservation.outcome
-            self._copy_in(reservation.buffer, past, index)
+            self._copy_in(reservation, past, index)
             outcome = reservation.seal()
         if outcome is Outcome.STORED:
             self.counters.bytes_stored += self.chunk_bytes
         return outcome
 
-    def _copy_in(self, buffer: memoryview, past: Any, index: int) -> None:
+    def _copy_in(self, reservation: Reservation, past: Any, index: int) -> None:
         """Write chunk `index` of `past` into the pool.
 
         A frame of its own, since `seal` refuses while a tensor still looks into the buffer.
         """
-        chunk = torch.frombuffer(buffer, dtype=self._shape.dtype).view(self.chunk_shape)
+        chunk = torch.frombuffer(reservation.buffer, dtype=self._shape.dtype).view(self.chunk_shape)
         tokens = slice(index * self.chunk_tokens, (index + 1) * self.chunk_tokens)
         for layer_index, layer in enumerate(past.layers):
             chunk[layer_index, 0].copy_(layer.keys[0, :, tokens])
@@ -282,9 +282,7 @@ class PoolCache:
             or tuple(layer.values.shape) != wanted
             for layer in layers
         ):
-            raise ValueError(
-                f"past is not a DynamicCache of this model with {shape.layers} layers of {wanted}"
-            )
+            raise ValueError(f"past is not a DynamicCache of this model with {shape.layers} layers of {wanted}")
 
     def _failed(self, doing: str, error: MaruError) -> None:
         self.counters.failures += 1
@@ -293,9 +291,7 @@ class PoolCache:
             log.warning("could not %s, computing it instead (logged once): %s", doing, error)
 
 
-def generate_greedy(
-    model: Any, input_ids: Any, *, max_new_tokens: int, door: PoolCache | None = None
-) -> Generation:
+def generate_greedy(model: Any, input_ids: Any, *, max_new_tokens: int, door: PoolCache | None = None) -> Generation:
     """Answer one prompt ([n] or [1, n]) greedily; without a door, cold: the whole prompt is computed.
 
     Both ways run the same code, so that their times compare. The prompt is stored after the first token is

@@ -71,9 +71,7 @@ def refuse_by_config(model: Any) -> None:
         raise ModelRefused(f"{name}: transformers builds no DynamicCache for it ({error!r})") from error
     kinds = sorted({type(layer).__name__ for layer in layers})
     if kinds != [DynamicLayer.__name__]:
-        raise ModelRefused(
-            f"{name} does not keep every token in every layer: it caches in {', '.join(kinds)}"
-        )
+        raise ModelRefused(f"{name} does not keep every token in every layer: it caches in {', '.join(kinds)}")
 
 
 def cache_shape(model: Any) -> CacheShape:
@@ -94,9 +92,7 @@ def cache_shape(model: Any) -> CacheShape:
             f"with tensors of {len(seen)} shapes: {sorted(str(one) for one in seen)}"
         )
     ((shape, dtype, device),) = seen
-    return CacheShape(
-        layers=len(past.layers), kv_heads=shape[1], head_dim=shape[3], dtype=dtype, device=device
-    )
+    return CacheShape(layers=len(past.layers), kv_heads=shape[1], head_dim=shape[3], dtype=dtype, device=device)
 
 
 def identity_of(

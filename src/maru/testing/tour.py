@@ -112,7 +112,7 @@ def visit_namespaces(pool: Pool) -> None:
 
 
 def visit_eviction(pool: Pool) -> None:
-    """More than fits, in three sizes, with chunks pinned: eviction, and slabs that change their chunk size or cannot."""
+    """More than fits, in three sizes, with chunks pinned: eviction, and slabs that change their size or cannot."""
     pinned = pool.get(key_of(0, "prefix"))
     for n in range(80):
         store(pool, n, LARGE, "large")
@@ -145,7 +145,11 @@ def visit_the_dead(pool: Pool) -> None:
         key = key_of(attempt, "dead")
 
         def hold(child: Pool, key: bytes = key) -> object:
-            rest = child.reserve(key_of(0, "left"), SMALL), child.allocate(SMALL), child.get(key_of(0, "prefix"))
+            rest = (
+                child.reserve(key_of(0, "left"), SMALL),
+                child.allocate(SMALL),
+                child.get(key_of(0, "prefix")),
+            )
             return child.reserve(key, SMALL), rest
 
         _die_with(pool, hold)

@@ -1,0 +1,76 @@
+# Everything a person does with this checkout. `make help` lists it.
+#
+# Everything goes into .venv and build/ of the checkout, nothing elsewhere; the only network used is the package
+# index. Set PYTHON to choose the interpreter, TORCH_INDEX to take torch from another index, for example
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+
+VENV_PYTHON := .venv/bin/python
+PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check
+STAMP := .venv/.maru-setup
+CORE_SOURCES := $(wildcard pool/*.cpp pool/*.h)
+
+# Read from pyproject.toml, so that a version is written down once.
+TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+NANOBIND := $(shell sed -n 's/^requires = .*"\(nanobind[^"]*\)".*/\1/p' pyproject.toml)
+SCIKIT_BUILD := $(shell sed -n 's/^requires = .*"\(scikit-build-core[^"]*\)".*/\1/p' pyproject.toml)
+
+export PYTHON TORCH_INDEX
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench lint format clean
+
+help:  ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP)  ## Make .venv with everything that the demo and the tests need, and build the core.
+
+# The stamp carries what an installation depends on: quick when nothing of it changed.
+$(STAMP): pyproject.toml CMakeLists.txt $(CORE_SOURCES)
+	@echo '==> Looking for what the build needs'
+	@sh scripts/preflight.sh
+	@test -x $(VENV_PYTHON) || { echo '==> Making .venv'; $(PYTHON) -m venv .venv; }
+	@echo '==> Installing the build tools'
+	@$(PIP) install --quiet 'pip>=24.1' '$(SCIKIT_BUILD)' '$(NANOBIND)' 'cmake>=3.20,<5' 'ninja>=1.11,<2'
+ifneq ($(strip $(TORCH_INDEX)),)
+	@echo '==> Installing $(TORCH) from the index that TORCH_INDEX names'
+	@$(PIP) install --index-url '$(TORCH_INDEX)' '$(TORCH)'
+endif
+	@echo '==> Installing the packages and building the native core (minutes, the first time)'
+	@$(PIP) install --no-build-isolation --config-settings=build-dir=build/editable \
+	  --config-settings=cmake.define.MARU_TEST_BUILD=ON --editable '.[demo,test]'
+	@cp build/editable/_native.pyi src/maru/_native.pyi  # mypy and editors look beside the sources.
+	@touch $(STAMP)
+
+demo: setup  ## Watch separate processes share one KV cache, on a real trained model.
+	@$(VENV_PYTHON) -m maru demo --cache-dir .cache
+
+test: lint  ## Lint, then run every test.
+	@echo '==> pytest'
+	@$(VENV_PYTHON) -m pytest
+
+bench: setup  ## Measure the pool on this machine.
+	@$(VENV_PYTHON) -m maru.bench
+
+lint: setup  ## Check style, types and floors.
+	@echo '==> ruff'
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/ruff format --check --quiet . || { echo 'make format puts these right:'; .venv/bin/ruff format --check .; }
+	@echo '==> clang-format'
+	@.venv/bin/clang-format --dry-run -Werror $(CORE_SOURCES)
+	@echo '==> mypy --strict'
+	@.venv/bin/mypy --strict
+	@echo '==> import-linter'
+	@.venv/bin/lint-imports --no-logo
+
+format: setup  ## Put the layout of Python and C++ sources right.
+	@.venv/bin/ruff check --quiet --fix . || true
+	@.venv/bin/ruff format .
+	@.venv/bin/clang-format -i $(CORE_SOURCES)
+
+clean:  ## Remove what was built. .venv and the demo's .cache stay; remove them by hand.
+	rm -rf build dist src/maru/_native.pyi .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -f $(STAMP)
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,206 @@
+"""What `maru stat` shows: one pool closely, or a line for each of many.
+
+Holds tables only; it gets the figures of Pool.stats() and asks nobody. Names of processes, tenants and paths
+come out of shared memory, where anybody may have written them: they pass through plain().
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from maru.config import format_size
+from maru.errors import MaruError
+
+
+@dataclass
+class SeenPool:
+    """One pool of a listing: its figures, or why there are none."""
+
+    folder: Path
+    stats: dict[str, Any] = field(default_factory=dict)
+    error: MaruError | None = None
+
+    def error_json(self) -> dict[str, Any]:
+        return {"folder": str(self.folder), "error": type(self.error).__name__, "message": str(self.error)}
+
+
+def plain(text: str) -> Text:
+    """Text from shared memory: no markup in it, and nothing that moves a terminal's cursor."""
+    return Text("".join(letter if letter.isprintable() else "?" for letter in text))
+
+
+def share(part: int, whole: int) -> str:
+    """A percentage for people, "-" of nothing."""
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def others(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The living processes of a pool, without this command."""
+    return [row for row in stats["processes"] if row["alive"] and row["pid"] != os.getpid()]
+
+
+def pairs(rows: Mapping[str, RenderableType]) -> Table:
+    """Names and values, one a line."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    for name, value in rows.items():
+        grid.add_row(name, value)
+    return grid
+
+
+def table_of_pools(pools: list[SeenPool]) -> Table:
+    """A line for each pool; those that could not be attached come last, with the reason."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("pool", "medium", "size", "used", "", "chunks", "hit rate", "processes"):
+        table.add_column(title, justify="left" if title in ("pool", "medium", "") else "right", no_wrap=True)
+    outer = Table.grid()
+    for seen in pools:
+        if seen.error:
+            continue
+        stats = seen.stats
+        table.add_row(
+            plain(seen.folder.name),
+            stats["medium"],
+            format_size(stats["size_bytes"]),
+            format_size(stats["used_bytes"]),
+            _bar(stats["used_bytes"], stats["size_bytes"], width=10),
+            f"{stats['chunks']['sealed']:,}",
+            _hit_rate(stats),
+            str(len(others(stats))),
+        )
+    if table.row_count:
+        outer.add_row(table)
+    for seen in pools:
+        if seen.error:
+            outer.add_row(Text.assemble(plain(seen.folder.name), "  ", (seen.error.message, "red")))
+    return outer
+
+
+def show_pool(console: Console, stats: Mapping[str, Any]) -> None:
+    """Everything that there is to know about one pool."""
+    size_bytes, used_bytes = stats["size_bytes"], stats["used_bytes"]
+    occupancy = Table.grid(padding=(0, 1))
+    occupancy.add_row(_bar(used_bytes, size_bytes, width=40), f"{share(used_bytes, size_bytes)} used")
+    console.print(Text.assemble(("pool ", "dim"), plain(Path(stats["folder"]).name)), occupancy)
+    console.print(_summary(stats))
+    views = (_chunks, _counters, _processes, _namespaces, _segments, _chunk_sizes)
+    for table in (view(stats) for view in views):
+        if table.row_count:
+            console.print()
+            console.print(table)
+
+
+def _bar(part: int, whole: int, width: int) -> ProgressBar:
+    return ProgressBar(total=max(whole, 1), completed=min(part, whole), width=width)
+
+
+def _hit_rate(stats: Mapping[str, Any]) -> str:
+    return share(stats["counters"]["hit_keys"], stats["counters"]["lookup_keys"])
+
+
+def _seconds(duration_ns: int) -> str:
+    seconds = duration_ns / 1e9
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A titled table. A heading that begins with ">" is of figures, and goes to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="dim", pad_edge=False)
+    for name in columns:
+        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
+    return table
+
+
+def _summary(stats: Mapping[str, Any]) -> Table:
+    counters = stats["counters"]
+    made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(stats["created_unix_ns"] / 1e9))
+    slab, unit = format_size(stats["slab_bytes"]), format_size(stats["unit_bytes"])
+    sealed, used = format_size(stats["chunk_bytes"]), format_size(stats["used_bytes"])
+    asked = f"{counters['hit_keys']:,} of {counters['lookup_keys']:,} keys asked for"
+    return pairs(
+        {
+            "folder": plain(stats["folder"]),
+            "made": f"{made}, pool format {stats['format']}",
+            "size": f"{format_size(stats['size_bytes'])}, {format_size(stats['real_bytes'])} of it real",
+            "used": f"{used}, {sealed} of it sealed chunks",
+            "index": format_size(stats["index_bytes"]),
+            "slabs": f"{stats['slab_count']:,} of {slab}, in units of {unit}",
+            "medium": f"{stats['medium']}, checksums {stats['checksum']}, copies by {stats['copy_path']}",
+            "hit rate": f"{_hit_rate(stats)}: {asked}",
+            "read in place": format_size(counters["pinned_bytes"]),
+        }
+    )
+
+
+def _chunks(stats: Mapping[str, Any]) -> Table:
+    chunks = stats["chunks"]
+    table = _table("Chunks", "state", ">count")
+    for name, count in chunks.items():
+        if count and name not in ("slots", "free_slots"):
+            table.add_row(name, f"{count:,}")
+    table.add_row("slots in use", f"{chunks['slots'] - chunks['free_slots']:,} of {chunks['slots']:,}")
+    return table
+
+
+def _counters(stats: Mapping[str, Any]) -> Table:
+    table = _table("Counters", "what", ">count")
+    for name, count in stats["counters"].items():
+        if count:
+            table.add_row(name, format_size(count) if name.endswith("_bytes") else f"{count:,}")
+    return table
+
+
+def _processes(stats: Mapping[str, Any]) -> Table:
+    table = _table("Processes", ">pid", "name", "state", ">pins", ">attached for")
+    for row in stats["processes"]:
+        table.add_row(
+            str(row["pid"]),
+            Text("this command", style="dim") if row["pid"] == os.getpid() else plain(row["name"]),
+            Text("alive", style="green") if row["alive"] else Text("dead", style="red"),
+            f"{row['pins']:,}",
+            _seconds(stats["now_ns"] - row["attached_ns"]),
+        )
+    return table
+
+
+def _namespaces(stats: Mapping[str, Any]) -> Table:
+    table = _table("Namespaces", ">id", "tenant", "digest", ">epoch", ">ttl", ">chunks", ">bytes")
+    for row in stats["namespaces"]:
+        table.add_row(
+            str(row["id"]),
+            plain(row["tenant"] or "-"),
+            row["digest"][:12],
+            str(row["epoch"]),
+            _seconds(row["ttl_ns"]) if row["ttl_ns"] else "none",
+            f"{row['chunks']:,}",
+            format_size(row["bytes"]),
+        )
+    return table
+
+
+def _segments(stats: Mapping[str, Any]) -> Table:
+    table = _table("Segments", "medium", "state", ">size", "path")
+    for row in stats["segments"]:
+        table.add_row(row["medium"], row["state"], format_size(row["bytes"]), plain(row["path"]))
+    return table
+
+
+def _chunk_sizes(stats: Mapping[str, Any]) -> Table:
+    table = _table("Chunk sizes", ">chunk", ">slabs", ">free chunks")
+    for row in stats["classes"]:
+        table.add_row(format_size(row["chunk_bytes"]), f"{row['slabs']:,}", f"{row['free_chunks']:,}")
+    return table

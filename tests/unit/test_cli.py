@@ -1,0 +1,261 @@
+"""The `maru` command, run as a person runs it, on real pools."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import maru
+import maru.demo
+from maru.cli import app
+from maru.config import shared_memory_root
+from maru.errors import PoolNotFound
+
+_numbers = itertools.count()
+KEY = b"k" * 16
+
+
+def run(*arguments: str, answer: str | None = None) -> Result:
+    return CliRunner().invoke(app, list(arguments), input=answer, env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder of pools of the test's own: other tests' pools are not in its listings."""
+    return tmp_path
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    """The name of a pool that is not there yet, and will not be there afterwards."""
+    name = f"test-cli-{os.getpid()}-{next(_numbers)}"
+    yield name
+    with contextlib.suppress(PoolNotFound):
+        maru.Pool.destroy(f"maru:///{name}", force=True)
+
+
+@pytest.fixture
+def pool(name: str) -> Iterator[maru.Pool]:
+    with maru.Pool.create(f"maru:///{name}?size=16MiB") as made:
+        yield made
+
+
+def test_stat_json_is_what_the_pool_says(pool: maru.Pool, name: str) -> None:
+    assert pool.put(KEY, b"v" * 5000) is maru.Outcome.STORED
+    result = run("stat", name, "--json")
+    assert result.exit_code == 0
+    shown, own = json.loads(result.stdout), pool.stats()
+    assert shown.keys() == own.keys()
+    for figure in ("uuid", "size_bytes", "used_bytes", "slab_bytes", "chunks"):
+        assert shown[figure] == own[figure]
+
+
+def test_stat_of_one_pool_shows_sizes_states_counters_and_processes(pool: maru.Pool, name: str) -> None:
+    pool.put(KEY, b"v" * 5000)
+    view = pool.get(KEY)
+    result = run("stat", f"maru:///{name}")
+    assert view is not None
+    assert result.exit_code == 0
+    for part in (name, "16 MiB", "sealed", "stored", "Processes", str(os.getpid()), "Segments", "100.0 %"):
+        assert part in result.stdout
+
+
+def test_looking_at_a_pool_changes_nothing_in_it(pool: maru.Pool, name: str) -> None:
+    pool.put(KEY, b"v" * 5000)
+    before = pool.stats()
+    run("stat", name)
+    after = pool.stats()
+    assert after["chunks"] == before["chunks"]
+    assert len(after["processes"]) == len(before["processes"])
+    still = {figure: count for figure, count in after["counters"].items() if figure != "sweeps"}
+    assert still == {figure: count for figure, count in before["counters"].items() if figure != "sweeps"}
+
+
+def test_stat_without_a_pool_lists_all_of_them_with_what_is_wrong_with_one(place: Path) -> None:
+    maru.Pool.create(f"maru:///good?size=4MiB&dir={place}").close()
+    maru.Pool.create(f"maru:///torn?size=4MiB&dir={place}").close()
+    (place / "torn" / "index").write_bytes(b"not an index".ljust(8192, b"!"))
+    (place / "unrelated").mkdir()
+
+    table = run("stat", "--dir", str(place))
+    assert table.exit_code == 0
+    assert "good" in table.stdout
+    assert "not a Maru index" in table.stdout
+    assert "unrelated" not in table.stdout
+
+    good, torn = json.loads(run("stat", "--dir", str(place), "--json").stdout)
+    assert good["size_bytes"] == 4 << 20
+    assert torn["error"] == "PoolMismatch"
+    assert torn["folder"] == str(place / "torn")
+
+    listed = json.loads(run("pool", "list", "--dir", str(place), "--json").stdout)
+    assert listed[0]["url"] == f"maru:///good?dir={place}"
+    assert listed[0]["processes"] == []
+    assert listed[1]["error"] == "PoolMismatch"
+
+
+def test_an_empty_place_says_how_to_make_a_pool(place: Path) -> None:
+    for command in (["stat"], ["pool", "list"]):
+        result = run(*command, "--dir", str(place))
+        assert result.exit_code == 0
+        assert "maru pool create" in result.stdout
+        assert json.loads(run(*command, "--dir", str(place), "--json").stdout) == []
+
+
+def test_a_place_with_letters_that_mean_something_in_urls_is_found(tmp_path: Path) -> None:
+    place = tmp_path / "a b&c=d+e%41"
+    place.mkdir()
+    with maru.Pool.create(f"maru:///kv?size=4MiB&dir={tmp_path}/a%20b%26c%3Dd%2Be%2541"):
+        result = run("stat", "kv", "--dir", str(place), "--json")
+        assert json.loads(result.stdout)["folder"] == str(place / "kv")
+        assert len(json.loads(run("pool", "list", "--dir", str(place), "--json").stdout)) == 1
+
+
+def test_a_hostile_name_in_shared_memory_moves_no_cursor(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["\x9b2J[red]\x7fx"])
+    with maru.Pool.create(f"maru:///kv?size=4MiB&dir={place}") as pool:
+        # The child looks, so that this process's name is shown.
+        child = [sys.executable, "-m", "maru", "stat", "kv", "--dir", str(place)]
+        shown = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True).stdout
+        assert "?2J[red]?x" in shown
+        assert pool.check() == []
+
+
+def test_create_says_what_was_obtained_and_the_pool_outlives_the_command(name: str) -> None:
+    result = run("pool", "create", f"maru:///{name}?size=8MiB")
+    assert result.exit_code == 0
+    for part in ("8 MiB", "100.0 %", "shm", "slab", f"maru:///{name}"):
+        assert part in result.stdout
+    with maru.Pool.attach(f"maru:///{name}") as pool:
+        assert pool.stats()["size_bytes"] == 8 << 20
+
+
+def test_create_json_is_the_pools_figures_and_nothing_else(name: str) -> None:
+    result = run("pool", "create", f"maru:///{name}?size=8MiB", "--json", "--no-wait")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["size_bytes"] == 8 << 20
+
+
+@pytest.mark.usefixtures("pool")
+def test_create_where_one_exists_is_one_line_and_exit_code_1(name: str) -> None:
+    result = run("pool", "create", f"maru:///{name}?size=8MiB")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert "already exists" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_destroy_names_who_uses_the_pool_and_changes_nothing(pool: maru.Pool, name: str) -> None:
+    result = run("pool", "destroy", name)
+    assert result.exit_code == 1
+    assert str(os.getpid()) in result.stderr
+    assert "--force" in result.stderr
+    assert pool.put(KEY, b"v") is maru.Outcome.STORED
+
+
+def test_destroy_with_force_turns_users_to_misses(pool: maru.Pool, name: str) -> None:
+    pool.put(KEY, b"v")
+    assert run("pool", "destroy", name, "--force", "--yes").exit_code == 0
+    assert pool.lookup(KEY) == 0
+    assert run("stat", name).exit_code == 1
+
+
+@pytest.mark.parametrize(("answer", "is_there"), [("n\n", True), ("y\n", False)])
+def test_destroy_asks_on_a_terminal(name: str, answer: str, is_there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    maru.Pool.create(f"maru:///{name}?size=4MiB").close()
+    monkeypatch.setattr("maru.cli._stdin_is_terminal", lambda: True)
+    result = run("pool", "destroy", name, answer=answer)
+    assert result.exit_code == 0
+    assert f"maru:///{name}" in result.stdout
+    assert (shared_memory_root() / name / "index").exists() is is_there
+
+
+def test_a_pool_that_is_not_there_is_one_line_with_a_hint(name: str) -> None:
+    for command in (["stat", name], ["pool", "destroy", name]):
+        result = run(*command)
+        assert result.exit_code == 1
+        assert len(result.stderr.splitlines()) == 1
+        assert "no pool at" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "maru:///kv?token=hunter2",
+        "maru:///kv?size=8MiB&password=hunter2",
+        "maru://user:hunter2@host/kv",
+        "http://user:hunter2@host/kv?api_key=hunter2",
+        "maru:///kv?secret=hunter2#fragment",
+    ],
+)
+def test_secrets_in_urls_are_never_printed(url: str) -> None:
+    for command in (["stat"], ["pool", "create"], ["pool", "destroy", "--yes"], ["demo", "--pool"]):
+        result = run(*command, url)
+        assert result.exit_code == 1
+        assert "hunter2" not in result.output
+
+
+def test_wrong_usage_is_exit_code_2(name: str) -> None:
+    assert run("stat", "--no-such-option").exit_code == 2
+    assert run("pool", "create").exit_code == 2
+    assert run("stat", f"maru:///{name}", "--dir", "/tmp").exit_code == 2
+
+
+@pytest.mark.parametrize("command", [[], ["stat"], ["demo"], *(["pool", x] for x in ("create", "list", "destroy"))])
+def test_every_help_teaches_by_example(command: list[str]) -> None:
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.count("maru ") >= 4
+
+
+def test_version_is_the_packages() -> None:
+    assert run("--version").stdout == f"maru {maru.__version__}\n"
+
+
+def test_demo_passes_its_options_on_and_exits_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {}
+
+    def run_demo(**options: object) -> int:
+        told.update(options)
+        return 7
+
+    monkeypatch.setattr(maru.demo, "run_demo", run_demo)
+    result = run("demo", "--cache-dir", "somewhere", "--pool", "maru:///kv", "--json", "--keep")
+    assert result.exit_code == 7
+    assert told == {
+        "cache_dir": Path("somewhere"),
+        "pool_url": "maru:///kv",
+        "json_output": True,
+        "keep": True,
+    }
+
+
+def test_demo_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_demo(**_: object) -> int:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(maru.demo, "run_demo", run_demo)
+    result = run("demo")
+    assert result.exit_code == 1
+    assert "pip install '.[demo]'" in result.stderr
+    assert "'torch'" in result.stderr
+
+
+def test_python_dash_m_maru_is_the_command_and_carries_only_json(pool: maru.Pool, name: str) -> None:
+    command = [sys.executable, "-m", "maru", "stat", name, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert json.loads(done.stdout)["uuid"] == pool.stats()["uuid"]
+    missing = subprocess.run([*command[:-2], f"{name}-not"], capture_output=True, text=True, check=False)
+    assert missing.returncode == 1
+    assert missing.stdout == ""
+    assert len(missing.stderr.splitlines()) == 1
