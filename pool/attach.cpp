@@ -22,9 +22,9 @@ namespace {
   throw Failure("PoolMismatch", path + ": " + what, {{"path", path}});
 }
 
-std::string hex(uint32_t value) {
-  char text[16];
-  std::snprintf(text, sizeof text, "%08x", value);
+std::string hex(uint64_t value) {
+  char text[24];
+  std::snprintf(text, sizeof text, "%08llx", static_cast<unsigned long long>(value));
   return text;
 }
 
@@ -38,8 +38,8 @@ void refuse_strangers(const std::string& path, const Superblock& super, uint64_t
     mismatch(path, "pool format " + std::to_string(super.format) + ", this version reads format " +
                        std::to_string(kPoolFormat) + "; use the version that made it, or destroy it");
   if (const uint64_t unknown = super.features_incompatible & ~kKnownIncompatibleFeatures; unknown != 0)
-    mismatch(path, "the pool uses features this version does not know (bits " +
-                       hex(static_cast<uint32_t>(unknown)) + "); upgrade this process");
+    mismatch(path, "the pool uses features this version does not know (bits " + hex(unknown) +
+                       "); upgrade this process");
   if (super.layout_crc != layout_crc())
     mismatch(path, "the pool was laid out by another build (layout " + hex(super.layout_crc) + ", ours " +
                        hex(layout_crc()) + "); use one version everywhere, or destroy the pool");
@@ -49,6 +49,8 @@ void refuse_strangers(const std::string& path, const Superblock& super, uint64_t
     mismatch(
         path,
         "the pool was made before this boot and its content is lost; Pool.open or Pool.create makes it anew");
+  if (super.state.load() != static_cast<uint64_t>(PoolState::kLive))
+    mismatch(path, "torn superblock: state word; destroy the pool and create it again");
   const std::string problem = geometry_problem(super, file_bytes, geometry);
   if (!problem.empty())
     mismatch(path, "torn superblock: " + problem + "; destroy the pool and create it again");

@@ -63,10 +63,10 @@ bool join(Pool& pool, const ReserveRequest& request, uint64_t i, uint64_t word, 
   const uint32_t shift = request.part % 8 * 8;
   Atomic<uint64_t>& owners = cold.part_owner[request.part / 8];
   if ((owners.load() >> shift & 255) != 0) return false;  // Somebody writes this part already.
-  if (!pin_again(pool, i)) return false;
+  const uint64_t extent = slot.extent.load();
+  if (!pool.extent_is_sane(extent, request.size_bytes) || !pin_again(pool, i)) return false;
   owners.fetch_or(static_cast<uint64_t>(pool.me + 1) << shift);
   MARU_POINT("part.joined");
-  const uint64_t extent = slot.extent.load();
   if (request.device) pool.owners[pool.unit_of_extent(extent)].fetch_or(kDeviceBit);
   const uint64_t deadline = now_ns() + request.deadline_ns;
   if (cold.deadline_ns.load() < deadline) cold.deadline_ns.store(deadline);
@@ -182,7 +182,8 @@ bool take_slot(Pool& pool, const ReserveRequest& request, uint64_t i, uint64_t u
   for (uint32_t w = 0; w < 2; w++)
     cold.part_owner[w].store(request.parts > 1 && request.part / 8 == w ? part_owner : 0,
                              std::memory_order_relaxed);
-  slot.extent.store(pool.extent_of_unit(unit), std::memory_order_release);
+  const uint64_t extent = pool.extent_of_unit(unit);
+  slot.extent.store(extent, std::memory_order_release);
   MARU_POINT("claim.fields_set");
   if (request.parts > 1) pin_again(pool, i);
   pool.owners[unit].store(owner_slot_word(i, device));
@@ -195,7 +196,7 @@ bool take_slot(Pool& pool, const ReserveRequest& request, uint64_t i, uint64_t u
   const uint64_t part_bytes = request.size_bytes / request.parts;
   *out = {i,
           word,
-          slot.extent.load(),
+          extent,
           request.size_bytes,
           part_bytes * request.part,
           part_bytes,

@@ -36,6 +36,12 @@ void random_bytes(uint8_t* out, size_t size) {
 
 bool is_device(const struct stat& st) { return S_ISCHR(st.st_mode); }
 
+// A header's page can be mapped alone, except where pages are huge.
+size_t header_map_bytes(const struct stat& st) {
+  const bool huge = is_device(st) || static_cast<uint64_t>(st.st_blksize) == kHugePageBytes;
+  return huge ? kHugePageBytes : sizeof(SegmentHeader);
+}
+
 // A device DAX's size: st_size is 0 there, sysfs knows.
 uint64_t device_size(const struct stat& st, const std::string& path) {
   std::ifstream in("/sys/dev/char/" + std::to_string(major(st.st_rdev)) + ":" +
@@ -80,7 +86,7 @@ struct OpenSegment {
 void refuse_strangers(const OpenSegment& segment, const struct stat& st, const std::string& folder,
                       const uint8_t boot_id[16], CreateResult& result) {
   if (!segment.device && st.st_size == 0) return;
-  const size_t map_bytes = segment.device ? kHugePageBytes : sizeof(SegmentHeader);
+  const size_t map_bytes = header_map_bytes(st);
   if (!segment.device && st.st_size < static_cast<off_t>(sizeof(SegmentHeader)))
     throw Failure(
         "PoolMismatch",
@@ -91,17 +97,18 @@ void refuse_strangers(const OpenSegment& segment, const struct stat& st, const s
     throw Failure("PoolMismatch", "cannot map " + segment.path + ": " + reason(), {{"path", segment.path}});
   const auto* header = static_cast<const SegmentHeader*>(map);
   const bool ours = header->magic.load() == kSegmentMagic;
-  // A creator that died between sizing the file and writing the header left zeros: nothing that could be
-  // lost.
+  // A creator that died between sizing the file and writing the header left zeros and holes: nothing
+  // that could be lost.
   const auto* page = static_cast<const uint8_t*>(map);
   const bool blank = std::all_of(page, page + sizeof(SegmentHeader), [](uint8_t byte) { return byte == 0; });
   const bool this_boot = std::memcmp(header->boot_id, boot_id, 16) == 0;
   const std::string other(header->index_path, strnlen(header->index_path, sizeof header->index_path));
   const bool laid_out_by_us = header->layout_crc == layout_crc();
   munmap(map, map_bytes);
+  const bool nothing_stored = blank && static_cast<uint64_t>(st.st_blocks) * 512 <= map_bytes;
   if (other == folder && laid_out_by_us) return;  // Left by a creator of this very pool that died.
   if (!ours) {
-    if (blank) return;
+    if (nothing_stored) return;
     if (segment.device) return;  // A raw device holds anything; it was named, so it may be written.
     throw Failure(
         "PoolMismatch",
@@ -126,9 +133,9 @@ void refuse_strangers(const OpenSegment& segment, const struct stat& st, const s
 void write_segment_header(const OpenSegment& segment, const SegmentGeometry& place, uint32_t number,
                           const Geometry& geometry, const CreateOptions& options, const uint8_t pool_uuid[16],
                           const uint8_t boot_id[16], uint8_t segment_uuid[16]) {
-  const size_t map_bytes = segment.device || options.segments[number].medium == Medium::kHugetlb
-                               ? kHugePageBytes
-                               : sizeof(SegmentHeader);
+  struct stat st{};
+  fstat(segment.fd.get(), &st);
+  const size_t map_bytes = header_map_bytes(st);
   void* map = mmap(nullptr, map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, segment.fd.get(), 0);
   if (map == MAP_FAILED)
     throw Failure("PoolMismatch", "cannot map " + segment.path + ": " + reason(), {{"path", segment.path}});
@@ -171,6 +178,26 @@ bool index_is_complete(const std::string& path, Superblock* out) {
   Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
   return fd && pread(fd.get(), static_cast<void*>(out), sizeof(Superblock), 0) == sizeof(Superblock) &&
          out->magic.load() == kIndexMagic;
+}
+
+// Remove a file, or disown a device, if it says that it belongs to this pool: the path came out of shared
+// memory.
+void remove_segment(const std::string& path, const uint8_t pool_uuid[16]) {
+  Descriptor fd(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  struct stat st{};
+  if (!fd || fstat(fd.get(), &st) != 0) return;
+  if (!is_device(st) && st.st_size < static_cast<off_t>(sizeof(SegmentHeader))) return;
+  const size_t map_bytes = header_map_bytes(st);
+  void* map = mmap(nullptr, map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  if (map == MAP_FAILED) return;
+  auto* header = static_cast<SegmentHeader*>(map);
+  if (header->magic.load() == kSegmentMagic && std::memcmp(header->pool_uuid, pool_uuid, 16) == 0) {
+    if (is_device(st))
+      header->magic.store(0);
+    else
+      ::unlink(path.c_str());
+  }
+  munmap(map, map_bytes);
 }
 
 // Segments without a path of their own lie in the pool's folder, whatever the index (or what a dead creator
@@ -414,7 +441,6 @@ void destroy_pool(const std::string& folder, bool force) {
         if (pread(fd.get(), static_cast<void*>(row.get()), sizeof(SegmentRow), at) != sizeof(SegmentRow))
           break;
         if (segment_state(row->word.load()) == SegmentState::kAbsent) break;
-        if (row->medium == static_cast<uint32_t>(Medium::kDevdax)) continue;
         segment_files.push_back(
             segment_path(folder, std::string(row->path, strnlen(row->path, sizeof row->path))));
       }
@@ -424,14 +450,7 @@ void destroy_pool(const std::string& folder, bool force) {
   }
   MARU_POINT("destroy.marked");
   for (const std::string& path : segment_files) {
-    // Only what says it is ours goes: the path came out of shared memory.
-    Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
-    uint64_t words[2] = {0, 0};
-    uint8_t uuid[16];
-    if (fd && pread(fd.get(), words, sizeof words, 0) == sizeof words && words[0] == kSegmentMagic &&
-        pread(fd.get(), uuid, 16, offsetof(SegmentHeader, pool_uuid)) == 16 &&
-        std::memcmp(uuid, super->pool_uuid, 16) == 0)
-      ::unlink(path.c_str());
+    remove_segment(path, super->pool_uuid);
     MARU_POINT("destroy.segment_gone");
   }
   remove_own_segments(folder);

@@ -197,6 +197,7 @@ bool evict_slot(Pool& pool, uint64_t i, uint64_t unit, bool device) {
   uint64_t word = slot.word.load(std::memory_order_acquire);
   const SlotState state = slot_state(word);
   if (!may_be_evicted(state) || is_pinned(pool, i)) return false;
+  MARU_POINT("evict.before_mark");
   const uint64_t suspect = state == SlotState::kQuarantined ? kSuspectBit : 0;
   const uint64_t generation = slot_generation(word);
   if (!slot.word.compare_exchange_strong(word,

@@ -33,13 +33,19 @@ Housekeeper::Housekeeper(Pool& pool, bool populate)
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
-Housekeeper::~Housekeeper() {
+void Housekeeper::stop() {
   {
     std::lock_guard<std::mutex> guard(mutex_);
+    if (stop_) return;
     stop_ = true;
   }
   changed_.notify_all();
   if (thread_.joinable()) thread_.join();
+}
+
+bool Housekeeper::is_stopped() {
+  std::lock_guard<std::mutex> guard(mutex_);
+  return stop_;
 }
 
 bool Housekeeper::should_stop() {

@@ -23,12 +23,16 @@ class Housekeeper {
  public:
   // `populate`: touch the data in the background too; otherwise first use pays for it.
   Housekeeper(Pool& pool, bool populate);
-  ~Housekeeper();  // Stops and joins.
+  ~Housekeeper() { stop(); }
   Housekeeper(const Housekeeper&) = delete;
 
   // Wait until ready, at most until `deadline_ns`. In a forked child, whose thread does not exist: false.
   bool wait_ready(uint64_t deadline_ns);
   ReadyState state();
+
+  // End the thread and everybody's wait. The object stays, for those who are in the middle of asking it.
+  void stop();
+  bool is_stopped();
 
   // In a forked child: the thread is gone, so there is nothing to stop.
   void abandon() { thread_.detach(); }

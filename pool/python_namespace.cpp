@@ -5,6 +5,15 @@
 
 namespace maru {
 
+Namespace::Namespace(nb::object owner, uint32_t id) : owner_(std::move(owner)), id_(id) {
+  std::memcpy(pool_uuid_, nb::cast<Handle&>(owner_).pool().super->pool_uuid, sizeof pool_uuid_);
+}
+
+bool Namespace::belongs_to(const Pool& pool) const {
+  return id_ < pool.geometry.namespace_limit &&
+         std::memcmp(pool_uuid_, pool.super->pool_uuid, sizeof pool_uuid_) == 0;
+}
+
 NamespaceRow& Namespace::row() { return nb::cast<Handle&>(owner_).pool().namespaces[id_]; }
 
 nb::bytes Namespace::digest() { return nb::bytes(row().digest, 16); }

@@ -7,8 +7,9 @@ namespace maru {
 
 class Namespace {
  public:
-  Namespace(nb::object owner, uint32_t id) : owner_(std::move(owner)), id_(id) {}
+  Namespace(nb::object owner, uint32_t id);
   uint32_t id() const { return id_; }
+  bool belongs_to(const Pool& pool) const;
   nb::bytes digest();
   uint64_t epoch();
   uint64_t bump();
@@ -20,6 +21,7 @@ class Namespace {
 
   nb::object owner_;  // The pool handle.
   uint32_t id_;
+  uint8_t pool_uuid_[16];  // A number means something in one pool only.
 };
 
 void bind_namespaces(nb::module_& m);

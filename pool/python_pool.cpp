@@ -89,7 +89,7 @@ bool wait_ready(Handle& handle, double timeout) {
       MaybeRelease no_gil(true);
       ready = session->wait_ready(std::min(deadline, now_ns() + 100 * kMillisecond));
     }
-    if (ready || now_ns() >= deadline) return ready;
+    if (ready || now_ns() >= deadline || session->is_stopped()) return ready;
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
   }
 }

@@ -33,7 +33,8 @@ class Session {
   bool is_forked() const { return pool_->is_forked.load(std::memory_order_relaxed); }
   bool wait_ready(uint64_t deadline_ns);
   ReadyState ready_state();
-  void stop_housekeeper() { housekeeper_.reset(); }
+  void stop_housekeeper() { housekeeper_->stop(); }
+  bool is_stopped() { return !housekeeper_ || housekeeper_->is_stopped(); }
   // The housekeeper's thread was not inherited; its object is left as it is.
   void abandon_housekeeper() { (void)housekeeper_.release(); }
 

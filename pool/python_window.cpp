@@ -192,9 +192,10 @@ ReserveRequest make_request(Pool& pool, Key key, nb::handle namespace_object, nb
   if (!namespace_object.is_none()) {
     if (!nb::isinstance<Namespace>(namespace_object))
       throw nb::type_error("namespace must be a maru.Namespace (Pool.namespace()) or None");
-    request.namespace_id = nb::cast<Namespace&>(namespace_object).id();
-    if (request.namespace_id >= pool.geometry.namespace_limit)
-      throw nb::value_error("this namespace belongs to another pool");
+    const Namespace& ns = nb::cast<Namespace&>(namespace_object);
+    if (!ns.belongs_to(pool))
+      throw nb::value_error("this namespace belongs to another pool; register it in this one");
+    request.namespace_id = ns.id();
   }
   if (!parent.is_none()) request.parent = find_parent(pool, one_key(parent));
   if (!ttl.is_none()) {

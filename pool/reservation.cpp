@@ -66,7 +66,8 @@ void write_header(Pool& pool, const SlotHot& slot, const SlotCold& cold, uint64_
 
 // Everything that must be true of the bytes and the slot before the word says SEALED. False: the namespace
 // was invalidated meanwhile.
-bool prepare_to_seal(Pool& pool, uint64_t i, uint64_t extent, uint64_t word) {
+bool prepare_to_seal(Pool& pool, const Reservation& r, uint64_t word) {
+  const uint64_t i = r.slot, extent = r.extent;
   SlotHot& slot = pool.hot[i];
   SlotCold& cold = pool.cold[i];
   if (!MARU_MUTANT("sealed_before_fence")) store_fence();
@@ -75,7 +76,7 @@ bool prepare_to_seal(Pool& pool, uint64_t i, uint64_t extent, uint64_t word) {
   // time.
   pool.owners[unit].store(owner_slot_word(i, false));
   if (pool.geometry.checksum == ChecksumPolicy::kAlways) {
-    const uint64_t sum = xxh3_64(pool.readable_at(extent), slot.size_bytes.load(std::memory_order_relaxed));
+    const uint64_t sum = xxh3_64(pool.readable_at(extent), r.size_bytes);
     cold.checksum.store(sum, std::memory_order_relaxed);
     slot.flags.fetch_or(kSlotChecksummed, std::memory_order_relaxed);
   }
@@ -145,7 +146,7 @@ Outcome seal_part(Pool& pool, const Reservation& r) {
     outcome = Outcome::kLost;
   } else if (parts_complete(before | part_done_bit(r.part)) || MARU_MUTANT("last_part_not_awaited")) {
     const uint64_t sealed = slot_word(SlotState::kSealed, kNobody, slot_generation(word));
-    if (prepare_to_seal(pool, r.slot, r.extent, word) && slot.word.compare_exchange_strong(word, sealed)) {
+    if (prepare_to_seal(pool, r, word) && slot.word.compare_exchange_strong(word, sealed)) {
       MARU_POINT("seal.after_word");
       sealed_outcome(pool, r);
     } else {
@@ -189,8 +190,7 @@ Outcome seal_chunk(Pool& pool, const Reservation& r) {
   if (r.parts > 1) return seal_part(pool, r);
   uint64_t word = r.word;
   const uint64_t sealed = slot_word(SlotState::kSealed, kNobody, slot_generation(word));
-  if (prepare_to_seal(pool, r.slot, r.extent, word) &&
-      pool.hot[r.slot].word.compare_exchange_strong(word, sealed)) {
+  if (prepare_to_seal(pool, r, word) && pool.hot[r.slot].word.compare_exchange_strong(word, sealed)) {
     MARU_POINT("seal.after_word");
     return sealed_outcome(pool, r);
   }
@@ -287,7 +287,8 @@ bool release_if_unpinned(Pool& pool, uint64_t i) {
   if (!slot.word.compare_exchange_strong(word,
                                          slot_word(SlotState::kReleasing, pool.me, slot_generation(word))))
     return false;
-  release_slot(pool, i, device_bit(pool, slot.extent.load()));
+  const uint64_t extent = slot.extent.load();
+  release_slot(pool, i, pool.extent_is_sane(extent, 1) && device_bit(pool, extent));
   return true;
 }
 

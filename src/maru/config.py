@@ -56,15 +56,16 @@ def format_size(size_bytes: int) -> str:
 
 def redact(url: str) -> str:
     """The URL as it may be shown: passwords and secret-looking parameters are replaced by ***."""
+    url, hash_mark, _ = url.partition("#")
     head, mark, query = url.partition("?")
-    head = re.sub(r"//[^/@]*@", "//***@", head)
+    head = re.sub(r"//.*@", "//***@", head) + ("#***" if hash_mark and not mark else "")
     if not mark:
         return head
     pairs = []
     for part in query.split("&"):
         name, equals, _ = part.partition("=")
-        pairs.append(f"{name}=***" if equals and _SECRETS.search(name) else part)
-    return head + mark + "&".join(pairs)
+        pairs.append(f"{name}=***" if equals and _SECRETS.search(unquote(name)) else part)
+    return head + mark + "&".join(pairs) + ("#***" if hash_mark else "")
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,16 @@ def parse_url(url: str) -> PoolConfig:
     """Read a pool URL. Raises BadUrl, which says what is wrong and what the form is."""
     if not isinstance(url, str):
         raise BadUrl(f"a pool URL is a str, not {type(url).__name__}")
+    if " " in url or any(char < " " or char == "\x7f" or "\ud800" <= char <= "\udfff" for char in unquote(url)):
+        raise BadUrl(f"{redact(url)!r} has a space (write %20 in a path), a control character or half a character in it")
     try:
         parts = urlsplit(url)
     except ValueError as error:
         raise BadUrl(f"{redact(url)!r} is not a URL: {error}") from None
     if parts.scheme != "maru":
         raise BadUrl(f"{redact(url)!r} does not begin with maru://")
+    if not url[len("maru:") :].startswith("//"):
+        raise BadUrl(f"{redact(url)!r} does not begin with maru:///")
     if parts.netloc:
         raise BadUrl(f"{redact(url)!r} names a host; a pool of this host has three slashes: maru:///NAME")
     if parts.fragment:
@@ -200,7 +205,10 @@ def parse_url(url: str) -> PoolConfig:
 
 def _segment_file(path: str, name: str, number: int) -> str:
     """A data path that is a folder (a mounted hugetlbfs, a disk) gets a file of the pool's name in it."""
-    return f"{path.rstrip('/')}/maru-{name}-{number}.segment" if Path(path).is_dir() else path
+    try:
+        return f"{path.rstrip('/')}/maru-{name}-{number}.segment" if Path(path).is_dir() else path
+    except OSError as error:
+        raise BadUrl(f"data= names a path that cannot be: {error.strerror}") from None
 
 
 def secure_folder(config: PoolConfig, create: bool) -> None:

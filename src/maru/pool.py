@@ -42,6 +42,7 @@ class Pool(core.PoolCore):
     def __init__(self, config: PoolConfig) -> None:
         """Attach to an existing pool; Pool.open, Pool.attach and Pool.create are the ways in."""
         self.config = config
+        self._was_measured = False
         super().__init__(str(config.folder), _process_name(), config.populate)
 
     @classmethod
@@ -133,6 +134,25 @@ class Pool(core.PoolCore):
         """
         digest = core.blake3(identity.encode(), 16)
         return self._register_namespace(digest, identity.tenant, ttl)
+
+    def wait_ready(self, timeout: float) -> bool:
+        """Wait until all memory that the medium gives is real and touched in this process.
+
+        From then on the first use of a chunk is as fast as the next. False when `timeout` seconds did not suffice. A
+        medium that gave less than the pool's size is one warning with both figures; the pool works with what there is.
+        """
+        ready = super().wait_ready(timeout)
+        if ready and not self._was_measured:
+            self._was_measured = True
+            figures = self.stats()
+            if figures["real_bytes"] < figures["size_bytes"]:
+                _log.warning(
+                    "pool %s got %s of the %s it was made for: the medium or a memory limit gives no more",
+                    self.config.name,
+                    format_size(figures["real_bytes"]),
+                    format_size(figures["size_bytes"]),
+                )
+        return ready
 
     def stats(self) -> dict[str, Any]:
         """The pool's figures: sizes in bytes, chunks by state, counters since creation, processes, namespaces.
