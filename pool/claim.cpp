@@ -2,6 +2,10 @@
 
 #include <sched.h>
 
+#include <algorithm>
+#include <array>
+#include <functional>
+
 #include "allocator.h"
 #include "chunk_index.h"
 #include "cleaner.h"
@@ -137,18 +141,22 @@ uint64_t find_free_slot(Pool& pool, Key key, uint64_t protect_parent) {
   for (const uint64_t bucket : {home, next})
     for (uint64_t i = bucket * kBucketSlots; i < (bucket + 1) * kBucketSlots; i++)
       if (slot_state(pool.hot[i].word.load(std::memory_order_acquire)) == SlotState::kFree) return i;
-  // Leaves before parents, as everywhere.
-  for (const bool leaves_only : {true, false})
-    for (const uint64_t bucket : {home, next})
-      for (uint64_t i = bucket * kBucketSlots; i < (bucket + 1) * kBucketSlots; i++) {
-        if (protect_parent != 0 && parent_slot(protect_parent) == i) continue;
-        if (leaves_only && pool.hot[i].children.load(std::memory_order_relaxed) != 0) continue;
-        const uint64_t size = pool.hot[i].size_bytes.load(std::memory_order_relaxed);
-        if (!drop_slot(pool, i)) continue;
-        pool.count(Counter::kEvicted);
-        pool.count(Counter::kEvictedBytes, size);
-        if (slot_state(pool.hot[i].word.load(std::memory_order_acquire)) == SlotState::kFree) return i;
-      }
+  // Both full: the one that eviction would choose among these thirty.
+  std::array<std::pair<uint32_t, uint64_t>, 2 * kBucketSlots> order;
+  uint32_t count = 0;
+  for (const uint64_t bucket : {home, next})
+    for (uint64_t i = bucket * kBucketSlots; i < (bucket + 1) * kBucketSlots; i++)
+      if (protect_parent == 0 || parent_slot(protect_parent) != i)
+        order[count++] = {eviction_order(pool, i), i};
+  std::sort(order.begin(), order.begin() + count, std::greater<>());
+  for (uint32_t n = 0; n < count && order[n].first != 0; n++) {
+    const uint64_t i = order[n].second, size = pool.hot[i].size_bytes.load(std::memory_order_relaxed);
+    if (!drop_slot(pool, i)) continue;
+    pool.count(Counter::kEvicted);
+    pool.count(Counter::kEvictedBytes, size);
+    pool.count(Counter::kCrowdedOut);
+    if (slot_state(pool.hot[i].word.load(std::memory_order_acquire)) == SlotState::kFree) return i;
+  }
   return UINT64_MAX;
 }
 

@@ -34,6 +34,7 @@ enum class Counter : uint32_t {
   kReclassed,       // Slabs given another chunk size.
   kSpaceRefused,    // The medium gave no more space.
   kSweeps,
+  kCrowdedOut,  // Evicted although there was room, because both buckets of a key were full.
   kCount,
 };
 
@@ -44,7 +45,7 @@ inline constexpr const char* kCounterNames[] = {
     "removed",       "evicted",       "evicted_bytes", "evicted_parents",
     "evict_reverts", "expired",       "revoked",       "quarantined",
     "cooled",        "reaped",        "resolved",      "lock_steals",
-    "reclassed",     "space_refused", "sweeps",
+    "reclassed",     "space_refused", "sweeps",        "crowded_out",
 };
 static_assert(sizeof(kCounterNames) / sizeof(kCounterNames[0]) == static_cast<size_t>(Counter::kCount));
 

@@ -273,6 +273,14 @@ uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t protect_par
   return kNoUnit;
 }
 
+uint32_t eviction_order(Pool& pool, uint64_t i) {
+  const uint64_t word = pool.hot[i].word.load(std::memory_order_acquire);
+  if (!may_be_evicted(slot_state(word)) || is_pinned(pool, i)) return 0;
+  const uint32_t age = rank(pool, i, word);
+  const bool leaf = age >= kAgeOrphan || pool.hot[i].children.load(std::memory_order_relaxed) == 0;
+  return 1 + age + (leaf ? 2 * kAgeStale : 0);
+}
+
 uint64_t slab_value(Pool& pool, uint64_t slab, uint64_t chunk_units) {
   if (chunk_units == 0 || chunk_units > pool.geometry.units_per_slab) return kSlabNotEvictable;
   const uint64_t count = pool.geometry.units_per_slab / chunk_units,

@@ -56,6 +56,10 @@ bool evict_slot(Pool& pool, uint64_t slot, uint64_t unit, bool device);
 // As evict_slot, and give the extent back. For remove, expiry and full buckets.
 bool drop_slot(Pool& pool, uint64_t slot);
 
+// Where a slot stands in the order of leaving: 0 when it cannot go, higher goes sooner, leaves before
+// parents.
+uint32_t eviction_order(Pool& pool, uint64_t slot);
+
 // How much would be lost by emptying a slab: 0 for nothing. kSlabNotEvictable when something in it cannot go.
 inline constexpr uint64_t kSlabNotEvictable = UINT64_MAX;
 uint64_t slab_value(Pool& pool, uint64_t slab, uint64_t chunk_units);
