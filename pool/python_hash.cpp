@@ -6,13 +6,13 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "blake3.h"
 #include "chunk_keys.h"
 #include "copy.h"
+#include "python_gil.h"
 #include "xxh3.h"
 
 namespace nb = nanobind;
@@ -20,9 +20,6 @@ using namespace nb::literals;
 
 namespace maru {
 namespace {
-
-// Work on fewer bytes is over sooner than another thread would wake up.
-constexpr size_t kGilReleaseSizeMin = 64 * 1024;
 
 // A C-contiguous buffer of a Python object, held for as long as this lives.
 class Buffer {
@@ -40,17 +37,6 @@ class Buffer {
 
  private:
   Py_buffer view_;
-};
-
-// Lets other Python threads run while this lives, if `size` bytes are worth it.
-class GilPause {
- public:
-  explicit GilPause(size_t size) {
-    if (size >= kGilReleaseSizeMin) release_.emplace();
-  }
-
- private:
-  std::optional<nb::gil_scoped_release> release_;
 };
 
 nb::bytes new_bytes(size_t size) {
@@ -102,7 +88,7 @@ nb::bytes chunk_keys_of(nb::object tokens, int64_t chunk_tokens, nb::object seed
   uint8_t* keys_out = fresh_content(keys);
   ChunkKeysResult result;
   {
-    GilPause pause(token_buffer.size());
+    const MaybeRelease pause(token_buffer.size() >= kReleaseGilBytes);
     result = chunk_keys(token_buffer.data(), width, token_count, static_cast<size_t>(chunk_tokens),
                         seed_buffer.data(), keys_out);
   }
@@ -129,7 +115,7 @@ void copy_buffers(nb::object dst, nb::object src, Copy copy) {
   const auto from_begin = reinterpret_cast<uintptr_t>(from.data());
   if (to_begin < from_begin + from.size() && from_begin < to_begin + to.size())
     throw nb::value_error("dst and src overlap");
-  GilPause pause(to.size());
+  const MaybeRelease pause(to.size() >= kReleaseGilBytes);
   copy(to.data(), from.data(), to.size());
 }
 
@@ -142,7 +128,7 @@ void bind_functions(nb::module_& m) {
         const Buffer buffer(data);
         nb::bytes out = new_bytes(static_cast<size_t>(size));
         uint8_t* content = fresh_content(out);
-        GilPause pause(buffer.size() + static_cast<size_t>(size));
+        const MaybeRelease pause(buffer.size() + static_cast<size_t>(size) >= kReleaseGilBytes);
         blake3(buffer.data(), buffer.size(), content, static_cast<size_t>(size));
         return out;
       },
@@ -153,7 +139,7 @@ void bind_functions(nb::module_& m) {
       "xxh3_64",
       [](nb::object data, uint64_t seed) {
         const Buffer buffer(data);
-        GilPause pause(buffer.size());
+        const MaybeRelease pause(buffer.size() >= kReleaseGilBytes);
         return xxh3_64(buffer.data(), buffer.size(), seed);
       },
       "data"_a, "seed"_a = 0, nb::sig("def xxh3_64(data: object, seed: int = 0) -> int"),

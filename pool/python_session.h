@@ -19,6 +19,7 @@
 #include "failure.h"
 #include "housekeeper.h"
 #include "pool.h"
+#include "python_gil.h"
 
 namespace maru {
 
@@ -95,21 +96,6 @@ class Bytes {
  private:
   Py_buffer buffer_{};
 };
-
-// Releases the GIL for its scope when `when` says so: short operations keep it, long copies do not.
-class MaybeRelease {
- public:
-  explicit MaybeRelease(bool when) : state_(when ? PyEval_SaveThread() : nullptr) {}
-  ~MaybeRelease() {
-    if (state_) PyEval_RestoreThread(state_);
-  }
-  MaybeRelease(const MaybeRelease&) = delete;
-
- private:
-  PyThreadState* state_;
-};
-
-inline constexpr uint64_t kReleaseGilBytes = 64 * 1024;
 
 // Seconds from Python as nanoseconds; a named error for what is negative or not a number.
 uint64_t seconds_to_ns(double seconds, const char* what);

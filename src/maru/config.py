@@ -136,7 +136,9 @@ def parse_url(url: str) -> PoolConfig:
     if not isinstance(url, str):
         raise BadUrl(f"a pool URL is a str, not {type(url).__name__}")
     if " " in url or any(char < " " or char == "\x7f" or "\ud800" <= char <= "\udfff" for char in unquote(url)):
-        raise BadUrl(f"{redact(url)!r} has a space (write %20 in a path), a control character or half a character in it")
+        raise BadUrl(
+            f"{redact(url)!r} has a space (write %20 in a path), a control character or half a character in it"
+        )
     try:
         parts = urlsplit(url)
     except ValueError as error:
