@@ -73,7 +73,8 @@ bool wait(Handle& handle, nb::handle key_object, double timeout) {
     {
       MaybeRelease no_gil(true);
       sealed = wait_for(session->pool(), key, turn);
-      over = sealed || now_ns() >= deadline || !is_reserved(session->pool(), key);
+      over =
+          sealed || now_ns() >= deadline || !session->pool().is_live() || !is_reserved(session->pool(), key);
     }
     if (over) return sealed || is_sealed(session->pool(), key);
     if (PyErr_CheckSignals() != 0) throw nb::python_error();

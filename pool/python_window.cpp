@@ -132,16 +132,15 @@ Outcome Window::seal() {
 }
 
 Outcome Window::publish(const ReserveRequest& request) {
-  Pool& pool = session_->pool();
+  open_ = false;  // Also against another thread, while the GIL is let go.
   Outcome outcome;
   {
+    Pool& pool = session_->pool();
     MaybeRelease no_gil(pool.geometry.checksum == ChecksumPolicy::kAlways);
     outcome = publish_draft(pool, std::get<Draft>(held_), request);
   }
-  if (outcome == Outcome::kStored || outcome == Outcome::kLost) {
-    open_ = false;
-    let_go();
-  }
+  open_ = outcome != Outcome::kStored && outcome != Outcome::kLost;
+  if (!open_) let_go();
   return outcome;
 }
 

@@ -39,14 +39,19 @@ void fill_part(ReserveRequest& request, uint64_t size, double deadline, bool dev
   request.parts = parts;
 }
 
-uint64_t checked_size(int64_t size) {
-  if (size <= 0)
+uint64_t checked_size(nb::handle object) {
+  int overflow = 0;
+  const long long size = PyLong_AsLongLongAndOverflow(object.ptr(), &overflow);
+  if (size == -1 && overflow == 0 && PyErr_Occurred()) throw nb::python_error();
+  if (overflow > 0)
+    throw Failure("BadSize", "no chunk has 2**63 bytes or more", {{"wanted_bytes", INT64_MAX}});
+  if (overflow < 0 || size <= 0)
     throw Failure("BadSize", "a chunk has at least one byte; got " + std::to_string(size),
                   {{"wanted_bytes", size}});
   return static_cast<uint64_t>(size);
 }
 
-PyReservation reserve(Handle& handle, nb::handle key, int64_t size, nb::handle namespace_object,
+PyReservation reserve(Handle& handle, nb::handle key, nb::handle size, nb::handle namespace_object,
                       nb::handle parent, nb::handle ttl, double deadline, bool device, uint32_t part,
                       uint32_t parts) {
   const SessionRef session = handle.session();
@@ -62,7 +67,7 @@ PyReservation reserve(Handle& handle, nb::handle key, int64_t size, nb::handle n
   return {outcome, std::make_shared<Window>(session, reservation)};
 }
 
-std::unique_ptr<PyBatch> reserve_many(Handle& handle, nb::handle keys_object, int64_t size,
+std::unique_ptr<PyBatch> reserve_many(Handle& handle, nb::handle keys_object, nb::handle size,
                                       nb::handle namespace_object, nb::handle parent, nb::handle ttl,
                                       double deadline, bool device, uint32_t part, uint32_t parts) {
   const SessionRef session = handle.session();
@@ -132,7 +137,7 @@ nb::list put_many(Handle& handle, nb::handle keys_object, nb::sequence buffers, 
   return out;
 }
 
-nb::object allocate(Handle& handle, int64_t size, bool device) {
+nb::object allocate(Handle& handle, nb::handle size, bool device) {
   const SessionRef session = handle.session();
   const uint64_t bytes = checked_size(size);
   Draft draft;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -225,3 +226,12 @@ def test_destroying_a_pool_that_is_not_there_is_an_error(pool_url: str, force: b
     with pytest.raises(PoolNotFound):
         maru.Pool.destroy(pool_url, force=force)
     assert not maru.config.parse_url(pool_url).folder.exists()
+
+
+def test_waiting_for_a_key_of_a_destroyed_pool_ends_at_once(pool: maru.Pool, pool_url: str) -> None:
+    reservation = pool.reserve(key_of(0), SIZE)
+    maru.Pool.destroy(pool_url, force=True)
+    begin = time.monotonic()
+    assert not pool.wait(key_of(0), 4)
+    assert time.monotonic() - begin < 2
+    assert reservation.seal() == maru.Outcome.LOST

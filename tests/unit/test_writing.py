@@ -252,7 +252,7 @@ def test_sizes_that_cannot_be_are_refused_with_their_numbers(pool: maru.Pool) ->
         pool.reserve(key_of(0), 1 << 40)
     assert refused.value.wanted_bytes == 1 << 40
     assert refused.value.slab_bytes == pool.stats()["slab_bytes"]
-    for size in (0, -1, -(1 << 62)):
+    for size in (0, -1, -(1 << 62), -(1 << 70), 1 << 63, 1 << 70):
         with pytest.raises(BadSize):
             pool.reserve(key_of(0), size)
         with pytest.raises(BadSize):
