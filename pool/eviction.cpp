@@ -90,38 +90,55 @@ void offer(Pool& pool, CandidateList& list, uint64_t slot, uint64_t word) {
   if (rank(pool, slot, word) > youngest_rank) list.entries[youngest] = {slot, word};
 }
 
-// Could this slot go, for a chunk of `units`? Fills `word`.
-bool is_candidate(Pool& pool, uint64_t i, uint64_t units, bool leaves_only, uint64_t protect_parent,
-                  uint64_t* word) {
-  SlotHot& slot = pool.hot[i];
+// Does a chunk of `units` lie here that may be evicted at all, leaving leaves and pins aside? Fills `word`.
+bool is_of_size(const Pool& pool, uint64_t i, uint64_t units, uint64_t protect_parent, uint64_t* word) {
+  const SlotHot& slot = pool.hot[i];
   *word = slot.word.load(std::memory_order_acquire);
   if (!may_be_evicted(slot_state(*word))) return false;
-  const uint64_t extent = slot.extent.load(std::memory_order_relaxed),
-                 size = slot.size_bytes.load(std::memory_order_relaxed);
+  const uint64_t extent = slot.extent.load(std::memory_order_relaxed);
+  const uint64_t size = slot.size_bytes.load(std::memory_order_relaxed);
   if (!pool.extent_is_sane(extent, size) || pool.units_for(size) != units) return false;
-  if (protect_parent != 0 && parent_slot(protect_parent) == i) return false;
-  if (slot_state(*word) == SlotState::kQuarantined) return true;
-  return !leaves_only || slot.children.load(std::memory_order_relaxed) == 0 || is_orphan(pool, i) ||
-         !is_current(pool, slot, i);
+  return protect_parent == 0 || parent_slot(protect_parent) != i;
 }
 
-// Move the hand over some occupied slots, further while candidates are few, and at most once around.
-void move_hand(Pool& pool, Evictor& evictor, CandidateList& list, bool leaves_only, uint64_t protect_parent) {
-  uint64_t walked = 0, occupied = 0;
+// Nothing continues it, or nobody could reach it anyway.
+bool is_leaf_enough(const Pool& pool, uint64_t i, uint64_t word, bool leaves_only) {
+  return !leaves_only || slot_state(word) == SlotState::kQuarantined ||
+         pool.hot[i].children.load(std::memory_order_relaxed) == 0 || is_orphan(pool, i) ||
+         !is_current(pool, pool.hot[i], i);
+}
+
+bool is_candidate(const Pool& pool, uint64_t i, uint64_t units, bool leaves_only, uint64_t protect_parent,
+                  uint64_t* word) {
+  return is_of_size(pool, i, units, protect_parent, word) && is_leaf_enough(pool, i, *word, leaves_only);
+}
+
+// Move the hand over some occupied slots, further while candidates are few, and at most once around. False: a
+// whole turn saw no unpinned chunk of this size at all, leaf or not.
+bool move_hand(Pool& pool, Evictor& evictor, CandidateList& list, bool leaves_only, uint64_t protect_parent) {
   const uint64_t turn = pool.geometry.slot_count;
+  // From where the hand stands, over our own copy of it: two processes may look at the same slots, but a turn
+  // is whole.
+  const uint64_t start = pool.super->hand.load(std::memory_order_relaxed);
+  uint64_t walked = 0, occupied = 0;
+  bool saw_any = list.count > 0;
   while (walked < turn && (occupied < kSlotsPerLook || list.count < kCandidatesWanted)) {
     if (list.count > 0 && walked >= kWalkLimit) break;
-    const uint64_t start = pool.super->hand.fetch_add(kSlotsPerLook, std::memory_order_relaxed);
     for (uint64_t n = 0; n < kSlotsPerLook; n++) {
-      const uint64_t i = (start + n) % turn;
+      const uint64_t i = (start + walked + n) % turn;
       uint64_t word = 0;
-      const bool candidate = is_candidate(pool, i, list.units, leaves_only, protect_parent, &word);
-      if (slot_state(word) != SlotState::kFree) occupied++;
-      if (candidate && !is_pinned(pool, i)) offer(pool, list, i, word);
+      if (!is_of_size(pool, i, list.units, protect_parent, &word)) continue;
+      occupied++;
+      const bool fits = is_leaf_enough(pool, i, word, leaves_only);
+      if ((saw_any && !fits) || is_pinned(pool, i)) continue;
+      saw_any = true;
+      if (fits) offer(pool, list, i, word);
     }
     walked += kSlotsPerLook;
   }
+  pool.super->hand.store(start + walked, std::memory_order_relaxed);
   evictor.looked_at += occupied;
+  return saw_any;
 }
 
 // Remove and return the oldest candidate that is still what it was.
@@ -254,7 +271,8 @@ uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t protect_par
       if (unit != kNoUnit) return unit;
     }
     for (uint64_t tries = 0; tries < turn; tries++) {
-      move_hand(pool, *pool.evictor, list, leaves_only, protect_parent);
+      if (!move_hand(pool, *pool.evictor, list, leaves_only, protect_parent))
+        return kNoUnit;  // All are pinned.
       CandidateList::Entry victim{};
       if (!take_oldest(pool, list, leaves_only, protect_parent, &victim))
         break;  // A whole turn found nobody.
