@@ -167,15 +167,26 @@ def visit_housekeeping(pool: Pool) -> None:
         pool.wait(key_of(0, "nobody"), 0.1)
 
 
-def walk(url: str) -> None:
-    """Create a pool, see everything, destroy it."""
+def see_everything(url: str, wait_for_sweep: bool = False) -> None:
+    """Open a pool, creating it if there is none, and stop everywhere once."""
     with Pool.open(url) as pool:
         pool.wait_ready(10)
-        for stop in (
-            visit_storing, visit_reading, visit_reserving, visit_drafts, visit_parts, visit_deadlines,
-            visit_namespaces, visit_eviction, visit_the_dead, visit_housekeeping,
-        ):  # fmt: skip
-            stop(pool)
+        visit_storing(pool)
+        visit_reading(pool)
+        visit_reserving(pool)
+        visit_drafts(pool)
+        visit_parts(pool)
+        visit_deadlines(pool)
+        visit_namespaces(pool)
+        visit_eviction(pool)
+        visit_the_dead(pool)
+        if wait_for_sweep:
+            visit_housekeeping(pool)
+
+
+def walk(url: str) -> None:
+    """See everything, then destroy the pool."""
+    see_everything(url, wait_for_sweep=True)
     Pool.destroy(url, force=True)
 
 
