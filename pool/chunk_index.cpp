@@ -8,7 +8,6 @@ namespace maru {
 
 namespace {
 
-constexpr uint64_t kBucketsAhead = 8, kSlotsAhead = 4;
 constexpr int kSpinsBeforeYield = 100, kYieldsBeforeAsking = 20;
 constexpr uint64_t kAskPauseNs = 50'000;
 

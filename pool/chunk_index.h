@@ -120,6 +120,7 @@ inline bool is_sealed(const Pool& pool, Key key) {
 }
 
 // Prefetching for walks over many keys: the bucket far ahead, the slot it points to nearer.
+inline constexpr uint64_t kBucketsAhead = 8, kSlotsAhead = 4;
 inline void prefetch_bucket(const Pool& pool, Key key) { prefetch(&pool.buckets[home_bucket(pool, key)]); }
 inline void prefetch_slot(const Pool& pool, Key key, bool with_pins) {
   const uint64_t bucket = home_bucket(pool, key);

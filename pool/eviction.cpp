@@ -198,7 +198,9 @@ uint32_t eviction_epoch(Pool& pool, uint64_t references) {
   Superblock& super = *pool.super;
   const uint64_t now = super.references.fetch_add(references, std::memory_order_relaxed) + references;
   uint64_t start = super.epoch_start.load(std::memory_order_relaxed);
-  const uint64_t half_capacity = std::max<uint64_t>(1, super.resident.load(std::memory_order_relaxed) / 2);
+  const uint64_t resident =
+      std::min(super.resident.load(std::memory_order_relaxed), pool.geometry.slot_count);
+  const uint64_t half_capacity = std::max<uint64_t>(1, resident / 2);
   if (now - start >= half_capacity &&
       super.epoch_start.compare_exchange_strong(start, now, std::memory_order_relaxed))
     super.eviction_epoch.fetch_add(1, std::memory_order_relaxed);
@@ -246,7 +248,7 @@ bool evict_slot(Pool& pool, uint64_t i, uint64_t unit, bool device) {
   slot.word.store(slot_word(SlotState::kFree, 0, next));
   MARU_POINT("evict.done");
   remove_child(pool, parent);
-  if (state == SlotState::kSealed) count_resident(pool, -1);
+  count_resident(pool, -1);
   if (was_parent && state == SlotState::kSealed) pool.count(Counter::kEvictedParents);
   return true;
 }
@@ -356,8 +358,8 @@ void recount_children(Pool& pool) {
   uint64_t resident = 0;
   for (uint64_t i = 0; i < pool.geometry.slot_count; i++) {
     const uint64_t word = pool.hot[i].word.load(std::memory_order_acquire);
+    if (may_be_evicted(slot_state(word))) resident++;
     if (slot_state(word) != SlotState::kSealed) continue;
-    resident++;
     const uint64_t parent = pool.cold[i].parent.load(std::memory_order_relaxed);
     if (parent == 0 || parent_slot(parent) >= pool.geometry.slot_count) continue;
     const uint64_t parent_now = pool.hot[parent_slot(parent)].word.load(std::memory_order_relaxed);

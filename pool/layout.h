@@ -90,7 +90,7 @@ struct Superblock {
   alignas(64) Atomic<uint64_t> references;  // Chunks asked for since creation: the clock of eviction. A hint.
   Atomic<uint64_t> eviction_epoch;          // Half a pool's worth of references each. A hint.
   Atomic<uint64_t> epoch_start;             // `references` when it began. A hint.
-  Atomic<uint64_t> resident;                // Sealed chunks. A hint, recounted by the sweep.
+  Atomic<uint64_t> resident;                // Chunks that take room. A hint, recounted by the sweep.
   alignas(64) Atomic<uint64_t> hand;        // Where the eviction hand stands. A hint.
   alignas(64) Atomic<uint64_t> sweep_ns;    // CLOCK_BOOTTIME of the last sweep. Housekeeper writes.
   Atomic<uint64_t> sweep_count;

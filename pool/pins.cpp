@@ -7,8 +7,6 @@ namespace maru {
 
 namespace {
 
-constexpr uint64_t kBucketsAhead = 8, kSlotsAhead = 4;
-
 // The caller has the pin, so nobody can free the extent meanwhile.
 bool bytes_are_intact(Pool& pool, const PinnedExtent& chunk) {
   SlotHot& slot = pool.hot[chunk.slot];
