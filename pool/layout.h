@@ -90,7 +90,7 @@ struct Superblock {
   alignas(64) Atomic<uint64_t> references;  // Chunks asked for since creation: the clock of eviction. A hint.
   Atomic<uint64_t> eviction_epoch;          // Half a pool's worth of references each. A hint.
   Atomic<uint64_t> epoch_start;             // `references` when it began. A hint.
-  Atomic<uint64_t> resident;                // Chunks that take room. A hint, recounted by the sweep.
+  Atomic<uint64_t> resident;                // Chunks that take room. A hint, recounted after a death.
   alignas(64) Atomic<uint64_t> hand;        // Where the eviction hand stands. A hint.
   alignas(64) Atomic<uint64_t> sweep_ns;    // CLOCK_BOOTTIME of the last sweep. Housekeeper writes.
   Atomic<uint64_t> sweep_count;
@@ -122,10 +122,10 @@ struct ProcessRow {
   Atomic<uint32_t> pid;            // For people reading `maru stat`; in the process's own PID namespace.
   Atomic<uint64_t> pid_namespace;  // Inode of that namespace. Owner writes.
   Atomic<uint64_t> attached_ns;    // CLOCK_BOOTTIME. Owner writes.
-  Atomic<uint64_t>
-      revoked_bytes;       // Bytes of reservations taken over from it. A hint, recounted by the sweep.
-  Atomic<uint64_t> flags;  // Device memory registered, remote proxy. Owner writes; cleaner clears.
-  char name[48];           // For people. Owner writes.
+  Atomic<uint64_t> revoked_bytes;  // Bytes of reservations taken over from it. Rivals add; owner subtracts;
+                                   // cleaner clears.
+  Atomic<uint64_t> flags;          // Device memory registered, remote proxy. Owner writes; cleaner clears.
+  char name[48];                   // For people. Owner writes.
   uint8_t spare[32];
 };
 
@@ -177,7 +177,7 @@ struct alignas(64) SlotHot {
   Atomic<uint32_t> namespace_id;
   Atomic<uint32_t> namespace_epoch;
   Atomic<uint32_t> stamp;     // Eviction epoch of the last hit. Racy on purpose.
-  Atomic<uint32_t> children;  // Resident chunks that continue this one. A hint, recounted by the sweep.
+  Atomic<uint32_t> children;  // Resident chunks that continue this one. A hint, recounted after a death.
   Atomic<uint32_t> flags;     // SlotFlag bits. Owner of the reservation writes.
   uint32_t spare;
 };

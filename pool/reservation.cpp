@@ -105,9 +105,12 @@ void release_own(Pool& pool, uint64_t i, uint64_t reserved_word, bool device) {
   }
   MARU_POINT("discard.releasing");
   if (was_revoked) {
-    uint64_t held = pool.processes[pool.me].revoked_bytes.load(std::memory_order_relaxed);
+    // A rival may be adding at this moment: a lost update would shift the cap for as long as we live.
+    Atomic<uint64_t>& revoked = pool.processes[pool.me].revoked_bytes;
     const uint64_t size = slot.size_bytes.load(std::memory_order_relaxed);
-    pool.processes[pool.me].revoked_bytes.store(held > size ? held - size : 0, std::memory_order_relaxed);
+    uint64_t held = revoked.load(std::memory_order_relaxed);
+    while (!revoked.compare_exchange_weak(held, held > size ? held - size : 0)) {
+    }
   }
   release_slot(pool, i, device);
 }

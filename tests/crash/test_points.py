@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -76,18 +75,26 @@ def test_a_pool_survives_the_death_of_its_only_process(point: str, tour_url: str
         assert_all_is_well(pool)
 
 
-@pytest.mark.parametrize("point", sorted(set(POINTS) - NEED_COMPANY))
+# Passed only by whoever is alone: the maker of a pool, or the first to find something to do.
+ONLY_ALONE = {p for p in POINTS if p.startswith(("create.", "space."))} | {"reclass.gave_up", "sweep.elected"}
+TRIES = 3  # Cleaning up after the dead is work that the housekeeper beside it may do first.
+
+
+@pytest.mark.parametrize("point", sorted(set(POINTS) - NEED_COMPANY - ONLY_ALONE))
 def test_a_reader_does_not_notice_a_death_beside_it(point: str, tour_url: str) -> None:
     with maru.Pool.open(tour_url) as pool:
         key = key_of(0, "mine")
         pool.put(key, bytes_of(key, tour.LARGE))
         view = pool.get(key)
         assert view is not None
-        # At its second passing of the point, so that the pool is in use when it happens.
-        with spawn(tour.walk, tour_url, die_at=point, after=2) as walker:
-            assert walker.wait() in (0, -signal.SIGKILL)
+        route = tour.walk if point.startswith("destroy.") else tour.see_everything
+        codes: list[int] = []
+        while -signal.SIGKILL not in codes and len(codes) < TRIES:
+            with spawn(route, tour_url, die_at=point) as walker:
+                codes.append(walker.wait())
+        assert codes[-1] == -signal.SIGKILL
         assert is_right(key, view)
-        if point.startswith("destroy.") or not Path(pool.folder, "index").exists():
+        if point.startswith("destroy."):
             assert pool.get(key) is None  # The walker destroyed it: misses, not errors.
             return
         assert_all_is_well(pool)
@@ -139,46 +146,44 @@ def read_one(url: str) -> None:
         print("hit" if view is not None and is_right(key_of(0, "tour"), view) else "miss", flush=True)
 
 
-def remove_one(url: str) -> None:
-    with maru.Pool.attach(url) as pool:
-        print(pool.remove(key_of(0, "tour")), flush=True)
-
-
 @pytest.mark.parametrize("evictor_dies", [False, True])
 def test_an_evictor_gives_way_to_a_reader_that_was_first(tour_url: str, evictor_dies: bool) -> None:
     with maru.Pool.open(tour_url) as pool:
         tour.store(pool, 0, tour.SMALL)
-        with spawn(read_one, tour_url, die_at="pin.taken", action="stop") as reader:
-            reader.wait_stopped()  # It has the pin, and has not looked again yet.
-            assert not pool.remove(key_of(0, "tour"))
-            with spawn(remove_one, tour_url, die_at="evict.before_revert" if evictor_dies else None) as evictor:
-                assert evictor.wait() == 0  # It saw the pin before it marked anything.
-            reader.resume()
-            assert reader.line() == "hit"
+        with spawn(remove_in_two_steps, tour_url, "evict.before_mark", evictor_dies) as evictor:
+            evictor.wait_stopped()  # It has seen no pin, and is about to mark the chunk.
+            view = pool.get(key_of(0, "tour"))
+            assert view is not None
+            evictor.resume()
+            if evictor_dies:
+                assert evictor.wait() == -signal.SIGKILL  # It saw the pin, and died before it could put the chunk back.
+                pool.reap()
+            else:
+                assert evictor.line() == "False"
+        assert is_right(key_of(0, "tour"), view)
+        assert pool.exists(key_of(0, "tour"))
         assert_all_is_well(pool)
 
 
-@pytest.mark.parametrize("evictor_dies", [False, True])
-def test_a_pin_that_arrives_during_eviction_is_seen(tour_url: str, evictor_dies: bool) -> None:
+def test_a_reader_gives_way_to_an_evictor_that_was_first(tour_url: str) -> None:
     with maru.Pool.open(tour_url) as pool:
         tour.store(pool, 0, tour.SMALL)
-        point = "evict.before_revert" if evictor_dies else None
         with spawn(read_one, tour_url, die_at="pin.before", action="stop") as reader:
             reader.wait_stopped()  # It has read SEALED, and pins as soon as it goes on.
-            with spawn(remove_one_in_two_steps, tour_url, point) as evictor:
+            with spawn(remove_in_two_steps, tour_url, "evict.marked", False) as evictor:
                 evictor.wait_stopped()  # It has written EVICTING.
                 reader.resume()
-                assert reader.line() in ("hit", "miss")
+                assert reader.line() == "miss"
                 evictor.resume()
-                assert evictor.wait() in (0, -signal.SIGKILL)
+                assert evictor.line() == "True"
         assert_all_is_well(pool)
 
 
-def remove_one_in_two_steps(url: str, die_at: str | None) -> None:
+def remove_in_two_steps(url: str, stop_at: str, dies_before_revert: bool) -> None:
     from maru.native import core
 
     with maru.Pool.attach(url) as pool:
-        core.arm_crash_point("evict.marked", "stop")
-        if die_at:
-            core.arm_crash_point(die_at, "kill")
-        pool.remove(key_of(0, "tour"))
+        core.arm_crash_point(stop_at, "stop")
+        if dies_before_revert:
+            core.arm_crash_point("evict.before_revert", "kill")
+        print(pool.remove(key_of(0, "tour")), flush=True)

@@ -35,7 +35,12 @@ def go_on(pool: maru.Pool, family: str) -> int:
     return stored
 
 
-@pytest.mark.parametrize("point", POINTS)
+# Passed only by whoever comes first, so there the sleeper makes the pool and the others come later.
+FIRST_COMER = {"reclass.gave_up", "space.after_fallocate", "space.before_fallocate", "space.elected", "sweep.elected"}
+TRIES = 3  # Cleaning up after the dead is work that the housekeeper beside it may do first.
+
+
+@pytest.mark.parametrize("point", sorted(set(POINTS) - FIRST_COMER))
 def test_others_go_on_while_one_is_stopped(point: str, pool_url: str) -> None:
     url = pool_url.partition("?")[0] + tour.POOL_QUERY
     with maru.Pool.create(url) as pool:
@@ -43,17 +48,42 @@ def test_others_go_on_while_one_is_stopped(point: str, pool_url: str) -> None:
         pool.put(key, bytes_of(key, tour.SMALL))
         mine = pool.get(key)
         assert mine is not None
-        with spawn(tour.see_everything, url, die_at=point, action="stop") as sleeper:
-            try:
-                sleeper.wait_stopped()
-            except ChildProcessError:  # Others did the work first, as with the sweep: it never came by.
-                assert sleeper.wait() == 0
-            else:
-                assert go_on(pool, "while it sleeps") > 0
-                sleeper.resume()
-                go_on(pool, "while it wakes")
-                assert sleeper.wait() == 0
+        for _ in range(TRIES):
+            if sleeps_through(pool, url, point):
+                break
+        else:
+            pytest.fail(f"nobody ever stopped at {point}")
         go_on(pool, "afterwards")
         assert is_right(key, mine)
         pool.reap()
         assert pool.check() == []
+
+
+def sleeps_through(pool: maru.Pool, url: str, point: str) -> bool:
+    """Others go on while a process is stopped at `point`; False when it came by no such point."""
+    with spawn(tour.see_everything, url, die_at=point, action="stop") as sleeper:
+        try:
+            sleeper.wait_stopped()
+        except ChildProcessError:
+            assert sleeper.wait() == 0
+            return False
+        assert go_on(pool, "while it sleeps") > 0
+        sleeper.resume()
+        go_on(pool, "while it wakes")
+        assert sleeper.wait() == 0
+    return True
+
+
+@pytest.mark.parametrize("point", sorted(FIRST_COMER))
+def test_newcomers_go_on_while_the_first_is_stopped(point: str, pool_url: str) -> None:
+    url = pool_url.partition("?")[0] + tour.POOL_QUERY
+    with spawn(tour.see_everything, url, True, die_at=point, action="stop") as sleeper:
+        sleeper.wait_stopped()
+        with maru.Pool.attach(url) as pool:
+            go_on(pool, "while it sleeps")
+            sleeper.resume()
+            go_on(pool, "while it wakes")
+            assert sleeper.wait() == 0
+            assert go_on(pool, "afterwards") > 0
+            pool.reap()
+            assert pool.check() == []

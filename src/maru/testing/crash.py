@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 WAIT_LIMIT_S = 60.0
 
@@ -116,16 +117,16 @@ def _ask_test_build(expression: str) -> list[str]:
     return names
 
 
-def _main(orders: dict[str, object]) -> None:
+def _main(orders: dict[str, Any]) -> None:
     from maru.native import core
 
-    target = getattr(importlib.import_module(str(orders["module"])), str(orders["function"]))
-    for name in orders["mutants"]:  # type: ignore[attr-defined]
+    target = getattr(importlib.import_module(orders["module"]), orders["function"])
+    for name in orders["mutants"]:
         core.set_mutant(name, True)
     arm = orders["arm"]
-    if isinstance(arm, dict):
+    if arm is not None:
         core.arm_crash_point(arm["name"], arm["action"], arm["after"], arm["delay"])
-    target(*orders["args"])  # type: ignore[misc]
+    target(*orders["args"])
 
 
 if __name__ == "__main__":
