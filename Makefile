@@ -20,10 +20,10 @@ SCIKIT_BUILD := $(shell sed -n 's/^requires = .*"\(scikit-build-core[^"]*\)".*/\
 export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint format clean
+.PHONY: help setup demo test bench hit-rates lint format clean
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP)  ## Make .venv with everything that the demo and the tests need, and build the core.
 
@@ -53,6 +53,9 @@ test: lint  ## Lint, then run every test.
 
 bench: setup  ## Measure the pool on this machine.
 	@$(VENV_PYTHON) -m maru.bench
+
+hit-rates: setup  ## Replay traces of requests through a pool smaller than they are, beside LRU and the optimum.
+	@$(VENV_PYTHON) -m maru.bench.hit_rates
 
 lint: setup  ## Check style, types and floors.
 	@echo '==> ruff'

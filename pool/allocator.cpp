@@ -194,15 +194,15 @@ uint64_t take_empty_slab(Pool& pool, uint64_t units, bool device) {
 }
 
 // The mix of sizes changes: now and then compare our coldest chunk with a slab of another size, and take that
-// slab when what it holds is colder by more than an epoch. Without this a size that came late would live in
-// one slab for ever while yesterday's chunks fill the rest.
+// slab when what it holds is colder by more than half a pool of references. Without this a size that came
+// late would live in one slab for ever while yesterday's chunks fill the rest.
 uint64_t take_colder_slab(Pool& pool, uint64_t units, bool device) {
   Evictor& evictor = *pool.evictor;
   if (evictor.victims % kEvictionsPerComparison != 0) return kNoUnit;
   const uint64_t slab = evictor.slab_hand++ % pool.geometry.slab_count;
   const uint64_t word = pool.slabs[slab].word.load(std::memory_order_relaxed), held = slab_chunk_units(word);
   if (slab_state(word) != SlabState::kActive || held == units || held == 0) return kNoUnit;
-  if (slab_age(pool, slab, held) <= coldest_age(pool, units) + 1) return kNoUnit;
+  if (slab_age(pool, slab, held) <= coldest_age(pool, units) + kEpochsPerPool / 2) return kNoUnit;
   return reclass_slab(pool, slab, units, device);
 }
 
@@ -242,13 +242,17 @@ uint64_t allocate_extent(Pool& pool, uint64_t units, bool device, uint64_t prote
   if (unit == kNoUnit) unit = take_empty_slab(pool, units, device);
   if (unit == kNoUnit) unit = take_colder_slab(pool, units, device);
   if (unit == kNoUnit) unit = evict_for(pool, units, device, protect_parent);
+  if (unit == kGateClosed) {
+    pool.count(Counter::kGateRefused);
+    return kNoUnit;
+  }
   if (unit == kNoUnit) unit = take_free(pool, units, device, false);
   if (unit == kNoUnit) unit = take_by_reclassing(pool, units, device);
   if (unit == kNoUnit && clean_dead_processes(pool) > 0) {
     unit = take_free(pool, units, device, false);
     if (unit == kNoUnit) unit = evict_for(pool, units, device, protect_parent);
   }
-  return unit;
+  return unit == kGateClosed ? kNoUnit : unit;
 }
 
 void clear_header(Pool& pool, uint64_t unit) {

@@ -19,9 +19,9 @@ namespace maru {
 inline constexpr uint64_t kNoUnit = UINT64_MAX;
 
 // Take an extent of `units` units: a free chunk, else a fresh slab, else by eviction, else a slab of another
-// chunk size. Its owner word then names this process. kNoUnit: nothing can be evicted (FULL).
-// `protect_parent` keeps the parent of the chunk being stored from being evicted to make room for it (0:
-// none).
+// chunk size. Its owner word then names this process. kNoUnit: nothing can be evicted, or nothing should be
+// (FULL). `protect_parent` keeps the parent of the chunk being stored from being evicted to make room for it
+// (0: none).
 uint64_t allocate_extent(Pool& pool, uint64_t units, bool device, uint64_t protect_parent);
 
 // Give back an extent that this process owns. `device`: it may still be written by a device, so it rests

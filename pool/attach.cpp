@@ -77,6 +77,7 @@ void bind_sections(Pool& pool) {
   pool.slabs = section<SlabRow>(base, g.offset_slabs);
   pool.owners = section<Atomic<uint64_t>>(base, g.offset_owners);
   pool.pins = section<Atomic<uint16_t>>(base, g.offset_pins);
+  pool.reuse = section<ReuseTable>(base, g.offset_reuse);
 }
 
 // Read the segment rows into the geometry, bounded so that slabs lie side by side and nothing overlaps.

@@ -135,16 +135,18 @@ Verdict look(Pool& pool, const ReserveRequest& request, Reservation* out) {
   return verdict;
 }
 
-// A free slot in the key's two buckets, making one free if both are full. UINT64_MAX: none.
+// A free slot in the key's buckets, making one free if all of them are full. UINT64_MAX: none.
 uint64_t find_free_slot(Pool& pool, Key key, uint64_t protect_parent) {
-  const uint64_t home = home_bucket(pool, key), next = next_bucket(pool, home);
-  for (const uint64_t bucket : {home, next})
+  std::array<uint64_t, kBucketsProbed> buckets;
+  buckets[0] = home_bucket(pool, key);
+  for (uint32_t n = 1; n < kBucketsProbed; n++) buckets[n] = next_bucket(pool, buckets[n - 1]);
+  for (const uint64_t bucket : buckets)
     for (uint64_t i = bucket * kBucketSlots; i < (bucket + 1) * kBucketSlots; i++)
       if (slot_state(pool.hot[i].word.load(std::memory_order_acquire)) == SlotState::kFree) return i;
-  // Both full: the one that eviction would choose among these thirty.
-  std::array<std::pair<uint32_t, uint64_t>, 2 * kBucketSlots> order;
+  // All full: the one that eviction would choose among these.
+  std::array<std::pair<uint32_t, uint64_t>, kBucketsProbed * kBucketSlots> order;
   uint32_t count = 0;
-  for (const uint64_t bucket : {home, next})
+  for (const uint64_t bucket : buckets)
     for (uint64_t i = bucket * kBucketSlots; i < (bucket + 1) * kBucketSlots; i++)
       if (protect_parent == 0 || parent_slot(protect_parent) != i)
         order[count++] = {eviction_order(pool, i), i};
@@ -178,7 +180,7 @@ bool take_slot(Pool& pool, const ReserveRequest& request, uint64_t i, uint64_t u
   slot.size_bytes.store(request.size_bytes, std::memory_order_relaxed);
   slot.namespace_id.store(request.namespace_id, std::memory_order_relaxed);
   slot.namespace_epoch.store(static_cast<uint32_t>(row.epoch.load()), std::memory_order_relaxed);
-  slot.stamp.store(eviction_epoch(pool, 1), std::memory_order_relaxed);
+  slot.stamp.store(stamp_of(eviction_epoch(pool), 0), std::memory_order_relaxed);
   slot.children.store(0, std::memory_order_relaxed);
   slot.flags.store(ttl ? uint32_t{kSlotExpires} : 0, std::memory_order_relaxed);
   cold.expiry_ns.store(ttl ? now + ttl : 0, std::memory_order_relaxed);
@@ -197,8 +199,8 @@ bool take_slot(Pool& pool, const ReserveRequest& request, uint64_t i, uint64_t u
   pool.owners[unit].store(owner_slot_word(i, device));
   MARU_POINT("claim.extent_given");
   const uint64_t bucket = i / kBucketSlots;
-  if (bucket != home_bucket(pool, request.key))
-    pool.buckets[home_bucket(pool, request.key)].overflowed.store(1, std::memory_order_release);
+  for (uint64_t full = home_bucket(pool, request.key); full != bucket; full = next_bucket(pool, full))
+    pool.buckets[full].overflowed.store(1, std::memory_order_release);
   pool.buckets[bucket].tag[i % kBucketSlots].store(tag_of(request.key), std::memory_order_release);
   MARU_POINT("claim.tag_set");
   const uint64_t part_bytes = request.size_bytes / request.parts;

@@ -34,7 +34,8 @@ enum class Counter : uint32_t {
   kReclassed,       // Slabs given another chunk size.
   kSpaceRefused,    // The medium gave no more space.
   kSweeps,
-  kCrowdedOut,  // Evicted although there was room, because both buckets of a key were full.
+  kCrowdedOut,   // Evicted although there was room, because both buckets of a key were full.
+  kGateRefused,  // Not stored (answered FULL): what would have had to go is wanted sooner.
   kCount,
 };
 
@@ -46,6 +47,7 @@ inline constexpr const char* kCounterNames[] = {
     "evict_reverts", "expired",       "revoked",       "quarantined",
     "cooled",        "reaped",        "resolved",      "lock_steals",
     "reclassed",     "space_refused", "sweeps",        "crowded_out",
+    "gate_refused",
 };
 static_assert(sizeof(kCounterNames) / sizeof(kCounterNames[0]) == static_cast<size_t>(Counter::kCount));
 

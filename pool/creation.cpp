@@ -381,6 +381,9 @@ CreateResult create_pool(const CreateOptions& options) {
   super->offset_slabs = geometry.offset_slabs;
   super->offset_owners = geometry.offset_owners;
   super->offset_pins = geometry.offset_pins;
+  super->offset_reuse = geometry.offset_reuse;
+  super->reuse_entries = geometry.reuse_entries;
+  super->eviction_policy = geometry.gate ? kPolicyGate : 0;
   super->state.store(static_cast<uint64_t>(PoolState::kLive));
   super->pool_epoch.store(1);
   MARU_POINT("create.before_magic");

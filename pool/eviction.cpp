@@ -5,36 +5,18 @@
 #include "allocator.h"
 #include "chunk_index.h"
 #include "pins.h"
+#include "reuse.h"
 
 namespace maru {
 
 namespace {
 
-constexpr uint32_t kEpochMask = 255;
 constexpr uint64_t kSlotsPerLook =
     8;  // Occupied slots looked at per eviction when there are candidates enough.
-constexpr uint64_t kSlabSample = 64;  // Chunks looked at to judge a slab.
-constexpr uint64_t kCandidatesWanted = 8;
-constexpr uint64_t kWalkLimit = 4096;  // Slots walked for more candidates when there is one already.
-constexpr uint32_t kAgeOrphan = 200;   // Older than any age that can be reached, younger than what is stale.
-constexpr int kTurnsForLeaves = 2;     // Then any unpinned chunk will do.
-
-uint32_t current_epoch(const Pool& pool) {
-  return static_cast<uint32_t>(pool.super->eviction_epoch.load(std::memory_order_relaxed)) & kEpochMask;
-}
-
-uint32_t age_of(const Pool& pool, const SlotHot& slot) {
-  const uint32_t epoch = current_epoch(pool);
-  const uint32_t age = (epoch - slot.stamp.load(std::memory_order_relaxed)) & kEpochMask;
-  return age;
-}
-
-// Ages over half the ring would soon look young again: hold them at the oldest age that cannot wrap.
-void clamp_age(const Pool& pool, SlotHot& slot, uint32_t age) {
-  if (age <= 127) return;
-  const uint32_t epoch = current_epoch(pool);
-  slot.stamp.store((epoch - 127) & kEpochMask, std::memory_order_relaxed);
-}
+constexpr uint64_t kSlabSample = 64;   // Chunks looked at to judge a slab.
+constexpr uint64_t kWalkLimit = 4096;  // Free slots walked over when there is a candidate already.
+constexpr uint32_t kAgeOldest = 8000;  // In epochs; beyond it all are equally old.
+constexpr uint32_t kAgeOrphan = 8001;
 
 bool may_be_evicted(SlotState state) {
   return state == SlotState::kSealed || state == SlotState::kQuarantined;
@@ -50,13 +32,18 @@ bool is_orphan(const Pool& pool, uint64_t i) {
          slot_state(word) == SlotState::kFree;
 }
 
-// Age for choosing; kAgeStale for what counts as absent already.
+uint32_t age_of(const Pool& pool, const SlotHot& slot) {
+  const uint32_t stamp = slot.stamp.load(std::memory_order_relaxed);
+  return std::min((eviction_epoch(pool) - stamp_epoch(stamp)) & kStampEpochMask, kAgeOldest);
+}
+
+// Age for choosing; kAgeStale for what counts as absent already. Whoever was hit before ages more slowly, by
+// a quarter for each hit: frequency counts a little beside recency.
 uint32_t rank(Pool& pool, uint64_t i, uint64_t word) {
-  SlotHot& slot = pool.hot[i];
+  const SlotHot& slot = pool.hot[i];
   if (slot_state(word) == SlotState::kQuarantined || !is_current(pool, slot, i)) return kAgeStale;
-  const uint32_t age = age_of(pool, slot);
-  clamp_age(pool, slot, age);
-  return is_orphan(pool, i) ? kAgeOrphan : std::min(age, 127u);
+  if (is_orphan(pool, i)) return kAgeOrphan;
+  return age_of(pool, slot) * 4 / (4 + stamp_hits(slot.stamp.load(std::memory_order_relaxed)));
 }
 
 CandidateList& list_for(Evictor& evictor, uint64_t units) {
@@ -90,78 +77,89 @@ void offer(Pool& pool, CandidateList& list, uint64_t slot, uint64_t word) {
   if (rank(pool, slot, word) > youngest_rank) list.entries[youngest] = {slot, word};
 }
 
-// Does a chunk of `units` lie here that may be evicted at all, leaving leaves and pins aside? Fills `word`.
-bool is_of_size(const Pool& pool, uint64_t i, uint64_t units, uint64_t protect_parent, uint64_t* word) {
+// What room is looked for, and what must not be asked to make it.
+struct Search {
+  uint64_t units;
+  uint64_t parent;          // Parent word of the chunk that is coming in; 0 for none.
+  bool leaves_only = true;  // First; when a whole turn saw none that is unpinned, any other chunk will do.
+  std::vector<uint64_t> ancestors{};
+
+  bool spares(uint64_t i) const {
+    if (parent == 0) return false;
+    return parent_slot(parent) == i || std::binary_search(ancestors.begin(), ancestors.end(), i);
+  }
+};
+
+// Does a chunk of the size lie here that may be evicted at all, leaving leaves and pins aside? Fills `word`.
+bool is_of_size(const Pool& pool, const Search& search, uint64_t i, uint64_t* word) {
   const SlotHot& slot = pool.hot[i];
   *word = slot.word.load(std::memory_order_acquire);
   if (!may_be_evicted(slot_state(*word))) return false;
   const uint64_t extent = slot.extent.load(std::memory_order_relaxed);
   const uint64_t size = slot.size_bytes.load(std::memory_order_relaxed);
-  if (!pool.extent_is_sane(extent, size) || pool.units_for(size) != units) return false;
-  return protect_parent == 0 || parent_slot(protect_parent) != i;
+  return pool.extent_is_sane(extent, size) && pool.units_for(size) == search.units && !search.spares(i);
 }
 
 // Nothing continues it, or nobody could reach it anyway.
-bool is_leaf_enough(const Pool& pool, uint64_t i, uint64_t word, bool leaves_only) {
-  return !leaves_only || slot_state(word) == SlotState::kQuarantined ||
+bool is_leaf_enough(const Pool& pool, const Search& search, uint64_t i, uint64_t word) {
+  return !search.leaves_only || slot_state(word) == SlotState::kQuarantined ||
          pool.hot[i].children.load(std::memory_order_relaxed) == 0 || is_orphan(pool, i) ||
          !is_current(pool, pool.hot[i], i);
 }
 
-bool is_candidate(const Pool& pool, uint64_t i, uint64_t units, bool leaves_only, uint64_t protect_parent,
-                  uint64_t* word) {
-  return is_of_size(pool, i, units, protect_parent, word) && is_leaf_enough(pool, i, *word, leaves_only);
+bool is_candidate(const Pool& pool, const Search& search, uint64_t i, uint64_t* word) {
+  return is_of_size(pool, search, i, word) && is_leaf_enough(pool, search, i, *word);
 }
 
-// Move the hand over some occupied slots, further while candidates are few, and at most once around. False: a
-// whole turn saw no unpinned chunk of this size at all, leaf or not.
-bool move_hand(Pool& pool, Evictor& evictor, CandidateList& list, bool leaves_only, uint64_t protect_parent) {
+// What can no longer be evicted leaves the list, so that what is left in it is worth choosing from.
+void drop_stale(Pool& pool, const Search& search, CandidateList& list) {
+  uint32_t kept = 0;
+  for (uint32_t n = 0; n < list.count; n++) {
+    const CandidateList::Entry entry = list.entries[n];
+    uint64_t word = 0;
+    if (is_candidate(pool, search, entry.slot, &word) && word == entry.word && !is_pinned(pool, entry.slot))
+      list.entries[kept++] = entry;
+  }
+  list.count = kept;
+}
+
+// Move the hand over some occupied slots, on while there is no candidate at all, and at most once around.
+// False: a whole turn saw no unpinned chunk of this size, leaf or not.
+bool move_hand(Pool& pool, const Search& search, CandidateList& list) {
   const uint64_t turn = pool.geometry.slot_count;
   // From where the hand stands, over our own copy of it: two processes may look at the same slots, but a turn
   // is whole.
   const uint64_t start = pool.super->hand.load(std::memory_order_relaxed);
   uint64_t walked = 0, occupied = 0;
   bool saw_any = list.count > 0;
-  while (walked < turn && (occupied < kSlotsPerLook || list.count < kCandidatesWanted)) {
+  while (walked < turn && (occupied < kSlotsPerLook || list.count == 0)) {
     if (list.count > 0 && walked >= kWalkLimit) break;
-    for (uint64_t n = 0; n < kSlotsPerLook; n++) {
-      const uint64_t i = (start + walked + n) % turn;
-      uint64_t word = 0;
-      if (!is_of_size(pool, i, list.units, protect_parent, &word)) continue;
-      occupied++;
-      const bool fits = is_leaf_enough(pool, i, word, leaves_only);
-      if ((saw_any && !fits) || is_pinned(pool, i)) continue;
-      saw_any = true;
-      if (fits) offer(pool, list, i, word);
-    }
-    walked += kSlotsPerLook;
+    const uint64_t i = (start + walked++) % turn;
+    uint64_t word = 0;
+    if (!is_of_size(pool, search, i, &word)) continue;
+    occupied++;
+    const bool fits = is_leaf_enough(pool, search, i, word);
+    if ((saw_any && !fits) || is_pinned(pool, i)) continue;
+    saw_any = true;
+    if (fits) offer(pool, list, i, word);
   }
   pool.super->hand.store(start + walked, std::memory_order_relaxed);
-  evictor.looked_at += occupied;
+  pool.evictor->looked_at += occupied;
   return saw_any;
 }
 
-// Remove and return the oldest candidate that is still what it was.
-bool take_oldest(Pool& pool, CandidateList& list, bool leaves_only, uint64_t protect_parent,
-                 CandidateList::Entry* out) {
-  while (list.count > 0) {
-    uint32_t best = 0, best_rank = 0;
-    for (uint32_t n = 0; n < list.count; n++) {
-      const uint32_t r = rank(pool, list.entries[n].slot, list.entries[n].word);
-      if (n == 0 || r > best_rank) {
-        best = n;
-        best_rank = r;
-      }
+// The oldest of the list; there is one.
+uint32_t oldest_of(Pool& pool, const CandidateList& list, uint32_t* its_rank) {
+  uint32_t best = 0;
+  *its_rank = 0;
+  for (uint32_t n = 0; n < list.count; n++) {
+    const uint32_t r = rank(pool, list.entries[n].slot, list.entries[n].word);
+    if (n == 0 || r > *its_rank) {
+      best = n;
+      *its_rank = r;
     }
-    const CandidateList::Entry entry = list.entries[best];
-    list.entries[best] = list.entries[--list.count];
-    uint64_t word = 0;
-    if (!is_candidate(pool, entry.slot, list.units, leaves_only, protect_parent, &word) || word != entry.word)
-      continue;
-    *out = entry;
-    return true;
   }
-  return false;
+  return best;
 }
 
 uint64_t evict_victim(Pool& pool, uint64_t i, uint64_t units, bool device) {
@@ -177,34 +175,58 @@ uint64_t evict_victim(Pool& pool, uint64_t i, uint64_t units, bool device) {
   return unit;
 }
 
-// A single prefix that is longer than the pool: something of it must go. The nearest ancestor leaves its
-// beginning whole, and what lies behind the gap is an orphan and goes next.
-uint64_t evict_ancestor(Pool& pool, uint64_t units, bool device, uint64_t protect_parent) {
-  uint64_t at = protect_parent;
-  for (uint64_t n = 0; n < kWalkLimit && at != 0 && parent_slot(at) < pool.geometry.slot_count; n++) {
-    at = pool.cold[parent_slot(at)].parent.load(std::memory_order_relaxed);
-    if (at == 0 || parent_slot(at) >= pool.geometry.slot_count) break;
-    const uint64_t i = parent_slot(at);
-    if (static_cast<uint32_t>(slot_generation(pool.hot[i].word.load())) != parent_generation(at)) break;
-    const uint64_t unit = evict_victim(pool, i, units, device);
-    if (unit != kNoUnit) return unit;
+// The chunks that the one being stored continues: to evict one of them would put it out of reach itself.
+// Sorted.
+std::vector<uint64_t> ancestors_of(const Pool& pool, uint64_t parent) {
+  const uint64_t limit = pool.geometry.slot_count;
+  std::vector<uint64_t> out;
+  while (parent != 0 && parent_slot(parent) < limit && out.size() < limit) {
+    const uint64_t i = parent_slot(parent);
+    const uint64_t word = pool.hot[i].word.load(std::memory_order_relaxed);
+    if (static_cast<uint32_t>(slot_generation(word)) != parent_generation(parent)) break;
+    out.push_back(i);
+    parent = pool.cold[i].parent.load(std::memory_order_relaxed);
   }
-  return kNoUnit;
+  std::sort(out.begin(), out.end());
+  return out;
 }
 
 }  // namespace
 
-uint32_t eviction_epoch(Pool& pool, uint64_t references) {
+uint32_t count_references(Pool& pool, const Key* keys, uint64_t count) {
   Superblock& super = *pool.super;
-  const uint64_t now = super.references.fetch_add(references, std::memory_order_relaxed) + references;
+  const uint64_t now = super.references.fetch_add(count, std::memory_order_relaxed) + count;
+  if (pool.geometry.gate) {
+    ReuseSampler sampler(pool, now - count);
+    for (uint64_t i = 0; i < count; i++) sampler.see(keys[i], i);
+  }
   uint64_t start = super.epoch_start.load(std::memory_order_relaxed);
   const uint64_t resident =
       std::min(super.resident.load(std::memory_order_relaxed), pool.geometry.slot_count);
-  const uint64_t half_capacity = std::max<uint64_t>(1, resident / 2);
-  if (now - start >= half_capacity &&
-      super.epoch_start.compare_exchange_strong(start, now, std::memory_order_relaxed))
-    super.eviction_epoch.fetch_add(1, std::memory_order_relaxed);
-  return current_epoch(pool);
+  const uint64_t length = std::max<uint64_t>(1, resident / kEpochsPerPool);
+  const uint64_t epochs = (now - start) / length;
+  if (epochs > 0 &&
+      super.epoch_start.compare_exchange_strong(start, start + epochs * length, std::memory_order_relaxed)) {
+    const uint64_t before = super.eviction_epoch.fetch_add(epochs, std::memory_order_relaxed);
+    if (pool.geometry.gate && before / kEpochsPerBin != (before + epochs) / kEpochsPerBin)
+      choose_protection(pool);
+  }
+  return eviction_epoch(pool);
+}
+
+void remember_missing(Pool& pool, const Key* keys, uint64_t count) {
+  for (uint64_t i = 0; i < count; i++) {
+    Atomic<uint32_t>& place = pool.evictor->missing[mix_key(keys[i]) % Evictor::kMissingLimit];
+    place.store(tag_of(keys[i]), std::memory_order_relaxed);
+  }
+}
+
+void count_incoming(Pool& pool, Key key) {
+  Atomic<uint32_t>& place = pool.evictor->missing[mix_key(key) % Evictor::kMissingLimit];
+  if (place.load(std::memory_order_relaxed) == tag_of(key))
+    place.store(0, std::memory_order_relaxed);
+  else
+    count_references(pool, &key, 1);
 }
 
 void count_resident(Pool& pool, int64_t by) {
@@ -262,33 +284,37 @@ bool drop_slot(Pool& pool, uint64_t i) {
   return true;
 }
 
-uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t protect_parent) {
+uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t parent) {
   std::lock_guard<std::mutex> guard(pool.evictor->mutex);
   CandidateList& list = list_for(*pool.evictor, units);
-  const uint64_t turn = pool.geometry.slot_count;
-  for (int pass = 0; pass <= kTurnsForLeaves; pass++) {
-    const bool leaves_only = pass < kTurnsForLeaves;
-    if (!leaves_only) {
-      const uint64_t unit = evict_ancestor(pool, units, device, protect_parent);
-      if (unit != kNoUnit) return unit;
+  Search search{units, parent};
+  for (uint64_t tries = 0; tries < pool.geometry.slot_count; tries++) {
+    drop_stale(pool, search, list);
+    if (!move_hand(pool, search, list)) return kNoUnit;  // All are pinned, or what the new chunk continues.
+    if (list.count == 0) {
+      // A whole turn met no unpinned leaf: readers hold the ends of prefixes whose beginnings nobody holds.
+      if (!search.leaves_only) return kNoUnit;
+      search.leaves_only = false;
+      search.ancestors = ancestors_of(pool, parent);
+      continue;
     }
-    for (uint64_t tries = 0; tries < turn; tries++) {
-      if (!move_hand(pool, *pool.evictor, list, leaves_only, protect_parent))
-        return kNoUnit;  // All are pinned.
-      CandidateList::Entry victim{};
-      if (!take_oldest(pool, list, leaves_only, protect_parent, &victim))
-        break;  // A whole turn found nobody.
-      const uint64_t parent = pool.cold[victim.slot].parent.load(std::memory_order_relaxed);
-      const uint64_t unit = evict_victim(pool, victim.slot, units, device);
-      if (unit == kNoUnit) continue;
-      // The parent may be a leaf now: it is next in line, so that a cold prefix goes from its tail up.
-      uint64_t word = 0;
-      if (parent != 0 && parent_slot(parent) < turn &&
-          is_candidate(pool, parent_slot(parent), units, true, protect_parent, &word) &&
-          static_cast<uint32_t>(slot_generation(word)) == parent_generation(parent))
-        offer(pool, list, parent_slot(parent), word);
-      return unit;
-    }
+    uint32_t its_rank = 0;
+    const uint32_t oldest = oldest_of(pool, list, &its_rank);
+    const CandidateList::Entry victim = list.entries[oldest];
+    if (its_rank < kAgeOrphan &&
+        age_of(pool, pool.hot[victim.slot]) < pool.super->protected_epochs.load(std::memory_order_relaxed))
+      return kGateClosed;
+    list.entries[oldest] = list.entries[--list.count];
+    const uint64_t next = pool.cold[victim.slot].parent.load(std::memory_order_relaxed);
+    const uint64_t unit = evict_victim(pool, victim.slot, units, device);
+    if (unit == kNoUnit) continue;
+    // The parent may be a leaf now: it is next in line, so that a cold prefix goes from its tail up.
+    uint64_t word = 0;
+    if (next != 0 && parent_slot(next) < pool.geometry.slot_count &&
+        is_candidate(pool, search, parent_slot(next), &word) &&
+        static_cast<uint32_t>(slot_generation(word)) == parent_generation(next))
+      offer(pool, list, parent_slot(next), word);
+    return unit;
   }
   return kNoUnit;
 }

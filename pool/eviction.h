@@ -3,8 +3,8 @@
 // Leaf-first CLOCK. A hit writes the current epoch into the slot (any order, racy is fine); an epoch is half
 // a pool's worth of references. The hand walks the slots, collects leaves (no resident child) as candidates
 // and the oldest goes. When a leaf goes, its parent becomes a leaf and a candidate at once, so a cold prefix
-// leaves from its tail up and what remains of it is always a usable prefix. That is a preference: after two
-// turns of the hand without a victim any unpinned chunk goes.
+// leaves from its tail up and what remains of it is always a usable prefix. That is a preference: after a
+// turn of the hand without a victim any unpinned chunk goes, except what the incoming one continues.
 //
 // Stamps, child counts and candidates are hints. The decision itself is the protocol of pins.h: SEALED ->
 // EVICTING|me, then every pin column, then on or back. Who dies in between is named by the word.
@@ -32,22 +32,45 @@ struct CandidateList {
 
 struct Evictor {
   static constexpr size_t kListLimit = 64;
-  std::mutex mutex;  // Between threads of this process only.
+  static constexpr size_t kMissingLimit = 65536;  // So that the keys of a few long prompts do not meet.
+  std::mutex mutex;                               // Between threads of this process only.
   std::vector<CandidateList> lists;
   Atomic<uint64_t> looked_at{0};  // Slots looked at, and victims found: how hard the hand works.
   Atomic<uint64_t> victims{0};
   Atomic<uint64_t> slab_hand{0};  // Slab of another size to compare with next.
+  // Mixed keys that were asked for in vain and counted. One overwrites another, which is then counted twice.
+  std::array<Atomic<uint32_t>, kMissingLimit> missing{};
 };
 
-// Count `references` chunks asked for; returns the epoch that a hit stamps.
-uint32_t eviction_epoch(Pool& pool, uint64_t references);
+// An epoch is a sixteenth of a pool's worth of references: fine enough that among chunks of one epoch it does
+// not matter who goes.
+inline constexpr uint32_t kEpochsPerPool = 16;
+
+// The epoch that a hit stamps.
+inline uint32_t eviction_epoch(const Pool& pool) {
+  return static_cast<uint32_t>(pool.super->eviction_epoch.load(std::memory_order_relaxed)) & kStampEpochMask;
+}
+
+// Count chunks asked for, there or not: epochs and reuse distances are measured in them. Returns the epoch
+// that a hit stamps.
+uint32_t count_references(Pool& pool, const Key* keys, uint64_t count);
+
+// These were counted and are missing: whoever stores one of them next in this process asks for nothing new.
+void remember_missing(Pool& pool, const Key* keys, uint64_t count);
+
+// Count a chunk that is about to be stored, unless it was counted when it was found missing.
+void count_incoming(Pool& pool, Key key);
 
 // One more, one fewer sealed chunk.
 void count_resident(Pool& pool, int64_t by);
 
-// Evict one chunk of `units` units (never the slot that parent word `protect_parent` names); its extent is
-// then owned by this process. kNoUnit: every chunk of that size is pinned, or there is none.
-uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t protect_parent);
+// Instead of a unit: there is what could be evicted, but nothing that should be.
+inline constexpr uint64_t kGateClosed = UINT64_MAX - 1;
+
+// Evict one chunk of `units` units, but nothing that a chunk of this parent word would continue; its extent
+// is then owned by this process. kNoUnit: every other chunk of that size is pinned, or there is none.
+// kGateClosed: what would have to go is wanted sooner than what comes in (reuse.h).
+uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t parent);
 
 // Take chunk `slot` out of the index if nobody pins it and it still lies at `unit`; the extent is then ours.
 // False: pinned, or no longer what it was.
@@ -66,7 +89,7 @@ uint64_t slab_value(Pool& pool, uint64_t slab, uint64_t chunk_units);
 
 // Ages (in epochs, kAgeStale for what does not count any more): of the coldest candidate of a chunk size, and
 // of an average chunk of a slab. For deciding whether a slab should change its chunk size.
-inline constexpr uint32_t kAgeStale = 256;
+inline constexpr uint32_t kAgeStale = 8192;
 uint32_t coldest_age(Pool& pool, uint64_t units);
 uint32_t slab_age(Pool& pool, uint64_t slab, uint64_t chunk_units);
 

@@ -21,6 +21,7 @@ constexpr uint64_t kSizeBytesMin = 1 * kMiB;
 constexpr uint64_t kSizeBytesMax = 1ull << 46;  // 64 TiB: unit offsets stay far below 56 bits.
 constexpr uint64_t kIndexPage = 4096;
 constexpr uint64_t kSlabCountMax = 1u << 20;
+constexpr uint64_t kReuseEntriesMin = 8192, kReuseEntriesMax = 65536;
 
 [[noreturn]] void bad_size(const std::string& message, uint64_t wanted_bytes) {
   throw Failure("BadSize", message, {{"wanted_bytes", static_cast<int64_t>(wanted_bytes)}});
@@ -98,6 +99,9 @@ Geometry plan_geometry(const CreateOptions& options, const std::vector<uint64_t>
   g.checksum = options.checksum;
   g.cooling_ns = options.cooling_ns;
   g.revoked_limit_bytes = g.data_bytes() / 8;
+  g.reuse_entries =
+      static_cast<uint32_t>(std::clamp(std::bit_floor(g.slot_count / 4), kReuseEntriesMin, kReuseEntriesMax));
+  g.gate = options.gate;
   place_sections(g);
   return g;
 }
@@ -120,6 +124,7 @@ void place_sections(Geometry& g) {
   place(g.offset_slabs, sizeof(SlabRow) * g.slab_count);
   place(g.offset_owners, sizeof(uint64_t) * g.unit_count);
   place(g.offset_pins, sizeof(uint16_t) * g.slot_count * g.process_limit);
+  place(g.offset_reuse, sizeof(ReuseTable) + sizeof(uint64_t) * g.reuse_entries);
   g.index_bytes = at;
 }
 
@@ -136,6 +141,8 @@ std::string geometry_problem(const Superblock& super, uint64_t file_bytes, Geome
   g.checksum = static_cast<ChecksumPolicy>(super.checksum_policy);
   g.cooling_ns = super.cooling_ns;
   g.revoked_limit_bytes = super.revoked_limit_bytes;
+  g.reuse_entries = super.reuse_entries;
+  g.gate = super.eviction_policy & kPolicyGate;
   // Each number is bounded before it is multiplied with another, so that nothing below can overflow.
   if (!is_power_of_two(g.unit_bytes) || g.unit_bytes < 512 || g.unit_bytes > kHugePageBytes)
     return "unit size";
@@ -154,6 +161,9 @@ std::string geometry_problem(const Superblock& super, uint64_t file_bytes, Geome
   if (g.process_limit < 1 || g.process_limit > kProcessLimitMax) return "process limit";
   if (g.namespace_limit < 1 || g.namespace_limit > 1u << 20) return "namespace limit";
   if (super.checksum_policy > 2) return "checksum policy";
+  if (!is_power_of_two(g.reuse_entries) || g.reuse_entries < kReuseEntriesMin ||
+      g.reuse_entries > kReuseEntriesMax)
+    return "reuse sample";
   place_sections(g);
   if (super.index_bytes != g.index_bytes || super.offset_segments != g.offset_segments ||
       super.offset_processes != g.offset_processes || super.offset_counters != g.offset_counters ||
@@ -161,7 +171,7 @@ std::string geometry_problem(const Superblock& super, uint64_t file_bytes, Geome
       super.offset_shards != g.offset_shards || super.offset_buckets != g.offset_buckets ||
       super.offset_slots_hot != g.offset_slots_hot || super.offset_slots_cold != g.offset_slots_cold ||
       super.offset_slabs != g.offset_slabs || super.offset_owners != g.offset_owners ||
-      super.offset_pins != g.offset_pins)
+      super.offset_pins != g.offset_pins || super.offset_reuse != g.offset_reuse)
     return "section offsets";
   if (file_bytes < g.index_bytes) return "the index file is truncated";
   *out = std::move(g);

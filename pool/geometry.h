@@ -30,6 +30,7 @@ struct CreateOptions {
   uint32_t namespace_limit = 1024;
   ChecksumPolicy checksum = ChecksumPolicy::kBoundary;
   uint64_t cooling_ns = 30'000'000'000;
+  bool gate = true;           // Refuse to evict what will be wanted sooner than what comes in.
   bool group_access = false;  // 0660 instead of 0600.
 };
 
@@ -55,10 +56,12 @@ struct Geometry {
   ChecksumPolicy checksum = ChecksumPolicy::kBoundary;
   uint64_t cooling_ns = 0;
   uint64_t revoked_limit_bytes = 0;
+  uint32_t reuse_entries = 0;
+  bool gate = true;
   uint64_t index_bytes = 0;
   uint64_t offset_segments = 0, offset_processes = 0, offset_counters = 0, offset_classes = 0,
            offset_namespaces = 0, offset_shards = 0, offset_buckets = 0, offset_slots_hot = 0,
-           offset_slots_cold = 0, offset_slabs = 0, offset_owners = 0, offset_pins = 0;
+           offset_slots_cold = 0, offset_slabs = 0, offset_owners = 0, offset_pins = 0, offset_reuse = 0;
   std::vector<SegmentGeometry> segments;
 
   uint64_t data_bytes() const { return uint64_t{slab_count} * slab_bytes; }

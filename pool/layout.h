@@ -27,6 +27,8 @@ inline constexpr uint32_t kClassLimit = 64;
 inline constexpr uint32_t kPartLimit = 16;
 inline constexpr uint32_t kBucketSlots = 15;
 inline constexpr uint32_t kCounterLimit = 64;
+inline constexpr uint32_t kReuseBinCount = 64;
+inline constexpr uint32_t kPolicyGate = 1;  // Bit of Superblock::eviction_policy.
 inline constexpr uint64_t kHugePageBytes = 2ull << 20;
 
 // Bytes of the `lock` file that have a meaning of their own (open-file-description locks).
@@ -82,7 +84,10 @@ struct Superblock {
   uint64_t offset_slabs;
   uint64_t offset_owners;
   uint64_t offset_pins;
-  uint8_t spare_a[256];
+  uint64_t offset_reuse;
+  uint32_t reuse_entries;    // Of the reuse sample; a power of two.
+  uint32_t eviction_policy;  // Bit 0: the gate against loops larger than the pool.
+  uint8_t spare_a[240];
   // Words that change, one cache line each so that they do not disturb one another.
   alignas(64) Atomic<uint64_t> state;    // PoolState. Destroyer writes.
   Atomic<uint64_t> pool_epoch;           // Raised when everything in the pool becomes a miss.
@@ -91,8 +96,9 @@ struct Superblock {
   Atomic<uint64_t> eviction_epoch;          // Half a pool's worth of references each. A hint.
   Atomic<uint64_t> epoch_start;             // `references` when it began. A hint.
   Atomic<uint64_t> resident;                // Chunks that take room. A hint, recounted after a death.
-  alignas(64) Atomic<uint64_t> hand;        // Where the eviction hand stands. A hint.
-  alignas(64) Atomic<uint64_t> sweep_ns;    // CLOCK_BOOTTIME of the last sweep. Housekeeper writes.
+  Atomic<uint64_t> protected_epochs;  // What was used in so many epochs is not evicted; 0: no gate. A hint.
+  alignas(64) Atomic<uint64_t> hand;  // Where the eviction hand stands. A hint.
+  alignas(64) Atomic<uint64_t> sweep_ns;  // CLOCK_BOOTTIME of the last sweep. Housekeeper writes.
   Atomic<uint64_t> sweep_count;
   Atomic<uint64_t>
       space_refused_ns;         // Last time the medium refused to give space. Whoever was refused writes.
@@ -176,7 +182,7 @@ struct alignas(64) SlotHot {
   Atomic<uint64_t> size_bytes;
   Atomic<uint32_t> namespace_id;
   Atomic<uint32_t> namespace_epoch;
-  Atomic<uint32_t> stamp;     // Eviction epoch of the last hit. Racy on purpose.
+  Atomic<uint32_t> stamp;     // Eviction epoch of the last hit : 30 | hits : 2. Racy on purpose.
   Atomic<uint32_t> children;  // Resident chunks that continue this one. A hint, recounted after a death.
   Atomic<uint32_t> flags;     // SlotFlag bits. Owner of the reservation writes.
   uint32_t spare;
@@ -200,6 +206,14 @@ struct SlabRow {
   Atomic<int32_t> free_hint;
   Atomic<uint32_t> cursor;  // Chunk to try first. A hint.
   Atomic<uint64_t> spare;
+};
+
+// How far apart chunks are asked for again, from a sample of keys. Written by whoever reads or stores; all of
+// it is a hint. `reuse_entries` words follow, each sampled key's last reference: tag : 20 | references : 44.
+struct ReuseTable {
+  Atomic<uint64_t> sampled;                   // References of sampled keys, decayed; in 1/1024.
+  Atomic<uint64_t> distance[kReuseBinCount];  // Of these, how many came back after so many epochs.
+  uint8_t spare[56];
 };
 
 // First 4 KiB of a segment: whose it is, so that no second allocator ever opens the same memory.
@@ -248,6 +262,7 @@ static_assert(sizeof(Bucket) == 64);
 static_assert(sizeof(SlotHot) == 64);
 static_assert(sizeof(SlotCold) == 64);
 static_assert(sizeof(SlabRow) == 32);
+static_assert(sizeof(ReuseTable) == 576);
 static_assert(sizeof(SegmentHeader) == 4096);
 static_assert(sizeof(ExtentHeader) == 64);
 

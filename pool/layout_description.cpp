@@ -70,6 +70,9 @@ std::string make_description() {
                    MARU_F(Superblock, offset_slabs),
                    MARU_F(Superblock, offset_owners),
                    MARU_F(Superblock, offset_pins),
+                   MARU_F(Superblock, offset_reuse),
+                   MARU_F(Superblock, reuse_entries),
+                   MARU_F(Superblock, eviction_policy),
                    MARU_F(Superblock, state),
                    MARU_F(Superblock, pool_epoch),
                    MARU_F(Superblock, live),
@@ -77,6 +80,7 @@ std::string make_description() {
                    MARU_F(Superblock, eviction_epoch),
                    MARU_F(Superblock, epoch_start),
                    MARU_F(Superblock, resident),
+                   MARU_F(Superblock, protected_epochs),
                    MARU_F(Superblock, hand),
                    MARU_F(Superblock, sweep_ns),
                    MARU_F(Superblock, sweep_count),
@@ -116,6 +120,8 @@ std::string make_description() {
   out += ", " + describe("SlabRow", sizeof(SlabRow),
                          {MARU_F(SlabRow, word), MARU_F(SlabRow, real_bytes), MARU_F(SlabRow, free_hint),
                           MARU_F(SlabRow, cursor)});
+  out += ", " + describe("ReuseTable", sizeof(ReuseTable),
+                         {MARU_F(ReuseTable, sampled), MARU_F(ReuseTable, distance)});
   out += ", " + describe("SegmentHeader", sizeof(SegmentHeader),
                          {MARU_F(SegmentHeader, magic), MARU_F(SegmentHeader, format),
                           MARU_F(SegmentHeader, layout_crc), MARU_F(SegmentHeader, pool_uuid),

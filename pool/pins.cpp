@@ -27,7 +27,10 @@ bool bytes_are_intact(Pool& pool, const PinnedExtent& chunk) {
 
 bool pin_one(Pool& pool, Key key, PinnedExtent* out) {
   pool.count(Counter::kLookupKeys);
-  if (!pin_key(pool, key, eviction_epoch(pool, 1), out)) return false;
+  if (!pin_key(pool, key, count_references(pool, &key, 1), out)) {
+    remember_missing(pool, &key, 1);
+    return false;
+  }
   if (!bytes_are_intact(pool, *out)) {
     unpin(pool, out->slot);
     return false;
@@ -39,7 +42,7 @@ bool pin_one(Pool& pool, Key key, PinnedExtent* out) {
 }
 
 uint64_t pin_leading(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out) {
-  const uint32_t epoch = eviction_epoch(pool, count);
+  const uint32_t epoch = count_references(pool, keys, count);
   uint64_t bytes = 0, n = 0;
   for (uint64_t i = 0; i < count && i < kBucketsAhead; i++) prefetch_bucket(pool, keys[i]);
   for (; n < count; n++) {
@@ -52,6 +55,7 @@ uint64_t pin_leading(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* 
     }
     bytes += out[n].size_bytes;
   }
+  remember_missing(pool, keys + n, count - n);
   pool.count(Counter::kLookupKeys, count);
   pool.count(Counter::kHitKeys, n);
   pool.count(Counter::kPinned, n);

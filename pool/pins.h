@@ -48,8 +48,12 @@ inline bool is_pinned(const Pool& pool, uint64_t slot) {
   return false;
 }
 
+// Racy on purpose, and nothing is stored for the second hit of an epoch: readers then share the line
+// undisturbed.
 inline void touch(SlotHot& slot, uint32_t epoch) {
-  if (slot.stamp.load(std::memory_order_relaxed) != epoch) slot.stamp.store(epoch, std::memory_order_relaxed);
+  const uint32_t stamp = slot.stamp.load(std::memory_order_relaxed);
+  if (stamp_epoch(stamp) != epoch)
+    slot.stamp.store(stamp_of(epoch, stamp_hits(stamp) + 1), std::memory_order_relaxed);
 }
 
 // Pin `key` when it is sealed and current. `epoch` is the eviction epoch that marks the hit.

@@ -66,7 +66,7 @@ std::vector<std::string> create(const std::string& folder, uint64_t size,
                                 const std::vector<std::string>& segments, const std::string& medium,
                                 uint64_t unit_bytes, uint64_t slab_bytes, uint64_t expected_chunk_bytes,
                                 uint64_t slot_count, uint32_t process_limit, uint32_t namespace_limit,
-                                const std::string& checksum, double cooling, bool group_access) {
+                                const std::string& checksum, double cooling, bool gate, bool group_access) {
   CreateOptions options;
   options.folder = folder;
   options.size_bytes = size;
@@ -79,6 +79,7 @@ std::vector<std::string> create(const std::string& folder, uint64_t size,
   options.namespace_limit = namespace_limit;
   options.checksum = checksum_from(checksum);
   options.cooling_ns = seconds_to_ns(cooling, "cooling");
+  options.gate = gate;
   options.group_access = group_access;
   MaybeRelease no_gil(true);
   return create_pool(options).notes;
@@ -140,7 +141,8 @@ NB_MODULE(MARU_MODULE, m) {
   m.def("create_pool", &create, nb::arg("folder"), nb::arg("size"), nb::arg("segments"), nb::arg("medium"),
         nb::arg("unit_bytes") = 0, nb::arg("slab_bytes") = 0, nb::arg("expected_chunk_bytes") = 0,
         nb::arg("slot_count") = 0, nb::arg("process_limit") = 128, nb::arg("namespace_limit") = 1024,
-        nb::arg("checksum") = "boundary", nb::arg("cooling") = 30.0, nb::arg("group_access") = false,
+        nb::arg("checksum") = "boundary", nb::arg("cooling") = 30.0, nb::arg("gate") = true,
+        nb::arg("group_access") = false,
         "Create a pool in an existing folder; returns notes for people. Raises PoolExists, PoolBusy, "
         "PoolMismatch, NoSpace, BadSize.");
   m.def(

@@ -2,6 +2,7 @@
 
 #include "chunk_index.h"
 #include "copy.h"
+#include "eviction.h"
 
 namespace maru {
 
@@ -67,6 +68,26 @@ PyReservation reserve(Handle& handle, nb::handle key, nb::handle size, nb::handl
   return {outcome, std::make_shared<Window>(session, reservation)};
 }
 
+// Store a prefix chunk by chunk, each the next one's parent. After a chunk that found no room nothing of the
+// prefix could be reached, so the rest is not tried: it would only push out what can be.
+template <class StoreOne>
+std::vector<Outcome> store_chain(Pool& pool, const PackedKeys& keys, ReserveRequest& request,
+                                 StoreOne store_one) {
+  std::vector<Outcome> outcomes;
+  outcomes.reserve(keys.count());
+  while (outcomes.size() < keys.count()) {
+    request.key = keys.data()[outcomes.size()];
+    outcomes.push_back(store_one(outcomes.size()));
+    if (outcomes.back() == Outcome::kFull) {
+      for (uint64_t i = outcomes.size(); i < keys.count(); i++) count_incoming(pool, keys.data()[i]);
+      outcomes.resize(keys.count(), Outcome::kFull);
+    } else {
+      request.parent = find_parent(pool, request.key);
+    }
+  }
+  return outcomes;
+}
+
 std::unique_ptr<PyBatch> reserve_many(Handle& handle, nb::handle keys_object, nb::handle size,
                                       nb::handle namespace_object, nb::handle parent, nb::handle ttl,
                                       double deadline, bool device, uint32_t part, uint32_t parts) {
@@ -78,11 +99,9 @@ std::unique_ptr<PyBatch> reserve_many(Handle& handle, nb::handle keys_object, nb
   std::vector<Reservation> reservations(keys.count());
   {
     MaybeRelease no_gil(true);
-    for (uint64_t i = 0; i < keys.count(); i++) {
-      request.key = keys.data()[i];
-      batch->outcomes.push_back(reserve_chunk(session->pool(), request, &reservations[i]));
-      request.parent = find_parent(session->pool(), request.key);
-    }
+    batch->outcomes = store_chain(session->pool(), keys, request, [&](uint64_t i) {
+      return reserve_chunk(session->pool(), request, &reservations[i]);
+    });
   }
   for (uint64_t i = 0; i < keys.count(); i++)
     batch->windows.push_back(batch->outcomes[i] == Outcome::kReserved
@@ -126,11 +145,9 @@ nb::list put_many(Handle& handle, nb::handle keys_object, nb::sequence buffers, 
   std::vector<Outcome> outcomes;
   {
     MaybeRelease no_gil(true);
-    for (uint64_t i = 0; i < keys.count(); i++) {
-      request.key = keys.data()[i];
-      outcomes.push_back(put_bytes(session->pool(), request, data[i]->data(), data[i]->size()));
-      request.parent = find_parent(session->pool(), request.key);
-    }
+    outcomes = store_chain(session->pool(), keys, request, [&](uint64_t i) {
+      return put_bytes(session->pool(), request, data[i]->data(), data[i]->size());
+    });
   }
   nb::list out;
   for (const Outcome outcome : outcomes) out.append(outcome);

@@ -179,6 +179,7 @@ Outcome reserve_chunk(Pool& pool, const ReserveRequest& request, Reservation* ou
     const Outcome outcome = join_chunk(pool, request, out);
     if (outcome != Outcome::kLost) return outcome == Outcome::kReserved ? outcome : counted(pool, outcome);
   }
+  count_incoming(pool, request.key);
   const uint64_t unit =
       allocate_extent(pool, pool.units_for(request.size_bytes), request.device, request.parent);
   if (unit == kNoUnit) return counted(pool, Outcome::kFull);
@@ -229,6 +230,7 @@ Outcome allocate_draft(Pool& pool, uint64_t size_bytes, bool device, Draft* out)
 Outcome publish_draft(Pool& pool, const Draft& draft, const ReserveRequest& request) {
   if (!pool.is_live()) return counted(pool, Outcome::kBusy);
   if (is_sealed(pool, request.key)) return counted(pool, Outcome::kExists);
+  count_incoming(pool, request.key);
   Reservation r;
   const Outcome outcome = claim_key(pool, request, draft.unit, &r);
   if (outcome != Outcome::kReserved) return counted(pool, outcome);

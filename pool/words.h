@@ -44,6 +44,15 @@ constexpr bool binds_key(uint64_t word) {
          (state == SlotState::kEvicting && !(word & kSuspectBit));
 }
 
+// ---- stamp: eviction epoch of the last hit : 30 | epochs in which it was hit, 3 at most : 2
+// ----------------
+inline constexpr uint32_t kStampEpochMask = (1u << 30) - 1, kStampHitsMax = 3;
+constexpr uint32_t stamp_of(uint32_t epoch, uint32_t hits) {
+  return (epoch & kStampEpochMask) << 2 | (hits < kStampHitsMax ? hits : kStampHitsMax);
+}
+constexpr uint32_t stamp_epoch(uint32_t stamp) { return stamp >> 2; }
+constexpr uint32_t stamp_hits(uint32_t stamp) { return stamp & 3; }
+
 // Bits of SlotHot::flags.
 enum SlotFlag : uint32_t {
   kSlotExpires = 1,      // cold.expiry_ns counts.

@@ -86,6 +86,7 @@ class PoolConfig:
     processes: int = 128
     namespaces: int = 1024
     cooling: float = 30.0
+    gate: bool = True
     group: bool = False
     populate: bool = True
 
@@ -127,7 +128,7 @@ def _count(query: dict[str, str], name: str, default: int, limit: int) -> int:
 
 _KNOWN = (
     "size", "data", "medium", "dir", "checksum", "unit_bytes", "slab_bytes", "chunk_bytes", "slots", "processes",
-    "namespaces", "cooling", "share", "populate",
+    "namespaces", "cooling", "gate", "share", "populate",
 )  # fmt: skip
 
 
@@ -200,6 +201,7 @@ def parse_url(url: str) -> PoolConfig:
         processes=_count(query, "processes", 128, 255),
         namespaces=_count(query, "namespaces", 1024, 1 << 20),
         cooling=cooling,
+        gate=_choice(query, "gate", ("on", "off"), "on") == "on",
         group=_choice(query, "share", ("private", "group"), "private") == "group",
         populate=_choice(query, "populate", ("background", "off"), "background") == "background",
     )

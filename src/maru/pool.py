@@ -120,6 +120,7 @@ class Pool(core.PoolCore):
             namespace_limit=config.namespaces,
             checksum=config.checksum,
             cooling=config.cooling,
+            gate=config.gate,
             group_access=config.group,
         )
         for note in notes:

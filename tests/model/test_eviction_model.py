@@ -33,9 +33,13 @@ class TinyPool(RuleBasedStateMachine):
     drafts: Any = Bundle("drafts")
     held: Any = Bundle("held")
 
-    @initialize(slots=st.sampled_from([30, 500]))
-    def create(self, slots: int) -> None:
-        self.url = f"maru:///tiny-{os.getpid()}-{next(_serial)}?size=1MiB&slab_bytes=64KiB&slots={slots}&processes=64&populate=off"
+    @initialize(slots=st.sampled_from([30, 500]), gate=st.booleans())
+    def create(self, slots: int, gate: bool) -> None:
+        self.gate = gate
+        self.url = (
+            f"maru:///tiny-{os.getpid()}-{next(_serial)}?size=1MiB&slab_bytes=64KiB&slots={slots}&processes=64"
+            f"&populate=off&gate={'on' if gate else 'off'}"
+        )
         self.pools = [maru.Pool.create(self.url), maru.Pool.attach(self.url)]
         self.pins: dict[bytes, int] = {}  # Keys that somebody holds, and how often.
         self.reserved: dict[bytes, Any] = {}
@@ -45,8 +49,10 @@ class TinyPool(RuleBasedStateMachine):
     def nothing_is_held(self) -> bool:
         return not self.pins and not self.reserved and not self.all_drafts
 
-    def may_answer(self, key: bytes, got: Outcome, given: Outcome) -> None:
-        """`given`: what it answers when the key is free and there is room."""
+    def may_answer(self, key: bytes, got: Outcome, given: Outcome, *, continues: bool = False) -> None:
+        """`given`: the answer when the key is free and there is room. `continues`: its prefix may fill it."""
+        if got == Outcome.FULL and (self.gate or continues):
+            return
         if key in self.reserved:
             assert got == Outcome.IN_FLIGHT
         elif key in self.pins:
@@ -62,7 +68,7 @@ class TinyPool(RuleBasedStateMachine):
     def put(self, h: int, number: int, size: int, parent: int | None) -> None:
         key = key_of(number)
         got = self.pools[h].put(key, bytes_of(key, size), parent=None if parent is None else key_of(parent))
-        self.may_answer(key, got, Outcome.STORED)
+        self.may_answer(key, got, Outcome.STORED, continues=parent is not None)
         if got in (Outcome.STORED, Outcome.EXISTS):
             assert self.pools[1 - h].exists(key)
 
@@ -71,13 +77,17 @@ class TinyPool(RuleBasedStateMachine):
         keys = [key_of(n) for n in range(first, first + count)]
         answers = self.pools[h].put_many(b"".join(keys), [bytes_of(key, size) for key in keys])
         for key, got in zip(keys, answers, strict=True):
-            self.may_answer(key, got, Outcome.STORED)
+            self.may_answer(key, got, Outcome.STORED, continues=True)
+        # After a chunk that found no room, nothing of the prefix could be reached: the rest is not tried.
+        assert list(itertools.dropwhile(lambda got: got != Outcome.FULL, answers)) == [Outcome.FULL] * answers.count(
+            Outcome.FULL
+        )
 
     @rule(target=writings, h=handles, number=numbers, size=sizes, parent=parents)
     def reserve(self, h: int, number: int, size: int, parent: int | None) -> Any:
         key = key_of(number)
         r = self.pools[h].reserve(key, size, parent=None if parent is None else key_of(parent), deadline=300)
-        self.may_answer(key, r.outcome, Outcome.RESERVED)
+        self.may_answer(key, r.outcome, Outcome.RESERVED, continues=parent is not None)
         if r.outcome != Outcome.RESERVED:
             return multiple()
         r.buffer[:] = bytes_of(key, size)
@@ -103,7 +113,7 @@ class TinyPool(RuleBasedStateMachine):
     def allocate(self, h: int, size: int) -> Any:
         draft = self.pools[h].allocate(size)
         if draft is None:
-            assert not self.nothing_is_held()
+            assert self.gate or not self.nothing_is_held()
             return multiple()
         draft.buffer[:] = bytes_of(b"draft", size)
         self.all_drafts.append(draft)
@@ -210,7 +220,8 @@ class TinyPool(RuleBasedStateMachine):
             assert figures["used_bytes"] == sum(-(-size // UNIT) * UNIT for size in sealed)
             # With nothing held a chunk of any size fits, whatever the slabs were cut into.
             for size in (SLAB, 1, 20_000):
-                assert self.pools[1].put(key_of(size, "last"), bytes(size)) == Outcome.STORED
+                got = self.pools[1].put(key_of(size, "last"), bytes(size))
+                assert got == Outcome.STORED or (self.gate and got == Outcome.FULL)
             for pool in self.pools:
                 pool.close()
             with maru.Pool.attach(self.url) as later:

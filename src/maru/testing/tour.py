@@ -16,7 +16,7 @@ from maru.native import core
 from maru.pool import Outcome, Pool
 from maru.testing.content import bytes_of, key_of
 
-POOL_QUERY = "?size=4MiB&slab_bytes=512KiB&slots=2048&processes=16"
+POOL_QUERY = "?size=4MiB&slab_bytes=512KiB&slots=2048&processes=16&gate=off"  # What is stored must be stored.
 TINY, SMALL, LARGE = 4_000, 9_000, 60_000
 
 

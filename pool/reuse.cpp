@@ -1,0 +1,90 @@
+#include "reuse.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace maru {
+
+namespace {
+
+constexpr uint64_t kScale = 1024;         // One reference, in what the histogram counts.
+constexpr uint64_t kReferencesKept = 32;  // The sample remembers a key for so many pools of references.
+constexpr uint32_t kWays = 8;             // Entries in one cache line; the oldest of them gives way.
+constexpr double kEvidence = 20.0 * kScale;  // Fewer references that came back are an accident.
+constexpr double kMarginToProtect = 1.5;  // A protecting distance must hit this much more than recency.
+constexpr uint64_t kClockMask = (1ull << 44) - 1;
+
+Atomic<uint64_t>* entries_of(Pool& pool) { return reinterpret_cast<Atomic<uint64_t>*>(pool.reuse + 1); }
+
+uint64_t bin_references(const Pool& pool) {
+  const uint64_t resident =
+      std::min(pool.super->resident.load(std::memory_order_relaxed), pool.geometry.slot_count);
+  return std::max<uint64_t>(1, resident / 2);
+}
+
+// Counted keys differ little in their mixtures: two names in one line that look the same would count as a
+// chunk that came back. The finalizer of MurmurHash3 (Appleby, public domain) spreads every bit over all.
+uint64_t scatter(uint64_t x) {
+  x = (x ^ x >> 33) * 0xff51afd7ed558ccdull;
+  x = (x ^ x >> 33) * 0xc4ceb9fe1a85ec53ull;
+  return x ^ x >> 33;
+}
+
+}  // namespace
+
+ReuseSampler::ReuseSampler(Pool& pool, uint64_t clock) : pool_(pool), clock_(clock) {
+  const uint64_t wanted = 2 * bin_references(pool) * kReferencesKept / pool.geometry.reuse_entries;
+  mask_ = std::bit_ceil(std::max<uint64_t>(1, wanted)) - 1;
+}
+
+void ReuseSampler::record(uint64_t mixed, uint64_t clock) {
+  ReuseTable& table = *pool_.reuse;
+  const uint64_t name = scatter(mixed), tag = name >> 44;
+  const uint64_t line = name % (pool_.geometry.reuse_entries / kWays);
+  Atomic<uint64_t>* ways = entries_of(pool_) + line * kWays;
+  uint32_t chosen = 0;
+  uint64_t chosen_distance = 0;
+  table.sampled.fetch_add(kScale, std::memory_order_relaxed);
+  for (uint32_t n = 0; n < kWays; n++) {
+    const uint64_t entry = ways[n].load(std::memory_order_relaxed);
+    const uint64_t distance = (clock - entry) & kClockMask;
+    if (entry != 0 && entry >> 44 == tag) {
+      const uint64_t bin = distance / bin_references(pool_);
+      if (bin < kReuseBinCount) table.distance[bin].fetch_add(kScale, std::memory_order_relaxed);
+      chosen = n;
+      break;
+    }
+    if (entry == 0 || distance >= chosen_distance) {
+      chosen = n;
+      chosen_distance = entry == 0 ? kClockMask : distance;
+    }
+  }
+  ways[chosen].store(tag << 44 | (clock & kClockMask), std::memory_order_relaxed);
+}
+
+void choose_protection(Pool& pool) {
+  ReuseTable& table = *pool.reuse;
+  const auto all = static_cast<double>(table.sampled.load(std::memory_order_relaxed));
+  double hits = 0, held = 0, best = 0, as_it_is = 0;
+  uint64_t best_bins = 0;
+  for (uint32_t bin = 0; bin < kReuseBinCount; bin++) {
+    const auto here = static_cast<double>(table.distance[bin].load(std::memory_order_relaxed));
+    hits += here;
+    held += here * (bin + 0.5);
+    // Chunks held, in pools: each reference holds its chunk until it comes again, or for bin + 1 epochs in
+    // vain.
+    const double pools = (held + std::max(0.0, all - hits) * (bin + 1)) / std::max(all, 1.0) / 2;
+    const double value = pools > 1 ? hits / pools : hits;
+    if (pools <= 1) as_it_is = std::max(as_it_is, value);
+    if (value > best * 1.0001) {
+      best = value;
+      best_bins = bin + 2;
+    }
+    table.distance[bin].fetch_sub(static_cast<uint64_t>(here / 10), std::memory_order_relaxed);
+  }
+  table.sampled.fetch_sub(static_cast<uint64_t>(all / 10), std::memory_order_relaxed);
+  pool.super->protected_epochs.store(hits >= kEvidence && best > kMarginToProtect * as_it_is ? best_bins * kEpochsPerBin : 0,
+                                     std::memory_order_relaxed);
+}
+
+}  // namespace maru
