@@ -26,10 +26,6 @@ namespace maru {
 
 inline constexpr uint64_t kLockWaitNs = 2 * kMillisecond;
 
-// A key lives in its home bucket or, when that was full, in one of the next two. With half of all slots taken
-// one bucket of fifteen in a hundred is full; three in a row are not met.
-inline constexpr uint32_t kBucketsProbed = 3;
-
 // What makes a sealed chunk count right now: its namespace's epoch, its expiry, its segment.
 inline bool is_current(const Pool& pool, const SlotHot& slot, uint64_t slot_number) {
   const uint32_t id = slot.namespace_id.load(std::memory_order_relaxed);

@@ -26,6 +26,9 @@ inline constexpr uint32_t kSegmentLimit = 32;
 inline constexpr uint32_t kClassLimit = 64;
 inline constexpr uint32_t kPartLimit = 16;
 inline constexpr uint32_t kBucketSlots = 15;
+// A key lives in its home bucket or, when that was full, in one of the next two. With half of all slots taken
+// one bucket in a hundred is full; three in a row are not met.
+inline constexpr uint32_t kBucketsProbed = 3;
 inline constexpr uint32_t kCounterLimit = 64;
 inline constexpr uint32_t kReuseBinCount = 64;
 inline constexpr uint32_t kPolicyGate = 1;  // Bit of Superblock::eviction_policy.

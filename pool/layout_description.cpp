@@ -152,6 +152,7 @@ std::string make_description() {
   out += "\"constants\": {\"index_magic\": " + std::to_string(kIndexMagic) +
          ", \"segment_magic\": " + std::to_string(kSegmentMagic) +
          ", \"bucket_slots\": " + std::to_string(kBucketSlots) +
+         ", \"buckets_probed\": " + std::to_string(kBucketsProbed) +
          ", \"class_limit\": " + std::to_string(kClassLimit) +
          ", \"segment_limit\": " + std::to_string(kSegmentLimit) +
          ", \"part_limit\": " + std::to_string(kPartLimit) + ", \"nobody\": " + std::to_string(kNobody) +

@@ -7,11 +7,11 @@ namespace maru {
 
 namespace {
 
-constexpr uint64_t kScale = 1024;         // One reference, in what the histogram counts.
-constexpr uint64_t kReferencesKept = 32;  // The sample remembers a key for so many pools of references.
-constexpr uint32_t kWays = 8;             // Entries in one cache line; the oldest of them gives way.
+constexpr uint64_t kScale = 1024;            // One reference, in what the histogram counts.
+constexpr uint64_t kReferencesKept = 32;     // The sample remembers a key for so many pools of references.
+constexpr uint32_t kWays = 8;                // Entries in one cache line; the oldest of them gives way.
 constexpr double kEvidence = 20.0 * kScale;  // Fewer references that came back are an accident.
-constexpr double kMarginToProtect = 1.5;  // A protecting distance must hit this much more than recency.
+constexpr double kMarginToProtect = 1.5;     // A protecting distance must hit this much more than recency.
 constexpr uint64_t kClockMask = (1ull << 44) - 1;
 
 Atomic<uint64_t>* entries_of(Pool& pool) { return reinterpret_cast<Atomic<uint64_t>*>(pool.reuse + 1); }
@@ -83,8 +83,9 @@ void choose_protection(Pool& pool) {
     table.distance[bin].fetch_sub(static_cast<uint64_t>(here / 10), std::memory_order_relaxed);
   }
   table.sampled.fetch_sub(static_cast<uint64_t>(all / 10), std::memory_order_relaxed);
-  pool.super->protected_epochs.store(hits >= kEvidence && best > kMarginToProtect * as_it_is ? best_bins * kEpochsPerBin : 0,
-                                     std::memory_order_relaxed);
+  pool.super->protected_epochs.store(
+      hits >= kEvidence && best > kMarginToProtect * as_it_is ? best_bins * kEpochsPerBin : 0,
+      std::memory_order_relaxed);
 }
 
 }  // namespace maru

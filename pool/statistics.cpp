@@ -1,6 +1,8 @@
 #include "statistics.h"
 
+#include <algorithm>
 #include <map>
+#include <vector>
 
 #include "chunk_index.h"
 #include "copy.h"
@@ -65,14 +67,88 @@ std::string uuid_text(const uint8_t uuid[16]) {
   return out;
 }
 
-std::string processes_json(const Pool& pool) {
+// One pinned chunk, or one reservation that is not sealed yet, for people who ask what is stuck and who holds
+// it. How long a pin is held is written nowhere; how long ago the chunk was asked for last is its stamp's
+// age.
+struct Hold {
+  uint64_t slot, bytes, rank;
+  uint64_t age;    // Of a pin: eviction epochs since the chunk was asked for.
+  uint64_t count;  // Pins, or parts.
+  uint32_t process;
+  bool is_revoked = false;
+};
+
+constexpr size_t kHoldsShown = 16;
+
+// Keep the kHoldsShown of the highest rank, highest first.
+void keep_highest(std::vector<Hold>& holds, const Hold& hold) {
+  if (holds.size() == kHoldsShown && holds.back().rank >= hold.rank) return;
+  const auto place = std::upper_bound(holds.begin(), holds.end(), hold,
+                                      [](const Hold& a, const Hold& b) { return a.rank > b.rank; });
+  holds.insert(place, hold);
+  if (holds.size() > kHoldsShown) holds.pop_back();
+}
+
+void note_pin(const Pool& pool, uint32_t process, uint64_t i, uint64_t count, std::vector<Hold>& oldest) {
+  const SlotHot& slot = pool.hot[i];
+  if (slot_state(slot.word.load(std::memory_order_relaxed)) == SlotState::kFree) return;  // Just looked at.
+  const uint64_t epoch = pool.super->eviction_epoch.load(std::memory_order_relaxed);
+  const uint64_t age = (epoch - slot.stamp.load(std::memory_order_relaxed)) & 255;
+  const uint64_t attached_s = pool.processes[process].attached_ns.load() / kSecond;
+  const uint64_t since_s = now_ns() / kSecond - std::min(attached_s, now_ns() / kSecond);
+  // Among chunks of one age the process that came first goes first.
+  const uint64_t rank = age << 40 | std::min<uint64_t>(since_s, (1ull << 40) - 1);
+  keep_highest(oldest, {i, slot.size_bytes.load(std::memory_order_relaxed), rank, age, count, process});
+}
+
+std::string pins_json(const Pool& pool, const std::vector<Hold>& oldest) {
+  Json list('[');
+  for (const Hold& hold : oldest) {
+    Json one('{');
+    one.number("slot", hold.slot).number("process", hold.process).number("count", hold.count);
+    one.number("pid", pool.processes[hold.process].pid.load()).number("bytes", hold.bytes);
+    list.raw(nullptr, one.number("epochs_since_hit", hold.age).done());
+  }
+  return list.done();
+}
+
+// Reservations, the one whose deadline is or was first at the head; what was taken over is among them.
+std::string reservations_json(const Pool& pool) {
+  std::vector<Hold> first;
+  for (uint64_t i = 0; i < pool.geometry.slot_count; i++) {
+    const uint64_t word = pool.hot[i].word.load(std::memory_order_acquire);
+    if (slot_state(word) != SlotState::kReserved && slot_state(word) != SlotState::kRevoked) continue;
+    const uint64_t deadline = pool.cold[i].deadline_ns.load(std::memory_order_relaxed);
+    keep_highest(first, {i, pool.hot[i].size_bytes.load(std::memory_order_relaxed), ~deadline, 0,
+                         parts_total(pool.cold[i].parts.load()), slot_process(word),
+                         slot_state(word) == SlotState::kRevoked});
+  }
+  Json list('[');
+  for (const Hold& hold : first) {
+    const bool named = hold.process < pool.geometry.process_limit;
+    Json one('{');
+    one.number("slot", hold.slot).number("process", hold.process);
+    one.number("pid", named ? pool.processes[hold.process].pid.load() : 0).number("bytes", hold.bytes);
+    one.string("state", hold.is_revoked ? "revoked" : "reserved");
+    one.flag("alive", named && process_is_alive(pool, hold.process)).number("parts", hold.count);
+    list.raw(nullptr, one.number("deadline_ns", ~hold.rank).done());
+  }
+  return list.done();
+}
+
+// Fills `oldest` on the way, since both need a walk over the pin columns.
+std::string processes_json(const Pool& pool, std::vector<Hold>& oldest) {
   Json list('[');
   for (uint32_t p = 0; p < pool.geometry.process_limit; p++) {
     const ProcessRow& row = pool.processes[p];
     if (row.attached.load() == 0) continue;
     uint64_t pins = 0;
-    for (uint64_t i = 0; i < pool.geometry.slot_count; i++)
-      pins += pin_counter(pool, p, i).load(std::memory_order_relaxed);
+    for (uint64_t i = 0; i < pool.geometry.slot_count; i++) {
+      const uint64_t count = pin_counter(pool, p, i).load(std::memory_order_relaxed);
+      if (count == 0) continue;
+      pins += count;
+      note_pin(pool, p, i, count, oldest);
+    }
     Json one('{');
     one.number("number", p)
         .number("pid", row.pid.load())
@@ -187,9 +263,11 @@ std::string statistics_json(const Pool& pool, uint64_t populated_bytes, bool rea
       .number("sweep_count", pool.super->sweep_count.load());
   out.number("now_ns", now_ns());
   out.raw("chunks", chunks.done()).raw("counters", counters.done()).raw("segments", segments.done());
+  std::vector<Hold> oldest;
   out.raw("classes", classes.done())
       .raw("namespaces", namespaces.done())
-      .raw("processes", processes_json(pool));
+      .raw("processes", processes_json(pool, oldest));
+  out.raw("oldest_pins", pins_json(pool, oldest)).raw("reservations", reservations_json(pool));
   out.raw("eviction", eviction.done());
   return out.done();
 }

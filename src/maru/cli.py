@@ -1,14 +1,15 @@
-"""The `maru` command: look at pools, make and remove them, run the demo.
+"""The `maru` command: look at pools and machines, check, make and remove pools, run the demo.
 
-Holds what a person types and what they see. Everything it knows comes from Pool.stats(). With `--json` stdout
+Holds what a person types. What they see is drawn in stat_view, watch, check and doctor. With `--json` stdout
 carries one JSON document and nothing else; people's messages go to stderr. Exit codes: 0 done, 1 a MaruError
-(one line, no traceback), 2 a command line that cannot be read; `maru demo` exits with what the demo returns.
-The demo, and torch with it, is imported only by `maru demo`.
+(one line, no traceback), 2 a command line that cannot be read; `maru demo` exits with what the demo returns, and
+`maru check` and `maru doctor` with their verdicts. The demo, and torch with it, is imported only by `maru demo`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -19,13 +20,19 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 import maru
+from maru.check import Report, check_pool
+from maru.check.show import show_report
 from maru.config import PoolConfig, format_size, parse_url, secure_folder, shared_memory_root
-from maru.errors import MaruError, PoolBusy, PoolNotFound
+from maru.doctor import Machine, PoolSeen, document, examine, worst
+from maru.doctor.show import show_lines
+from maru.errors import MaruError, PoolBusy
 from maru.native import core
 from maru.stat_view import SeenPool, others, pairs, plain, share, show_pool, table_of_pools
+from maru.survey import look_at, pool_folders, survey, url_in
+from maru.watch import SECONDS_DEFAULT, SECONDS_MIN, watch
 
 READY_DEADLINE_S = 600.0
 READY_STEP_S = 0.2
@@ -98,6 +105,8 @@ def _root(
     [cyan]maru pool create 'maru:///kv?size=8GiB'[/cyan]   make a pool
     [cyan]maru stat[/cyan]   see every pool of yours
     [cyan]maru stat kv[/cyan]   see one of them closely
+    [cyan]maru doctor[/cyan]   see what this machine offers, and what it lacks
+    [cyan]maru check kv[/cyan]   have the pool's bytes read by other eyes
     """
 
 
@@ -116,41 +125,7 @@ def _config_of(pool: str, place: Path | None) -> PoolConfig:
 
 def _url_of(config: PoolConfig) -> str:
     """A URL that names the pool and says nothing else; it holds no secret."""
-    return _url_in(config.folder)
-
-
-def _url_in(folder: Path) -> str:
-    place = "" if folder.parent == shared_memory_root() else f"?dir={quote(str(folder.parent))}"
-    return f"maru:///{quote(folder.name)}{place}"
-
-
-def _look(folder: Path) -> dict[str, Any]:
-    """The figures of the pool in `folder`. Attaches without touching the pool's memory, and lets go again."""
-    url = _url_in(folder)
-    with maru.Pool.attach(url + ("&" if "?" in url else "?") + "populate=off") as pool:
-        return pool.stats()
-
-
-def _survey(place: Path | None) -> list[SeenPool]:
-    """Every pool in `place`, by name. A pool that cannot be attached is in it with its error."""
-    root = place.absolute() if place else shared_memory_root()
-    try:
-        folders = sorted(item for item in root.iterdir() if item.is_dir() and not item.name.startswith("."))
-    except FileNotFoundError:
-        folders = []
-    except OSError as error:
-        raise PoolNotFound(f"cannot look into {root}: {error.strerror}", path=str(root)) from error
-    pools = []
-    for folder in folders:
-        if place and not (folder / "index").exists():
-            continue  # Somebody else's folder beside the pools.
-        seen = SeenPool(folder)
-        try:
-            seen.stats = _look(folder)
-        except MaruError as error:
-            seen.error = error
-        pools.append(seen)
-    return pools
+    return url_in(config.folder)
 
 
 def _say_none(place: Path | None) -> None:
@@ -161,9 +136,29 @@ def _say_none(place: Path | None) -> None:
 # ---- maru stat --------------------------------------------------------------------------------------------
 
 
-@app.command()
+class _StatCommand(TyperCommand):
+    """Lets `--watch` stand alone: `maru stat --watch kv` watches kv, `maru stat kv --watch 5` looks every 5 s."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = []
+        for n, word in enumerate(args):
+            if word != "--watch":
+                words.append(word)
+            elif not re.fullmatch(r"\d+(\.\d*)?", args[n + 1] if n + 1 < len(args) else ""):
+                words.append(f"--watch={SECONDS_DEFAULT:g}")
+            else:
+                words.append(word)
+        rest: list[str] = super().parse_args(ctx, words)
+        return rest
+
+
+@app.command(cls=_StatCommand)
 def stat(
     pool: Annotated[str | None, typer.Argument(metavar="[POOL]", help="NAME or maru:/// URL.")] = None,
+    watch_s: Annotated[
+        float | None,
+        typer.Option("--watch", metavar="[SECONDS]", min=SECONDS_MIN, help="Look again and again, until Ctrl-C."),
+    ] = None,
     json_output: _Json = False,
     place: _Place = None,
 ) -> None:
@@ -177,21 +172,125 @@ def stat(
     [cyan]maru stat kv[/cyan]   the pool of that name, closely
     [cyan]maru stat 'maru:///kv?dir=/shared/place'[/cyan]   a pool that several users share
     [cyan]maru stat kv --json | jq .counters[/cyan]   the same figures, for programs
+    [cyan]maru stat --watch[/cyan]   all pools, every 2 s; [cyan]maru stat kv --watch 5[/cyan] one of them, every 5 s
     """
+    if watch_s is not None:
+        folder = None if pool is None else _config_of(pool, place).folder
+
+        def look() -> list[SeenPool]:
+            return survey(place) if folder is None else [SeenPool(folder, look_at(folder))]
+
+        watch(look, _console(), watch_s, json_output, closely=folder is not None)
+        return
     if pool is not None:
-        stats = _look(_config_of(pool, place).folder)
+        stats = look_at(_config_of(pool, place).folder)
         if json_output:
             _print_json(stats)
         else:
             show_pool(_console(), stats)
         return
-    pools = _survey(place)
+    pools = survey(place)
     if json_output:
         _print_json([seen.error_json() if seen.error else seen.stats for seen in pools])
     elif pools:
         _console().print(table_of_pools(pools))
     else:
         _say_none(place)
+
+
+# ---- maru check -------------------------------------------------------------------------------------------
+
+
+@app.command()
+def check(
+    pool: Annotated[str | None, typer.Argument(metavar="[POOL]", help="NAME or maru:/// URL.")] = None,
+    read_data: Annotated[
+        bool, typer.Option("--read-data", help="Also hash extent headers, and chunks that have a checksum.")
+    ] = False,
+    json_output: _Json = False,
+    place: _Place = None,
+) -> None:
+    """Read a pool's bytes with other code than the pool's own, and say what is not as it should be.
+
+    Changes nothing and attaches to nothing; works on living pools, dead ones and copies. Exit code 0: sound (notes are
+    allowed), 1: findings, 2: cannot be read. Without POOL: every pool of yours.
+
+    [bold]Examples[/bold]
+
+    [cyan]maru check[/cyan]   all pools
+    [cyan]maru check kv --read-data[/cyan]   the pool of that name, with the checksums of its bytes
+    [cyan]maru check kv --dir /copies[/cyan]   a copy of a pool's folder
+    [cyan]maru check kv --json | jq .findings[/cyan]   for programs
+    """
+    if pool is not None:
+        folders = [_config_of(pool, place).folder]
+    else:
+        folders = [folder for folder in pool_folders(place) if (folder / "index").exists()]
+        if not folders and not json_output:
+            _say_none(place)
+    documents, code = [], 0
+    for folder in folders:
+        try:
+            report = _check_one(folder, read_data, json_output)
+        except MaruError as error:
+            _complain(str(plain(str(error))))
+            documents.append({"folder": str(folder), "verdict": "unreadable", "message": str(error)})
+            code = 2
+            continue
+        documents.append(report.document())
+        code = max(code, 0 if report.is_sound else 1)
+        if not json_output:
+            show_report(_console(), report)
+    if json_output:
+        _print_json(documents if pool is None else documents[0])
+    raise typer.Exit(code)
+
+
+def _check_one(folder: Path, read_data: bool, json_output: bool) -> Report:
+    """Check, with a bar for those who wait at a terminal."""
+    console = _console(json_output)
+    if not console.is_terminal:
+        return check_pool(folder, read_data)
+    with Progress(TextColumn("{task.description}"), BarColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("looking")
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        return check_pool(folder, read_data, show)
+
+
+# ---- maru doctor ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def doctor(json_output: _Json = False) -> None:
+    """Say what this machine offers to a pool, and what to do about what it lacks.
+
+    Exit code 0 unless a line is bad. The fingerprint is equal on all hosts whose instances agree on keys.
+
+    [bold]Examples[/bold]
+
+    [cyan]maru doctor[/cyan]   what is good here, and what could be better
+    [cyan]maru doctor --json | jq -r .fingerprint[/cyan]   compare this between hosts
+    [cyan]maru doctor --json > machine.json[/cyan]   for a bug report
+    """
+    try:
+        pools = [_seen(pool) for pool in survey(None)]
+    except MaruError as error:
+        pools = [PoolSeen(str(shared_memory_root()), "", error.message)]
+    lines = examine(Machine(), pools, shared_memory_root())
+    if json_output:
+        _print_json(document(lines))
+    else:
+        show_lines(_console(), lines)
+    raise typer.Exit(1 if worst(lines) == "bad" else 0)
+
+
+def _seen(pool: SeenPool) -> PoolSeen:
+    if pool.error:
+        return PoolSeen(pool.folder.name, "", pool.error.message)
+    return PoolSeen(pool.folder.name, f"{format_size(pool.stats['size_bytes'])} {pool.stats['medium']}")
 
 
 # ---- maru pool --------------------------------------------------------------------------------------------
@@ -271,14 +370,14 @@ def list_pools(json_output: _Json = False, place: _Place = None) -> None:
     [cyan]maru pool list --dir /shared/place[/cyan]   those in a folder that several users share
     [cyan]maru pool list --json[/cyan]   for programs
     """
-    pools = _survey(place)
+    pools = survey(place)
     if json_output:
         _print_json(
             [
                 seen.error_json()
                 if seen.error
                 else {
-                    "url": _url_in(seen.folder),
+                    "url": url_in(seen.folder),
                     "folder": str(seen.folder),
                     "medium": seen.stats["medium"],
                     "size_bytes": seen.stats["size_bytes"],
@@ -291,7 +390,7 @@ def list_pools(json_output: _Json = False, place: _Place = None) -> None:
     if not pools:
         _say_none(place)
     for seen in pools:
-        line = Text.assemble((_url_in(seen.folder), "bold"), "  ")
+        line = Text.assemble((url_in(seen.folder), "bold"), "  ")
         if seen.error:
             line.append(seen.error.message, style="red")
         else:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -89,16 +89,21 @@ def table_of_pools(pools: list[SeenPool]) -> Table:
 
 def show_pool(console: Console, stats: Mapping[str, Any]) -> None:
     """Everything that there is to know about one pool."""
+    console.print(view_of_pool(stats))
+
+
+def view_of_pool(stats: Mapping[str, Any]) -> Group:
+    """The same, to be printed or kept up to date on a terminal."""
     size_bytes, used_bytes = stats["size_bytes"], stats["used_bytes"]
     occupancy = Table.grid(padding=(0, 1))
     occupancy.add_row(_bar(used_bytes, size_bytes, width=40), f"{share(used_bytes, size_bytes)} used")
-    console.print(Text.assemble(("pool ", "dim"), plain(Path(stats["folder"]).name)), occupancy)
-    console.print(_summary(stats))
-    views = (_chunks, _counters, _processes, _namespaces, _segments, _chunk_sizes)
+    title = Text.assemble(("pool ", "dim"), plain(Path(stats["folder"]).name))
+    parts: list[RenderableType] = [title, occupancy, _summary(stats)]
+    views = (_chunks, _counters, _processes, _pins, _reservations, _namespaces, _segments, _chunk_sizes)
     for table in (view(stats) for view in views):
         if table.row_count:
-            console.print()
-            console.print(table)
+            parts += ["", table]
+    return Group(*parts)
 
 
 def _bar(part: int, whole: int, width: int) -> ProgressBar:
@@ -109,7 +114,7 @@ def _hit_rate(stats: Mapping[str, Any]) -> str:
     return share(stats["counters"]["hit_keys"], stats["counters"]["lookup_keys"])
 
 
-def _seconds(duration_ns: int) -> str:
+def _seconds(duration_ns: float) -> str:
     seconds = duration_ns / 1e9
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
@@ -174,6 +179,34 @@ def _processes(stats: Mapping[str, Any]) -> Table:
             f"{row['pins']:,}",
             _seconds(stats["now_ns"] - row["attached_ns"]),
         )
+    return table
+
+
+def _holder(stats: Mapping[str, Any], hold: Mapping[str, Any]) -> tuple[RenderableType, ...]:
+    """Who holds something: pid, name, how long it has been attached. A row may be gone by now."""
+    rows = [row for row in stats["processes"] if row["number"] == hold["process"]]
+    if not rows:
+        return ("-", "nobody", "-")
+    attached_ns = stats["now_ns"] - rows[0]["attached_ns"]
+    return (str(rows[0]["pid"]), plain(rows[0]["name"]), _seconds(max(0, attached_ns)))
+
+
+def _pins(stats: Mapping[str, Any]) -> Table:
+    """How long a pin is held is written nowhere; how long nobody has asked for its chunk is."""
+    table = _table("Oldest pins", ">slot", ">pid", "process", ">attached for", ">pins", ">size", ">epochs since a hit")
+    for pin in stats["oldest_pins"]:
+        age = str(pin["epochs_since_hit"])
+        table.add_row(str(pin["slot"]), *_holder(stats, pin), f"{pin['count']:,}", format_size(pin["bytes"]), age)
+    return table
+
+
+def _reservations(stats: Mapping[str, Any]) -> Table:
+    table = _table("Reservations", ">slot", "state", ">pid", "process", ">attached for", ">size", ">deadline")
+    for row in stats["reservations"]:
+        late_ns = stats["now_ns"] - row["deadline_ns"]
+        deadline = Text(f"{_seconds(late_ns)} ago", style="red") if late_ns > 0 else Text(f"in {_seconds(-late_ns)}")
+        state = Text(row["state"]) if row["alive"] else Text(f"{row['state']}, process dead", style="red")
+        table.add_row(str(row["slot"]), state, *_holder(stats, row), format_size(row["bytes"]), deadline)
     return table
 
 

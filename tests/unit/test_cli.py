@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import maru
@@ -19,6 +22,9 @@ import maru.demo
 from maru.cli import app
 from maru.config import shared_memory_root
 from maru.errors import PoolNotFound
+from maru.stat_view import SeenPool
+from maru.survey import look_at
+from maru.watch import rates, watch
 
 _numbers = itertools.count()
 KEY = b"k" * 16
@@ -67,6 +73,118 @@ def test_stat_of_one_pool_shows_sizes_states_counters_and_processes(pool: maru.P
     assert result.exit_code == 0
     for part in (name, "16 MiB", "sealed", "stored", "Processes", str(os.getpid()), "Segments", "100.0 %"):
         assert part in result.stdout
+
+
+def test_stat_names_who_holds_the_oldest_pins_and_the_open_reservations(pool: maru.Pool, name: str) -> None:
+    pool.put(KEY, b"v" * 5000)
+    view = pool.get(KEY)
+    late, early = pool.reserve(b"l" * 16, 5000, deadline=0), pool.reserve(b"e" * 16, 5000, deadline=100)
+    text = run("stat", name).stdout
+    assert view is not None
+    pins, _, reservations = text.partition("Oldest pins")[2].partition("Reservations")
+    assert str(os.getpid()) in pins
+    assert reservations.index(" ago") < reservations.index(" in ")  # The late one first.
+    late.discard()
+    early.discard()
+    assert "Reservations" not in run("stat", name).stdout
+
+
+# ---- maru stat --watch ----
+
+
+class Turns:
+    """Instead of waiting: some turns, then Ctrl-C."""
+
+    def __init__(self, count: int, between: Callable[[], object] = lambda: None) -> None:
+        self.left, self.between = count, between
+        self.seconds: list[float] = []
+
+    def __call__(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.between()
+
+
+def watched(pool: maru.Pool, turns: Turns, terminal: bool, json_output: bool = False) -> str:
+    """What a watch of one pool shows until its Ctrl-C."""
+    folder, shown = pool.config.folder, io.StringIO()
+    console = Console(file=shown, force_terminal=terminal, width=160, height=60)
+    with contextlib.redirect_stdout(shown):
+        watch(lambda: [SeenPool(folder, look_at(folder))], console, 7.0, json_output, closely=True, pause=turns)
+    return shown.getvalue()
+
+
+def test_watching_prints_a_line_a_look_where_there_is_no_terminal(pool: maru.Pool, name: str) -> None:
+    pool.put(KEY, b"v" * 5000)
+    turns = Turns(3, between=lambda: pool.get(KEY))
+    lines = watched(pool, turns, terminal=False).splitlines()
+    assert turns.seconds == [7.0] * 3
+    assert len(lines) == 3
+    assert all(f"{name}: 8 KiB of 16 MiB used, 1 chunks" in line for line in lines)
+    assert "first look" in lines[0]
+    assert "100.0 % hit" in lines[1]
+
+
+def test_watching_on_a_terminal_keeps_one_view(pool: maru.Pool, name: str) -> None:
+    text = watched(pool, Turns(2), terminal=True)
+    assert "Ctrl-C ends it" in text
+    assert name in text
+    assert "\x1b[" in text
+
+
+def test_watching_as_json_is_a_document_a_line(pool: maru.Pool) -> None:
+    documents = [json.loads(line) for line in watched(pool, Turns(2), terminal=False, json_output=True).splitlines()]
+    assert [document["uuid"] for document in documents] == [pool.stats()["uuid"]] * 2
+
+
+def test_rates_start_anew_with_another_pool() -> None:
+    def stats(uuid: str, now_s: int, stored: int) -> dict[str, object]:
+        return {"uuid": uuid, "now_ns": now_s * 10**9, "counters": {"stored": stored}}
+
+    assert rates(stats("a", 10, 500), stats("a", 8, 100)) == {"stored": 200.0}
+    assert rates(stats("b", 10, 500), stats("a", 8, 100)) == {}
+    assert rates(stats("a", 10, 500), None) == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds", "closely"),
+    [
+        (["--watch"], 2.0, False),
+        (["--watch", "0.5"], 0.5, False),
+        (["--watch=5"], 5.0, False),
+        (["kv", "--watch"], 2.0, True),
+        (["--watch", "kv"], 2.0, True),
+        (["kv", "--watch", "9", "--json"], 9.0, True),
+    ],
+)
+def test_watch_takes_seconds_or_stands_alone(
+    words: list[str], seconds: float, closely: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[float, bool]] = []
+    monkeypatch.setattr("maru.cli.watch", lambda _look, _console, s, _json, closely: told.append((s, closely)))
+    assert run("stat", *words).exit_code == 0
+    assert told == [(seconds, closely)]
+
+
+def test_watching_too_often_is_wrong_usage() -> None:
+    assert run("stat", "--watch", "0").exit_code == 2
+
+
+def test_ctrl_c_ends_a_watch_quietly(pool: maru.Pool, name: str) -> None:
+    command = [sys.executable, "-m", "maru", "stat", name, "--watch", "30"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stdout is not None
+        assert name in watcher.stdout.readline()
+        watcher.send_signal(signal.SIGINT)
+        rest, complaint = watcher.communicate(timeout=30)
+        assert (watcher.returncode, rest, complaint) == (0, "", "")
+
+
+def test_watching_a_pool_that_goes_ends_with_a_sentence(pool: maru.Pool, name: str) -> None:
+    with pytest.raises(PoolNotFound):
+        watched(pool, Turns(3, between=lambda: maru.Pool.destroy(f"maru:///{name}", force=True)), terminal=False)
 
 
 def test_looking_at_a_pool_changes_nothing_in_it(pool: maru.Pool, name: str) -> None:
@@ -211,7 +329,10 @@ def test_wrong_usage_is_exit_code_2(name: str) -> None:
     assert run("stat", f"maru:///{name}", "--dir", "/tmp").exit_code == 2
 
 
-@pytest.mark.parametrize("command", [[], ["stat"], ["demo"], *(["pool", x] for x in ("create", "list", "destroy"))])
+HELPS = [[], ["stat"], ["check"], ["doctor"], ["demo"], *(["pool", x] for x in ("create", "list", "destroy"))]
+
+
+@pytest.mark.parametrize("command", HELPS)
 def test_every_help_teaches_by_example(command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
