@@ -6,6 +6,7 @@
 #include "python_hash.h"
 #include "python_namespace.h"
 #include "python_session.h"
+#include "space.h"
 
 namespace maru {
 
@@ -96,6 +97,11 @@ PointAction action_from(const std::string& name) {
 }  // namespace
 
 void bind_testing(nb::module_& m) {
+  m.def(
+      "memory_headroom", [](const std::string& root) { return memory_headroom_bytes(root); },
+      nb::arg("root") = "",
+      "Bytes that this process's memory limits still allow; 2**64 - 1 for no limit. `root` stands before "
+      "/proc and /sys.");
   m.def(
       "crash_points",
       [] {

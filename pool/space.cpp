@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <fstream>
 
@@ -21,6 +22,21 @@ constexpr uint64_t kAskAgainNs = kSecond;
 bool read_number(const std::string& path, uint64_t* out) {
   std::ifstream in(path);
   return static_cast<bool>(in >> *out);
+}
+
+// What one control group and every one above it leave, the headroom kept taken off. Inside a container the
+// path may be the host's and what is mounted here its end: then only the levels that are there count.
+uint64_t group_headroom(const std::string& mount, std::string path, const char* limit_file,
+                        const char* used_file) {
+  uint64_t least = UINT64_MAX;
+  while (true) {
+    uint64_t limit = 0, used = 0;
+    const std::string folder = mount + path + "/";
+    if (read_number(folder + limit_file, &limit) && read_number(folder + used_file, &used))
+      least = std::min(least, limit > used + kHeadroomKeptBytes ? limit - used - kHeadroomKeptBytes : 0);
+    if (path.empty()) return least;
+    path.resize(path.rfind('/') == std::string::npos ? 0 : path.rfind('/'));
+  }
 }
 
 Descriptor open_segment(const Pool& pool, uint32_t segment) {
@@ -50,18 +66,23 @@ bool allocate(int fd, uint64_t from, uint64_t bytes) {
 
 }  // namespace
 
-uint64_t memory_headroom_bytes() {
-  std::ifstream groups("/proc/self/cgroup");
+uint64_t memory_headroom_bytes(const std::string& root) {
+  std::ifstream groups(root + "/proc/self/cgroup");
   std::string line;
+  uint64_t least = UINT64_MAX;
   while (std::getline(groups, line)) {
-    if (line.rfind("0::", 0) != 0) continue;
-    const std::string folder = "/sys/fs/cgroup" + line.substr(3);
-    uint64_t limit = 0, used = 0;
-    if (!read_number(folder + "/memory.max", &limit) || !read_number(folder + "/memory.current", &used))
-      break;
-    return limit > used + kHeadroomKeptBytes ? limit - used - kHeadroomKeptBytes : 0;
+    // number:controllers:path, with neither number nor controllers where there is one hierarchy (version 2).
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1),
+                      path = line.substr(second + 1);
+    if (controllers.empty())
+      least = std::min(least, group_headroom(root + "/sys/fs/cgroup", path, "memory.max", "memory.current"));
+    else if (("," + controllers + ",").find(",memory,") != std::string::npos)
+      least = std::min(least, group_headroom(root + "/sys/fs/cgroup/memory", path, "memory.limit_in_bytes",
+                                             "memory.usage_in_bytes"));
   }
-  return UINT64_MAX;
+  return least;
 }
 
 bool make_real(Pool& pool, uint64_t slab, uint64_t bytes) {

@@ -15,8 +15,9 @@ namespace maru {
 // (or this container's memory limit) refuses; the pool is smaller than it was meant to be, nothing worse.
 bool make_real(Pool& pool, uint64_t slab, uint64_t bytes);
 
-// Bytes that may still be allocated under this process's memory limits; UINT64_MAX when there is none.
-uint64_t memory_headroom_bytes();
+// Bytes that may still be allocated under this process's memory limits: its control group's and those above
+// it, of either version. UINT64_MAX when there is none. `root` stands before /proc and /sys, for tests.
+uint64_t memory_headroom_bytes(const std::string& root = "");
 
 // Bytes of all slabs that are real now.
 uint64_t real_bytes_total(const Pool& pool);
