@@ -36,7 +36,7 @@ bool revoke(Pool& pool, uint64_t i, uint64_t word) {
     MARU_POINT("revoke.before_word");
     if (!pool.hot[i].word.compare_exchange_strong(
             word, slot_word(SlotState::kRevoked, process, slot_generation(word)))) {
-      held.fetch_sub(size, std::memory_order_relaxed);
+      uncount_revoked(pool, process, size);
       return false;
     }
     MARU_POINT("revoke.after_word");
@@ -49,13 +49,17 @@ bool revoke(Pool& pool, uint64_t i, uint64_t word) {
 }
 
 // A sealed chunk that no longer counts must let go of its key: gone if nobody reads it, quarantined if
-// somebody does.
-void retire_stale(Pool& pool, uint64_t i, uint64_t word) {
-  pool.count(Counter::kExpired);
-  if (drop_slot(pool, i)) return;
-  if (pool.hot[i].word.compare_exchange_strong(
-          word, slot_word(SlotState::kQuarantined, kNobody, slot_generation(word))))
+// somebody does. False: neither, since an evictor holds it that may yet give it back.
+bool retire_stale(Pool& pool, uint64_t i, uint64_t word) {
+  MARU_POINT("stale.before_drop");
+  if (!drop_slot(pool, i)) {
+    if (!pool.hot[i].word.compare_exchange_strong(
+            word, slot_word(SlotState::kQuarantined, kNobody, slot_generation(word))))
+      return false;
     clear_tag(pool, i);
+  }
+  pool.count(Counter::kExpired);
+  return true;
 }
 
 bool join(Pool& pool, const ReserveRequest& request, uint64_t i, uint64_t word, Reservation* out) {
@@ -103,9 +107,10 @@ Verdict look(Pool& pool, const ReserveRequest& request, Reservation* out) {
       case SlotState::kSealed:
         if (is_current(pool, slot, i)) {
           verdict = Verdict::kExists;
-        } else {
-          retire_stale(pool, i, word);
+        } else if (retire_stale(pool, i, word) || MARU_MUTANT("stale_not_awaited")) {
           return false;  // Look on: it binds nothing now.
+        } else {
+          verdict = Verdict::kWait;
         }
         return true;
       case SlotState::kEvicting:

@@ -42,6 +42,7 @@ void finish_dead(Pool& pool, uint64_t i, uint64_t word) {
   }
   if (state == SlotState::kReserved && ours && parts_total(pool.cold[i].parts.load()) > 1)
     return end_parts(pool, i, word);
+  MARU_POINT("clean.before_word");
   if (!slot.word.compare_exchange_strong(word, slot_word(SlotState::kReleasing, pool.me, generation))) return;
   MARU_POINT("clean.word_taken_over");
   const bool device = ours && owner_device(pool.owners[pool.unit_of_extent(extent)].load());
@@ -73,6 +74,12 @@ void clean_slots(Pool& pool, uint32_t process) {
       continue;
     if (slot_process(word) == process) {
       finish_dead(pool, i, word);
+      // A rival that saw it alive may have revoked the reservation just before our swap: then there is one
+      // more word of the dead to end, and nobody would look at it again.
+      const uint64_t after = pool.hot[i].word.load(std::memory_order_acquire);
+      if (slot_state(after) == SlotState::kRevoked && slot_process(after) == process &&
+          !MARU_MUTANT("cleaner_looks_once"))
+        finish_dead(pool, i, after);
     } else if (state == SlotState::kReserved && is_bound(pool, i) &&
                parts_total(pool.cold[i].parts.load()) > 1 &&
                (has_unfinished_part(pool, i, process) || is_complete(pool, i))) {
@@ -158,7 +165,10 @@ uint32_t clean_dead_processes(Pool& pool) {
 
 void resolve_word(Pool& pool, uint64_t i, uint64_t word) {
   MARU_POINT("resolve.begin");
-  if (pool.hot[i].word.load() != word) return;
+  // Only under the dead process's byte lock: else somebody may clean up after it, a newcomer take its number,
+  // and the same word be a living process's by the time we come to change it.
+  const Descriptor lock = pool.lock_file->try_lock(kLockByteProcess + slot_process(word));
+  if ((!lock && !MARU_MUTANT("resolver_without_the_byte")) || pool.hot[i].word.load() != word) return;
   finish_dead(pool, i, word);
   pool.count(Counter::kResolved);
 }

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "crash_point.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -36,6 +38,9 @@ inline void cpu_relax() {
 
 // Non-temporal stores are not ordered by an ordinary release store; this is what makes them so.
 inline void store_fence() {
+#ifdef MARU_TEST_POINTS
+  land_late_stores();
+#endif
 #if defined(__x86_64__)
   _mm_sfence();
 #else

@@ -57,6 +57,20 @@ void disarm_crash_points() {
   for (CrashPoint* p : all_points()) p->action_.store(0);
 }
 
+namespace {
+thread_local std::vector<std::pair<uint8_t*, std::vector<uint8_t>>> late_stores;
+}
+
+void store_late(uint8_t* to, const void* from, size_t size) {
+  const auto* bytes = static_cast<const uint8_t*>(from);
+  late_stores.emplace_back(to, std::vector<uint8_t>(bytes, bytes + size));
+}
+
+void land_late_stores() {
+  for (const auto& [to, bytes] : late_stores) std::memcpy(to, bytes.data(), bytes.size());
+  late_stores.clear();
+}
+
 std::vector<std::string> mutants() {
   std::vector<std::string> out;
   for (const Mutant* m : all_mutants()) out.emplace_back(m->name_);
@@ -78,6 +92,8 @@ bool set_mutant(const std::string& name, bool on) {
 std::vector<PointInfo> crash_points() { return {}; }
 bool arm_crash_point(const std::string&, PointAction, uint64_t, uint64_t) { return false; }
 void disarm_crash_points() {}
+void store_late(uint8_t* to, const void* from, size_t size) { std::memcpy(to, from, size); }
+void land_late_stores() {}
 std::vector<std::string> mutants() { return {}; }
 bool set_mutant(const std::string&, bool) { return false; }
 

@@ -32,6 +32,12 @@ void disarm_crash_points();
 std::vector<std::string> mutants();
 bool set_mutant(const std::string& name, bool on);
 
+// A caller whose streaming stores are late, as the processor is allowed to make them: the bytes go to `to`
+// when this thread next fences, or when it says so. Only the test build keeps them; the product build stores
+// at once.
+void store_late(uint8_t* to, const void* from, size_t size);
+void land_late_stores();
+
 #ifdef MARU_TEST_POINTS
 
 class CrashPoint {

@@ -120,6 +120,15 @@ void bind_testing(nb::module_& m) {
       nb::arg("name"), nb::arg("action"), nb::arg("after") = 1, nb::arg("delay") = 0.0,
       "Kill, stop, delay or yield at the `after`-th time the point is reached.");
   m.def("disarm_crash_points", &disarm_crash_points, "Make every crash point harmless again.");
+  m.def(
+      "store_late",
+      [](uintptr_t to, nb::bytes data) {
+        store_late(reinterpret_cast<uint8_t*>(to), data.c_str(), data.size());
+      },
+      nb::arg("to"), nb::arg("data"),
+      "Store `data` at address `to` like a caller whose streaming stores are late: at this thread's next "
+      "fence.");
+  m.def("land_late_stores", &land_late_stores, "Let this thread's late stores land now.");
   m.def("mutants", &mutants, "Names of the mutants of this build; empty in the product build.");
   m.def(
       "set_mutant",

@@ -105,12 +105,7 @@ void release_own(Pool& pool, uint64_t i, uint64_t reserved_word, bool device) {
   }
   MARU_POINT("discard.releasing");
   if (was_revoked) {
-    // A rival may be adding at this moment: a lost update would shift the cap for as long as we live.
-    Atomic<uint64_t>& revoked = pool.processes[pool.me].revoked_bytes;
-    const uint64_t size = slot.size_bytes.load(std::memory_order_relaxed);
-    uint64_t held = revoked.load(std::memory_order_relaxed);
-    while (!revoked.compare_exchange_weak(held, held > size ? held - size : 0)) {
-    }
+    uncount_revoked(pool, pool.me, slot.size_bytes.load(std::memory_order_relaxed));
   }
   release_slot(pool, i, device);
 }
@@ -204,6 +199,8 @@ Outcome seal_chunk(Pool& pool, const Reservation& r) {
 
 void discard_chunk(Pool& pool, const Reservation& r) {
   pool.count(Counter::kDiscarded);
+  // The caller's streaming stores must not land after the extent has become somebody else's.
+  if (!MARU_MUTANT("discarded_before_fence")) store_fence();
   if (r.parts > 1) return abandon_parts(pool, r);
   release_own(pool, r.slot, r.word, device_bit(pool, r.extent));
 }
@@ -240,6 +237,7 @@ Outcome publish_draft(Pool& pool, const Draft& draft, const ReserveRequest& requ
 
 void discard_draft(Pool& pool, const Draft& draft) {
   pool.count(Counter::kDiscarded);
+  store_fence();
   if (owned_by_process(pool.owners[draft.unit].load(), pool.me)) free_extent(pool, draft.unit, draft.device);
 }
 
@@ -253,6 +251,17 @@ bool remove_key(Pool& pool, Key key) {
   });
   if (removed) pool.count(Counter::kRemoved);
   return removed;
+}
+
+void uncount_revoked(Pool& pool, uint32_t process, uint64_t size_bytes) {
+  // A rival may be adding at this moment: a lost update would shift the cap for as long as the process lives.
+  // And its cleaner may have set it to zero between somebody's adding and taking back: below zero it would
+  // mean no take-over ever.
+  Atomic<uint64_t>& revoked = pool.processes[process].revoked_bytes;
+  uint64_t held = revoked.load(std::memory_order_relaxed);
+  while (!revoked.compare_exchange_weak(
+      held, held > size_bytes || MARU_MUTANT("revoked_bytes_wrap") ? held - size_bytes : 0)) {
+  }
 }
 
 void release_slot(Pool& pool, uint64_t i, bool device) {

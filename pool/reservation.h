@@ -74,6 +74,9 @@ void discard_draft(Pool& pool, const Draft& draft);
 // REMOVE a sealed chunk. False when it is absent, or pinned (then nothing changed).
 bool remove_key(Pool& pool, Key key);
 
+// Take back from what has been taken over from `process`, never below zero.
+void uncount_revoked(Pool& pool, uint32_t process, uint64_t size_bytes);
+
 // End a slot whose word is RELEASING|me: give its extent back if it is still this slot's, and free the slot.
 // Shared by discard, LOST seals and the cleaner.
 void release_slot(Pool& pool, uint64_t slot, bool device);

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import test_mutants_of_recovery
 
 import maru
 from maru import Identity, Outcome
@@ -24,12 +25,6 @@ pytestmark = pytest.mark.crash
 
 SIZE = 12_000
 QUERY = "?size=1MiB&slab_bytes=64KiB&slots=60&processes=8"
-
-# Found by no scenario yet, and why.
-UNSEEN = {
-    "sealed_before_fence": "the streaming copy fences by itself; needs a writer whose stores are really late",
-    "generation_not_bumped": "fields are read after the pin: equal words still mean one chunk; needs a longer history",
-}
 
 
 def verdict(*faults: str | bool) -> None:
@@ -220,4 +215,4 @@ def test_an_allocator_that_was_slow_to_claim_looks_again(mutant: str | None, url
 def test_every_mutant_is_hunted() -> None:
     in_company = {"no_recheck_after_pin", "no_pin_recheck_after_evicting"}
     in_company |= {"evicting_treated_as_absent", "slab_word_not_rechecked"}
-    assert set(mutants()) == set(LONE) | in_company | set(UNSEEN)
+    assert set(mutants()) == set(LONE) | in_company | set(test_mutants_of_recovery.SCENARIOS)

@@ -133,7 +133,7 @@ def finish_dead(pool: PoolCells, me: int, i: int, word: Any) -> Model:
 
 
 def resolve_word(pool: PoolCells, me: int, i: int, word: Any) -> Model:
-    held = pool.has("resolver_holds_the_byte")
+    held = not pool.has("resolver_without_the_byte")
     if held:
         got = yield _take_byte_of_the_dead(pool, me, word[1])
         if not got:
@@ -164,7 +164,7 @@ def clean_slots(pool: PoolCells, me: int, process: int) -> Model:
             continue
         if word[1] == process:
             yield from finish_dead(pool, me, i, word)
-            if pool.has("cleaner_looks_again"):
+            if not pool.has("cleaner_looks_once"):
                 word = yield pool.load(pool.word[i], "clean_slots")
                 if word[:2] == (REVOKED, process):
                     yield from finish_dead(pool, me, i, word)

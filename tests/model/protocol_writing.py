@@ -105,8 +105,8 @@ def revoke(pool: PoolCells, me: int, i: int, word: Any) -> Model:
     yield pool.change(pool.revoked[process], lambda n: n + 1, "adds 1 to", "revoke", "revoke.before_word")
     seen = yield pool.swap(pool.word[i], word, (REVOKED, process, generation), "revoke", "revoke.after_word")
     if seen != word:
-        floor = 0 if pool.has("revoked_bytes_kept_above_zero") else -1
-        yield pool.change(pool.revoked[process], lambda n: max(floor, n - 1), "takes 1 from", "revoke")
+        floor = -1 if pool.has("revoked_bytes_wrap") else 0
+        yield pool.change(pool.revoked[process], lambda n: max(floor, n - 1), "takes 1 from", "uncount_revoked")
         return False
     yield pool.store(pool.tag[i], None, "clear_tag")
     if pool.has("extent_reused_at_revoke"):
@@ -116,7 +116,7 @@ def revoke(pool: PoolCells, me: int, i: int, word: Any) -> Model:
 
 
 def retire_stale(pool: PoolCells, me: int, i: int, word: Any) -> Model:
-    """True: it binds nothing any more. (The C++ does not look at the answer: see `stale_is_let_go_of` in scenarios.)"""
+    """True: it binds nothing any more."""
     gone = yield from drop_slot(pool, me, i)
     if gone:
         return True
@@ -165,7 +165,7 @@ def look(pool: PoolCells, me: int, key: str, part: int, total: int, device: bool
             if current:
                 return EXISTS, i, word
             retired = yield from retire_stale(pool, me, i, word)
-            if not retired and pool.has("stale_is_let_go_of"):
+            if not retired and not pool.has("stale_not_awaited"):
                 return WAIT, i, word
             del current, retired
             continue
@@ -312,12 +312,12 @@ def release_own(pool: PoolCells, me: int, i: int, word: Any, device: bool) -> Mo
         again = yield pool.swap(pool.word[i], revoked, releasing, "release_own", "discard.releasing")
         if again != revoked:
             return
-        yield pool.change(pool.revoked[me], lambda n: max(0, n - 1), "takes 1 from", "release_own")
+        yield pool.change(pool.revoked[me], lambda n: max(0, n - 1), "takes 1 from", "uncount_revoked")
     yield from release_slot(pool, me, i, device)
 
 
 def discard_chunk(pool: PoolCells, me: int, i: int, word: Any) -> Model:
-    if pool.has("discard_fences"):
+    if not pool.has("discarded_before_fence"):
         yield pool.do(lambda m: pool.drain(m, me), "drains its streaming stores", "discard_chunk")
     device = yield from device_bit(pool, i)
     yield from release_own(pool, me, i, word, device)

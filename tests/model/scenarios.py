@@ -2,10 +2,6 @@
 
 Every world has two or three processes at work, one or two slots and units, and often a cleaner and a newcomer that gets
 the number of somebody who died. Everyone can be killed at any step.
-
-`AMENDED` names changes that the C++ does not have. The walk needs them where it found a fault without them: a world is
-walked as the C++ is (and the fault is on record in the test), and with the amendment, so that what lies behind the
-fault is seen too. When the C++ is put right, the amendment becomes the model and its name goes.
 """
 
 from __future__ import annotations
@@ -27,14 +23,6 @@ from protocol_writing import (
     seal_chunk,
     seal_part,
 )  # fmt: skip
-
-AMENDED = {
-    "cleaner_looks_again": "clean_slots reads the word again when its swap failed: a rival may have revoked the dead",
-    "resolver_holds_the_byte": "resolve_word takes the dead process's byte lock, so that its number cannot come back",
-    "revoked_bytes_kept_above_zero": "revoke takes back what it added, but not below zero",
-    "discard_fences": "discard_chunk drains streaming stores before the extent goes back, as sealing does",
-    "stale_is_let_go_of": "look waits when a stale chunk could be neither dropped nor quarantined",
-}
 
 # ---- what a process does ----
 
