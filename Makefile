@@ -6,6 +6,8 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+MINUTES ?= 10
+SEED ?= $(shell date +%s)
 
 VENV_PYTHON := .venv/bin/python
 PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check
@@ -20,7 +22,7 @@ SCIKIT_BUILD := $(shell sed -n 's/^requires = .*"\(scikit-build-core[^"]*\)".*/\
 export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench hit-rates lint format clean
+.PHONY: help setup demo test bench hit-rates stress lint format clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -56,6 +58,10 @@ bench: setup  ## Measure the pool on this machine.
 
 hit-rates: setup  ## Replay traces of requests through a pool smaller than they are, beside LRU and the optimum.
 	@$(VENV_PYTHON) -m maru.bench.hit_rates
+
+stress: setup  ## Kill processes at random, alone and in pairs, for MINUTES (default 10), with a seed that can be run again.
+	@MARU_CORE=testing $(VENV_PYTHON) -m maru.testing.stress --seconds $$(( $(MINUTES) * 60 )) --seed $(SEED)
+	@MARU_CORE=testing $(VENV_PYTHON) -m maru.testing.pairs --pairs $$(( $(MINUTES) * 20 )) --seed $(SEED)
 
 lint: setup  ## Check style, types and floors.
 	@echo '==> ruff'

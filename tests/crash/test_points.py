@@ -22,36 +22,9 @@ POINTS = crash_points()
 # Points that a lone walker does not pass; each has a test of its own below.
 NEED_COMPANY = {"clean.slab", "evict.before_revert", "fork.child"}
 
-FAMILIES = {
-    "prefix": (8, tour.SMALL),
-    "tour": (10, tour.SMALL),
-    "batch": (4, tour.SMALL),
-    "parts": (8, tour.SMALL),
-    "large": (160, tour.LARGE),
-    "small": (500, tour.SMALL),
-    "tiny": (1200, tour.TINY),
-    "dead": (20, tour.SMALL),
-    "left": (1, tour.SMALL),
-}
-
 
 def assert_all_is_well(pool: maru.Pool) -> None:
-    """Nothing leaked, every readable chunk is right, and life goes on."""
-    pool.reap()
-    assert pool.check() == []
-    for family, (count, _) in FAMILIES.items():
-        for number in range(count):
-            key = key_of(number, family)
-            view = pool.get(key)
-            assert view is None or is_right(key, view), f"wrong bytes under {family} {number}"
-    fresh = key_of(0, "after")
-    outcome = pool.put(fresh, bytes_of(fresh, tour.SMALL))
-    assert outcome in (maru.Outcome.STORED, maru.Outcome.EXISTS)
-    view = pool.get(fresh)
-    assert view is not None
-    assert is_right(fresh, view)
-    figures = pool.stats()["chunks"]
-    assert figures["reserved"] + figures["evicting"] + figures["revoked"] + figures["releasing"] == 0
+    assert tour.faults_of(pool) == []
 
 
 @pytest.fixture

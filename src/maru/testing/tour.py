@@ -14,10 +14,17 @@ from collections.abc import Callable
 from maru.key import Identity
 from maru.native import core
 from maru.pool import Outcome, Pool
-from maru.testing.content import bytes_of, key_of
+from maru.testing.content import bytes_of, is_right, key_of
 
 POOL_QUERY = "?size=4MiB&slab_bytes=512KiB&slots=2048&processes=16&gate=off"  # What is stored must be stored.
 TINY, SMALL, LARGE = 4_000, 9_000, 60_000
+
+
+# What a tour may leave, and how many keys there are of each kind.
+FAMILIES = {
+    "prefix": 8, "tour": 10, "batch": 4, "parts": 8, "large": 160, "small": 500, "tiny": 1200, "dead": 20, "left": 1,
+}  # fmt: skip
+TRANSIENT = ("reserved", "evicting", "revoked", "releasing")
 
 
 def store(pool: Pool, number: int, size: int, family: str = "tour") -> Outcome:
@@ -196,3 +203,25 @@ def walk_and_tell(url: str) -> None:
     for name, hits in core.crash_points().items():
         if hits:
             print(name, flush=True)
+
+
+def faults_of(pool: Pool) -> list[str]:
+    """With every other process gone: does anything leak, is any readable byte wrong, does life go on?"""
+    pool.reap()
+    faults = pool.check()
+    for family, count in FAMILIES.items():
+        for number in range(count):
+            key = key_of(number, family)
+            view = pool.get(key)
+            if view is not None and not is_right(key, view):
+                faults.append(f"wrong bytes under {family} {number}")
+    fresh = key_of(0, "after")
+    outcome = pool.put(fresh, bytes_of(fresh, SMALL))
+    if outcome not in (Outcome.STORED, Outcome.EXISTS):
+        faults.append(f"nothing can be stored any more: {outcome.name}")
+    view = pool.get(fresh)
+    if view is None or not is_right(fresh, view):
+        faults.append("what was stored just now cannot be read")
+    states = pool.stats()["chunks"]
+    faults += [f"{states[name]} chunks left {name}" for name in TRANSIENT if states[name]]
+    return faults
