@@ -1,90 +1,188 @@
 """A device copy outlives the process that asked for it: what it writes late must land in nobody's sealed chunk.
 
-The "device" here is this process, which holds the same memory mapped and writes where it was told, after the owner's
-death. No GPU is involved: not run on hardware.
+The device is a process of its own (maru.testing.late_device). No GPU is involved: not run on hardware.
 """
 
 from __future__ import annotations
 
-import ctypes
-import signal
+import random
 
-import numpy as np
 import pytest
 
 import maru
 from maru import Outcome
 from maru.testing.content import bytes_of, is_right, key_of
-from maru.testing.crash import spawn
+from maru.testing.crash import mutants, spawn
+from maru.testing.late_device import LateDevice, offset_of, request_copy
 
 pytestmark = pytest.mark.crash
 
 SIZE = 60_000
 CHUNKS = 100  # Twice what fits.
+QUERY = "?size=3MiB&slab_bytes=1MiB&slots=300&processes=32&gate=off"
+LATE = b"\xdd" * SIZE
+PIECES = 4
 
 
-def hold_device_memory(url: str, as_draft: bool) -> None:
-    """Take memory for a device, say where it lies, and wait to be killed."""
+def ask_for_a_copy(url: str, address: str, kind: str, number: int, deadline: float) -> None:
+    """Take memory for a device, have it filled in pieces, say so; then do as told."""
     with maru.Pool.attach(url) as pool:
-        held = pool.allocate(SIZE, device=True) if as_draft else pool.reserve(key_of(0, "device"), SIZE, device=True)
+        key = key_of(number, "device")
+        if kind == "draft":
+            held = pool.allocate(SIZE, device=True)
+        elif kind == "part":
+            held = pool.reserve(key, 2 * SIZE, device=True, part=0, parts=2, deadline=deadline)
+        else:
+            held = pool.reserve(key, SIZE, device=True, deadline=deadline)
         assert held is not None
-        address = np.frombuffer(held.buffer, dtype=np.uint8).ctypes.data
-        print(address - pool._data_range()[0], flush=True)
+        offset, piece = offset_of(pool, held.buffer), SIZE // PIECES
+        for n in range(PIECES):
+            request_copy(address, offset + n * piece, LATE[:piece])
+        print("asked", flush=True)
+        order = input()
+        if order == "seal":
+            print(held.seal().name, flush=True)
+        elif order == "discard":
+            held.discard()
+            print("discarded", flush=True)
         input()
 
 
-def land_late(pool: maru.Pool, offset: int) -> None:
-    ctypes.memset(pool._data_range()[0] + offset, 0xDD, SIZE)
+def fill(pool: maru.Pool, first: int, count: int = CHUNKS) -> None:
+    for n in range(first, first + count):
+        assert pool.put(key_of(n), bytes_of(key_of(n), SIZE)) == Outcome.STORED
 
 
-@pytest.mark.parametrize("as_draft", [False, True])
-def test_a_copy_that_lands_after_its_owners_death_changes_no_sealed_chunk(pool_url: str, as_draft: bool) -> None:
-    with maru.Pool.create(pool_url.partition("?")[0] + "?size=3MiB&slab_bytes=1MiB&slots=300") as pool:
-        with spawn(hold_device_memory, pool_url.partition("?")[0], as_draft) as owner:
-            offset = int(owner.line())
-            owner.process.send_signal(signal.SIGKILL)
-            owner.wait()
-        assert pool.reap() == 1
-        assert pool.stats()["counters"]["cooled"] == 1
-        if not as_draft:  # The key is free at once; only the memory rests.
-            key = key_of(0, "device")
-            assert pool.put(key, bytes_of(key, SIZE)) == Outcome.STORED
-        for n in range(CHUNKS):
-            assert pool.put(key_of(n), bytes_of(key_of(n), SIZE)) == Outcome.STORED
-            land_late(pool, offset)
-        present = [n for n in range(CHUNKS) if pool.exists(key_of(n))]
-        assert len(present) > 20
-        for n in present:
-            view = pool.get(key_of(n))
-            assert view is not None
-            assert is_right(key_of(n), view)
-        assert pool.check() == []
+def changed(pool: maru.Pool, count: int = 10 * CHUNKS) -> list[int]:
+    """Sealed chunks that no longer hold what was stored."""
+    return [n for n in range(count) if (view := pool.get(key_of(n))) is not None and not is_right(key_of(n), view)]
 
 
-def test_a_stopped_owner_keeps_its_memory_when_it_loses_its_key(pool_url: str) -> None:
-    with maru.Pool.create(pool_url.partition("?")[0] + "?size=3MiB&slab_bytes=1MiB&slots=300") as pool:
-        with spawn(hold_overdue, pool_url.partition("?")[0]) as owner:
-            offset = int(owner.line())
-            owner.process.send_signal(signal.SIGSTOP)
-            owner.wait_stopped()
-            key = key_of(0, "device")
-            assert pool.put(key, bytes_of(key, SIZE)) == Outcome.STORED  # Taken over: the key, not the memory.
-            for n in range(CHUNKS):
-                assert pool.put(key_of(n), bytes_of(key_of(n), SIZE)) == Outcome.STORED
-                land_late(pool, offset)
-            wrong = [n for n in range(CHUNKS) if not is_right(key_of(n), pool.get(key_of(n)) or b"")]
-            assert wrong == []
-            owner.resume()
-            owner.tell("seal")
-            assert owner.line() == "LOST"
-            assert owner.wait() == 0
-        assert pool.check() == []
+def land_while_others_store(pool: maru.Pool, device: LateDevice, dice: random.Random) -> list[int]:
+    """Copies land out of order, one between every few stores that go once round the pool."""
+    waiting = device.pending()
+    dice.shuffle(waiting)
+    wrong: list[int] = []
+    for step, number in enumerate(waiting):
+        fill(pool, 30 * step, 30)
+        device.land([number])
+        wrong += changed(pool)
+    fill(pool, 500)
+    return wrong + changed(pool)
 
 
-def hold_overdue(url: str) -> None:
-    """A reservation that is overdue at once; sealed when told to."""
+def after_death(url: str, kind: str, using: tuple[str, ...] = ()) -> list[int]:
+    with maru.Pool.create(url + QUERY) as maker, LateDevice(maker) as device:
+        with spawn(ask_for_a_copy, url, device.address, kind, 0, 30.0) as owner:
+            assert owner.line() == "asked"
+            maker.close()  # So that nobody but the cleaner below cleans up.
+            owner.kill()
+        with spawn(reap, url, mutants=using) as cleaner:
+            assert cleaner.line() == "reaped"
+        with maru.Pool.attach(url) as pool:
+            return land_while_others_store(pool, device, random.Random(kind))
+
+
+def reap(url: str) -> None:
     with maru.Pool.attach(url) as pool:
-        held = pool.reserve(key_of(0, "device"), SIZE, device=True, deadline=0)
-        print(np.frombuffer(held.buffer, dtype=np.uint8).ctypes.data - pool._data_range()[0], flush=True)
-        input()
-        print(held.seal().name, flush=True)
+        pool.reap()
+        print("reaped", flush=True)
+
+
+@pytest.fixture
+def url(pool_url: str) -> str:
+    return pool_url.partition("?")[0]
+
+
+@pytest.mark.parametrize("kind", ["reservation", "draft", "part"])
+def test_copies_that_land_after_their_owners_death_change_no_sealed_chunk(url: str, kind: str) -> None:
+    assert after_death(url, kind) == []
+
+
+def test_the_resting_time_is_what_keeps_them_out(url: str) -> None:
+    assert "device_extent_not_cooled" in mutants()
+    assert after_death(url, "reservation", ("device_extent_not_cooled",)) != []
+
+
+def test_the_key_of_a_dead_device_writer_is_free_at_once(url: str) -> None:
+    with maru.Pool.create(url + QUERY) as pool, LateDevice(pool) as device:
+        with spawn(ask_for_a_copy, url, device.address, "reservation", 0, 30.0) as owner:
+            assert owner.line() == "asked"
+            owner.kill()
+        key = key_of(0, "device")
+        assert pool.put(key, bytes_of(key, SIZE)) == Outcome.STORED
+        device.land(device.pending())
+        view = pool.get(key)
+        assert view is not None
+        assert is_right(key, view)
+        assert pool.stats()["counters"]["cooled"] == 1
+
+
+def test_copies_that_land_while_their_owner_is_stopped_and_taken_over_change_no_sealed_chunk(url: str) -> None:
+    with (
+        maru.Pool.create(url + QUERY) as pool,
+        LateDevice(pool) as device,
+        spawn(ask_for_a_copy, url, device.address, "reservation", 0, 0.0) as owner,
+    ):
+        assert owner.line() == "asked"
+        owner.stop()
+        key = key_of(0, "device")
+        assert pool.put(key, bytes_of(key, SIZE)) == Outcome.STORED  # The deadline has passed: the key is taken.
+        assert land_while_others_store(pool, device, random.Random(1)) == []
+        owner.resume()
+        owner.tell("seal")
+        assert owner.line() == "LOST"  # It comes too late, and gives its memory back.
+        fill(pool, 700)
+        assert changed(pool) == []
+
+
+def test_memory_that_was_given_up_during_a_copy_rests_too(url: str) -> None:
+    with maru.Pool.create(url + QUERY) as pool, LateDevice(pool) as device:
+        with spawn(ask_for_a_copy, url, device.address, "reservation", 0, 30.0) as owner:
+            assert owner.line() == "asked"
+            owner.tell("discard")
+            assert owner.line() == "discarded"
+            assert land_while_others_store(pool, device, random.Random(2)) == []
+        assert pool.stats()["counters"]["cooled"] == 1
+
+
+def test_copies_that_were_awaited_are_what_a_seal_publishes(url: str) -> None:
+    with maru.Pool.create(url + QUERY) as pool, LateDevice(pool) as device:
+        with spawn(ask_for_a_copy, url, device.address, "reservation", 0, 30.0) as owner:
+            assert owner.line() == "asked"
+            device.land(reversed(device.pending()))
+            owner.tell("seal")
+            assert owner.line() == "STORED"
+        view = pool.get(key_of(0, "device"))
+        assert view is not None
+        assert bytes(view) == LATE
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_owners_that_die_stop_and_give_up_leave_every_sealed_chunk_as_it_was(url: str, seed: int) -> None:
+    dice = random.Random(seed)
+    with maru.Pool.create(url + QUERY) as pool, LateDevice(pool) as device:
+        sleepers = []
+        for number in range(6):
+            kind = dice.choice(("reservation", "draft", "part"))
+            owner = spawn(ask_for_a_copy, url, device.address, kind, number, dice.choice((0.0, 30.0)))
+            assert owner.line() == "asked"
+            fate = dice.choice(("kill", "kill", "stop", "discard"))
+            if fate == "kill":
+                owner.kill()
+                owner.__exit__()
+            else:
+                if fate == "stop":
+                    owner.stop()
+                else:
+                    owner.tell("discard")
+                    assert owner.line() == "discarded"
+                sleepers.append(owner)
+        assert land_while_others_store(pool, device, dice) == []
+        for owner in sleepers:
+            with owner:
+                owner.resume()
+        fill(pool, 0)
+        assert changed(pool) == []
+        pool.reap()
+        assert pool.check() == []

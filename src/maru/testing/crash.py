@@ -51,6 +51,11 @@ class Victim:
         """Wait until it has stopped itself at a point armed with "stop"."""
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
 
+    def stop(self) -> None:
+        """SIGSTOP it, and return when it stands still."""
+        self.process.send_signal(signal.SIGSTOP)
+        self.wait_stopped()
+
     def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
