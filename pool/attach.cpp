@@ -61,25 +61,6 @@ T* section(uint8_t* base, uint64_t offset) {
   return reinterpret_cast<T*>(base + offset);
 }
 
-void bind_sections(Pool& pool) {
-  const Geometry& g = pool.geometry;
-  uint8_t* base = pool.index;
-  pool.super = reinterpret_cast<Superblock*>(base);
-  pool.segments = section<SegmentRow>(base, g.offset_segments);
-  pool.processes = section<ProcessRow>(base, g.offset_processes);
-  pool.counters = section<CounterRow>(base, g.offset_counters);
-  pool.classes = section<ClassRow>(base, g.offset_classes);
-  pool.namespaces = section<NamespaceRow>(base, g.offset_namespaces);
-  pool.shards = section<ShardRow>(base, g.offset_shards);
-  pool.buckets = section<Bucket>(base, g.offset_buckets);
-  pool.hot = section<SlotHot>(base, g.offset_slots_hot);
-  pool.cold = section<SlotCold>(base, g.offset_slots_cold);
-  pool.slabs = section<SlabRow>(base, g.offset_slabs);
-  pool.owners = section<Atomic<uint64_t>>(base, g.offset_owners);
-  pool.pins = section<Atomic<uint16_t>>(base, g.offset_pins);
-  pool.reuse = section<ReuseTable>(base, g.offset_reuse);
-}
-
 // Read the segment rows into the geometry, bounded so that slabs lie side by side and nothing overlaps.
 void read_segments(Pool& pool) {
   Geometry& g = pool.geometry;
@@ -91,7 +72,7 @@ void read_segments(Pool& pool) {
     SegmentGeometry place{row.first_slab, row.slab_count, row.header_offset, row.data_offset, row.file_bytes};
     const uint64_t header_bytes = uint64_t{place.slab_count} * g.units_per_slab * sizeof(ExtentHeader);
     if (place.first_slab != slabs || place.slab_count == 0 || slabs + place.slab_count > g.slab_count ||
-        place.header_offset != sizeof(SegmentHeader) || place.data_offset % kHugePageBytes != 0 ||
+        place.header_offset != headers_begin(g.namespace_limit) || place.data_offset % kHugePageBytes != 0 ||
         place.data_offset < place.header_offset + header_bytes || place.data_offset > 1ull << 50 ||
         place.file_bytes > 1ull << 50 ||
         place.file_bytes < place.data_offset + place.slab_count * g.slab_bytes || row.medium < 1 ||
@@ -186,6 +167,25 @@ void populate_index(Pool& pool) {
 
 }  // namespace
 
+void bind_sections(Pool& pool) {
+  const Geometry& g = pool.geometry;
+  uint8_t* base = pool.index;
+  pool.super = reinterpret_cast<Superblock*>(base);
+  pool.segments = section<SegmentRow>(base, g.offset_segments);
+  pool.processes = section<ProcessRow>(base, g.offset_processes);
+  pool.counters = section<CounterRow>(base, g.offset_counters);
+  pool.classes = section<ClassRow>(base, g.offset_classes);
+  pool.namespaces = section<NamespaceRow>(base, g.offset_namespaces);
+  pool.shards = section<ShardRow>(base, g.offset_shards);
+  pool.buckets = section<Bucket>(base, g.offset_buckets);
+  pool.hot = section<SlotHot>(base, g.offset_slots_hot);
+  pool.cold = section<SlotCold>(base, g.offset_slots_cold);
+  pool.slabs = section<SlabRow>(base, g.offset_slabs);
+  pool.owners = section<Atomic<uint64_t>>(base, g.offset_owners);
+  pool.pins = section<Atomic<uint16_t>>(base, g.offset_pins);
+  pool.reuse = section<ReuseTable>(base, g.offset_reuse);
+}
+
 std::unique_ptr<Pool> attach_pool(const AttachOptions& options) {
   const uint64_t deadline = now_ns() + kAttachDeadlineNs;
   const std::string index_path = options.folder + "/" + kIndexName;
@@ -233,6 +233,7 @@ std::unique_ptr<Pool> attach_pool(const AttachOptions& options) {
   pool->writable = reserve_range(pool->data_span);
   pool->readable = reserve_range(pool->data_span);
   for (uint32_t i = 0; i < pool->maps.size(); i++) map_segment(*pool, i);
+  pool->namespace_marks = section<NamespaceMark>(pool->maps[0].headers, sizeof(SegmentHeader));
   pool->evictor = std::make_unique<Evictor>();
   MARU_POINT("attach.mapped");
   claim_process(*pool, options.process_name);

@@ -17,4 +17,7 @@ struct AttachOptions {
 // made before this boot), PoolBusy (the process table is full, or somebody holds the creation lock for 5 s).
 std::unique_ptr<Pool> attach_pool(const AttachOptions& options);
 
+// Point `pool` at the sections of the index that `pool.index` maps, by `pool.geometry`.
+void bind_sections(Pool& pool);
+
 }  // namespace maru

@@ -19,6 +19,7 @@
 #include "clock.h"
 #include "crash_point.h"
 #include "failure.h"
+#include "index_file.h"
 #include "layout_description.h"
 #include "lock_file.h"
 #include "words.h"
@@ -32,34 +33,6 @@ std::string reason() { return std::strerror(errno); }
 void random_bytes(uint8_t* out, size_t size) {
   if (getrandom(out, size, 0) != static_cast<ssize_t>(size))
     throw Failure("PoolMismatch", "the system gives no random bytes: " + reason());
-}
-
-bool is_device(const struct stat& st) { return S_ISCHR(st.st_mode); }
-
-// A header's page can be mapped alone, except where pages are huge.
-size_t header_map_bytes(const struct stat& st) {
-  const bool huge = is_device(st) || static_cast<uint64_t>(st.st_blksize) == kHugePageBytes;
-  return huge ? kHugePageBytes : sizeof(SegmentHeader);
-}
-
-// A device DAX's size: st_size is 0 there, sysfs knows.
-uint64_t device_size(const struct stat& st, const std::string& path) {
-  std::ifstream in("/sys/dev/char/" + std::to_string(major(st.st_rdev)) + ":" +
-                   std::to_string(minor(st.st_rdev)) + "/size");
-  uint64_t bytes = 0;
-  if (!(in >> bytes) || bytes == 0)
-    throw Failure("PoolMismatch", path + " is a character device without a size in sysfs; is it /dev/daxX.Y?",
-                  {{"path", path}});
-  return bytes;
-}
-
-[[noreturn]] void no_space(const std::string& path, uint64_t wanted_bytes) {
-  struct statfs fs{};
-  const bool known = statfs(path.c_str(), &fs) == 0;
-  const auto free_bytes = known ? static_cast<int64_t>(fs.f_bavail) * fs.f_bsize : -1;
-  throw Failure(
-      "NoSpace", "no space for " + std::to_string(wanted_bytes) + " bytes at " + path,
-      {{"path", path}, {"wanted_bytes", static_cast<int64_t>(wanted_bytes)}, {"free_bytes", free_bytes}});
 }
 
 // Removes what a failed creation left, newest first: its files, and then the folder if nothing else is in it.
@@ -156,6 +129,13 @@ void write_segment_header(const OpenSegment& segment, const SegmentGeometry& pla
   header->first_slab = place.first_slab;
   header->slab_count = place.slab_count;
   header->medium = static_cast<uint32_t>(options.segments[number].medium);
+  header->namespace_limit = geometry.namespace_limit;
+  header->checksum_policy = static_cast<uint32_t>(geometry.checksum);
+  header->process_limit = geometry.process_limit;
+  header->eviction_policy = geometry.gate ? kPolicyGate : 0;
+  header->cooling_ns = geometry.cooling_ns;
+  header->slot_count = geometry.slot_count;
+  header->segment_count = static_cast<uint32_t>(options.segments.size());
   std::memset(header->index_path, 0, sizeof header->index_path);
   std::memcpy(header->index_path, options.folder.data(),
               std::min(options.folder.size(), sizeof header->index_path - 1));
@@ -164,20 +144,21 @@ void write_segment_header(const OpenSegment& segment, const SegmentGeometry& pla
   munmap(map, map_bytes);
 }
 
-int numa_node_of(const OpenSegment& segment) {
-  if (!segment.device) return -1;
-  const std::string name = segment.path.substr(segment.path.rfind('/') + 1);
-  std::ifstream in("/sys/bus/dax/devices/" + name + "/target_node");
-  int node = -1;
-  in >> node;
-  return node;
-}
-
-// Is there a whole index here? A creator that died before storing the magic leaves none.
-bool index_is_complete(const std::string& path, Superblock* out) {
-  Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
-  return fd && pread(fd.get(), static_cast<void*>(out), sizeof(Superblock), 0) == sizeof(Superblock) &&
-         out->magic.load() == kIndexMagic;
+// After the header: only then does a dead creator's file say whose it is, however much of it is real.
+void write_namespace_marks(const OpenSegment& segment, const SegmentGeometry& place) {
+  struct stat st{};
+  fstat(segment.fd.get(), &st);
+  if (!segment.device && posix_fallocate(segment.fd.get(), 0, static_cast<off_t>(place.header_offset)) != 0)
+    no_space(segment.path, place.file_bytes);
+  const size_t map_bytes = round_up(place.header_offset, header_map_bytes(st));
+  void* map = mmap(nullptr, map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, segment.fd.get(), 0);
+  if (map == MAP_FAILED)
+    throw Failure("PoolMismatch", "cannot map " + segment.path + ": " + reason(), {{"path", segment.path}});
+  auto* marks = reinterpret_cast<NamespaceMark*>(static_cast<uint8_t*>(map) + sizeof(SegmentHeader));
+  // A device holds anything.
+  std::memset(static_cast<void*>(marks), 0, place.header_offset - sizeof(SegmentHeader));
+  marks[0].in_use.store(1);
+  munmap(map, map_bytes);
 }
 
 // Remove a file, or disown a device, if it says that it belongs to this pool: the path came out of shared
@@ -208,10 +189,6 @@ void remove_own_segments(const std::string& folder) {
     if (entry.path().filename().string().rfind("segment-", 0) == 0) ::unlink(entry.path().c_str());
 }
 
-std::string segment_path(const std::string& folder, const std::string& name) {
-  return name.find('/') == std::string::npos ? folder + "/" + name : name;
-}
-
 }  // namespace
 
 void read_boot_id(uint8_t out[16]) {
@@ -231,18 +208,8 @@ void read_boot_id(uint8_t out[16]) {
 CreateResult create_pool(const CreateOptions& options) {
   CreateResult result;
   const uint32_t mode = options.group_access ? 0660 : 0600;
-  const uint64_t deadline = now_ns() + kAttachDeadlineNs;
   const std::string index_path = options.folder + "/" + kIndexName;
-  std::unique_ptr<LockFile> lock_file;
-  Descriptor creating;
-  while (!creating) {
-    lock_file = std::make_unique<LockFile>(options.folder + "/" + kLockName, true, mode);
-    creating = lock_file->lock(kLockByteCreate, deadline);
-    if (!creating && now_ns() >= deadline)
-      throw Failure("PoolBusy",
-                    "somebody has been creating or attaching " + options.folder + " for more than 5 s",
-                    {{"path", options.folder}});
-  }
+  const Descriptor creating = lock_for_creation(options.folder, mode);
   MARU_POINT("create.locked");
 
   uint8_t boot_id[16];
@@ -290,27 +257,10 @@ CreateResult create_pool(const CreateOptions& options) {
   }
   const Geometry geometry = plan_geometry(options, device_bytes);
 
-  ::unlink(index_path.c_str());
-  Descriptor index_fd(::open(index_path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_CREAT | O_EXCL, mode));
-  if (!index_fd) {
-    if (errno == ENOSPC) no_space(options.folder, geometry.index_bytes);
-    throw Failure("PoolMismatch", "cannot create " + index_path + ": " + reason(), {{"path", index_path}});
-  }
+  NewIndex index(options.folder, geometry, mode);
   undo.paths.push_back(index_path);
-  (void)::fchmod(index_fd.get(), mode);
-  MARU_POINT("create.index_made");
-  // The whole index is made real now: later nobody can be refused a page of it and die of SIGBUS.
-  if (const int error = posix_fallocate(index_fd.get(), 0, static_cast<off_t>(geometry.index_bytes));
-      error != 0) {
-    errno = error;
-    if (error == ENOSPC || error == ENOMEM) no_space(options.folder, geometry.index_bytes);
-    throw Failure("PoolMismatch", "cannot allocate " + index_path + ": " + reason(), {{"path", index_path}});
-  }
-  void* map = mmap(nullptr, geometry.index_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, index_fd.get(), 0);
-  if (map == MAP_FAILED)
-    throw Failure("PoolMismatch", "cannot map " + index_path + ": " + reason(), {{"path", index_path}});
-  auto* base = static_cast<uint8_t*>(map);
-  auto* super = reinterpret_cast<Superblock*>(base);
+  auto* base = index.base();
+  auto* super = index.super();
   random_bytes(super->pool_uuid, 16);
   std::memcpy(super->boot_id, boot_id, 16);
 
@@ -321,75 +271,19 @@ CreateResult create_pool(const CreateOptions& options) {
     if (!segment.device) {
       if (ftruncate(segment.fd.get(), 0) != 0 ||
           ftruncate(segment.fd.get(), static_cast<off_t>(place.file_bytes)) != 0 ||
-          posix_fallocate(segment.fd.get(), 0, static_cast<off_t>(place.header_offset)) != 0) {
-        munmap(map, geometry.index_bytes);
+          posix_fallocate(segment.fd.get(), 0, sizeof(SegmentHeader)) != 0)
         no_space(segment.path, place.file_bytes);
-      }
       (void)::fchmod(segment.fd.get(), mode);
     }
     MARU_POINT("create.segment_sized");
     SegmentRow& row = rows[i];
     write_segment_header(segment, place, i, geometry, options, super->pool_uuid, boot_id, row.segment_uuid);
-    row.file_bytes = place.file_bytes;
-    row.header_offset = place.header_offset;
-    row.data_offset = place.data_offset;
-    row.first_slab = place.first_slab;
-    row.slab_count = place.slab_count;
-    row.medium = static_cast<uint32_t>(options.segments[i].medium);
-    row.numa_node = numa_node_of(segment);
-    row.page_bytes = options.segments[i].medium == Medium::kHugetlb || segment.device ? kHugePageBytes : 4096;
-    const std::string& path = options.segments[i].path;
-    if (path.size() >= sizeof row.path)
-      throw Failure("BadUrl", "the path of a segment is too long: " + path, {{"path", path}});
-    std::memcpy(row.path, path.data(), path.size());
-    row.word.store(segment_word(SegmentState::kOnline, 1));
+    write_namespace_marks(segment, place);
+    index.describe_segment(i, options.segments[i], numa_node_of(segment.path, segment.device));
   }
-  auto* slabs = reinterpret_cast<SlabRow*>(base + geometry.offset_slabs);
-  for (uint32_t i = 0; i < segments.size(); i++)
-    if (segments[i].device)  // A device's bytes are all there from the start.
-      for (uint32_t s = 0; s < geometry.segments[i].slab_count; s++)
-        slabs[geometry.segments[i].first_slab + s].real_bytes.store(geometry.slab_bytes);
   reinterpret_cast<NamespaceRow*>(base + geometry.offset_namespaces)->word.store(1);  // Row 0: the default.
 
-  super->format = kPoolFormat;
-  super->layout_crc = layout_crc();
-  timespec wall;
-  clock_gettime(CLOCK_REALTIME, &wall);
-  super->created_unix_ns = static_cast<uint64_t>(wall.tv_sec) * kSecond + static_cast<uint64_t>(wall.tv_nsec);
-  super->index_bytes = geometry.index_bytes;
-  super->unit_bytes = geometry.unit_bytes;
-  super->slab_bytes = geometry.slab_bytes;
-  super->slot_count = geometry.slot_count;
-  super->buckets_per_shard = geometry.buckets_per_shard;
-  super->shard_count = geometry.shard_count;
-  super->slab_count = geometry.slab_count;
-  super->process_limit = geometry.process_limit;
-  super->namespace_limit = geometry.namespace_limit;
-  super->checksum_policy = static_cast<uint32_t>(geometry.checksum);
-  super->medium = static_cast<uint32_t>(options.segments[0].medium);
-  super->cooling_ns = geometry.cooling_ns;
-  super->revoked_limit_bytes = geometry.revoked_limit_bytes;
-  super->offset_segments = geometry.offset_segments;
-  super->offset_processes = geometry.offset_processes;
-  super->offset_counters = geometry.offset_counters;
-  super->offset_classes = geometry.offset_classes;
-  super->offset_namespaces = geometry.offset_namespaces;
-  super->offset_shards = geometry.offset_shards;
-  super->offset_buckets = geometry.offset_buckets;
-  super->offset_slots_hot = geometry.offset_slots_hot;
-  super->offset_slots_cold = geometry.offset_slots_cold;
-  super->offset_slabs = geometry.offset_slabs;
-  super->offset_owners = geometry.offset_owners;
-  super->offset_pins = geometry.offset_pins;
-  super->offset_reuse = geometry.offset_reuse;
-  super->reuse_entries = geometry.reuse_entries;
-  super->eviction_policy = geometry.gate ? kPolicyGate : 0;
-  super->state.store(static_cast<uint64_t>(PoolState::kLive));
-  super->pool_epoch.store(1);
-  MARU_POINT("create.before_magic");
-  super->magic.store(kIndexMagic);  // From here on it is a pool.
-  MARU_POINT("create.after_magic");
-  munmap(map, geometry.index_bytes);
+  index.publish(options.segments[0].medium);
   undo.armed = false;
   return result;
 }

@@ -28,11 +28,11 @@ constexpr uint64_t kReuseEntriesMin = 8192, kReuseEntriesMax = 65536;
 }
 
 SegmentGeometry place_segment(uint32_t first_slab, uint32_t slab_count, uint64_t slab_bytes,
-                              uint64_t unit_bytes) {
+                              uint64_t unit_bytes, uint32_t namespace_limit) {
   SegmentGeometry segment;
   segment.first_slab = first_slab;
   segment.slab_count = slab_count;
-  segment.header_offset = kIndexPage;
+  segment.header_offset = headers_begin(namespace_limit);
   const uint64_t headers = slab_count * (slab_bytes / unit_bytes) * sizeof(ExtentHeader);
   segment.data_offset = round_up(segment.header_offset + headers, kHugePageBytes);
   segment.file_bytes = round_up(segment.data_offset + slab_count * slab_bytes, kHugePageBytes);
@@ -48,6 +48,11 @@ Geometry plan_geometry(const CreateOptions& options, const std::vector<uint64_t>
   if (size > kSizeBytesMax) bad_size("a pool can have at most 64 TiB", size);
   if (options.segments.empty() || options.segments.size() > kSegmentLimit)
     bad_size("a pool has 1 to 32 data segments", size);
+
+  if (options.process_limit < 1 || options.process_limit > kProcessLimitMax)
+    bad_size("process_limit must be 1 to 255", options.process_limit);
+  if (options.namespace_limit < 1 || options.namespace_limit > 1u << 20)
+    bad_size("namespace_limit must be 1 to 1048576", options.namespace_limit);
 
   Geometry g;
   g.unit_bytes = options.unit_bytes ? options.unit_bytes
@@ -71,12 +76,15 @@ Geometry plan_geometry(const CreateOptions& options, const std::vector<uint64_t>
         bad_size("each segment needs at least one slab of " + std::to_string(g.slab_bytes) + " bytes", size);
     } else {
       slabs = device_bytes[i] / g.slab_bytes;
-      while (slabs && place_segment(0, slabs, g.slab_bytes, g.unit_bytes).file_bytes > device_bytes[i])
+      while (slabs &&
+             place_segment(0, slabs, g.slab_bytes, g.unit_bytes, options.namespace_limit).file_bytes >
+                 device_bytes[i])
         slabs--;
       if (slabs == 0) bad_size("the device is smaller than one slab", device_bytes[i]);
     }
     if (g.slab_count + slabs > kSlabCountMax) bad_size("too many slabs; ask for larger slab_bytes", size);
-    g.segments.push_back(place_segment(g.slab_count, slabs, g.slab_bytes, g.unit_bytes));
+    g.segments.push_back(
+        place_segment(g.slab_count, slabs, g.slab_bytes, g.unit_bytes, options.namespace_limit));
     if (device_bytes[i]) g.segments.back().file_bytes = device_bytes[i];
     g.slab_count += slabs;
   }
@@ -90,10 +98,6 @@ Geometry plan_geometry(const CreateOptions& options, const std::vector<uint64_t>
   g.buckets_per_shard = (slots + g.shard_count * kBucketSlots - 1) / (g.shard_count * kBucketSlots);
   g.slot_count = g.buckets_per_shard * g.shard_count * kBucketSlots;
 
-  if (options.process_limit < 1 || options.process_limit > kProcessLimitMax)
-    bad_size("process_limit must be 1 to 255", options.process_limit);
-  if (options.namespace_limit < 1 || options.namespace_limit > 1u << 20)
-    bad_size("namespace_limit must be 1 to 1048576", options.namespace_limit);
   g.process_limit = options.process_limit;
   g.namespace_limit = options.namespace_limit;
   g.checksum = options.checksum;
@@ -104,6 +108,10 @@ Geometry plan_geometry(const CreateOptions& options, const std::vector<uint64_t>
   g.gate = options.gate;
   place_sections(g);
   return g;
+}
+
+uint64_t headers_begin(uint32_t namespace_limit) {
+  return sizeof(SegmentHeader) + round_up(sizeof(NamespaceMark) * namespace_limit, kIndexPage);
 }
 
 void place_sections(Geometry& g) {

@@ -70,6 +70,9 @@ struct Geometry {
 // Raises BadSize when the request cannot be laid out.
 Geometry plan_geometry(const CreateOptions& options, const std::vector<uint64_t>& device_bytes);
 
+// Where a segment's extent headers begin: behind its own header and the namespaces' marks.
+uint64_t headers_begin(uint32_t namespace_limit);
+
 // Place the sections of the index one after the other, each on its own pages.
 void place_sections(Geometry& geometry);
 

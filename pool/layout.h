@@ -31,6 +31,8 @@ inline constexpr uint32_t kBucketSlots = 15;
 inline constexpr uint32_t kBucketsProbed = 3;
 inline constexpr uint32_t kCounterLimit = 64;
 inline constexpr uint32_t kReuseBinCount = 64;
+inline constexpr uint32_t kHeaderExpires =
+    1u << 24;                               // Of ExtentHeader::chunk_units: it has a time of its own to go.
 inline constexpr uint32_t kPolicyGate = 1;  // Bit of Superblock::eviction_policy.
 inline constexpr uint64_t kHugePageBytes = 2ull << 20;
 
@@ -237,7 +239,14 @@ struct SegmentHeader {
   uint32_t slab_count;
   uint32_t medium;
   char index_path[1024];  // Folder of the pool this segment belongs to.
-  uint8_t spare[2952];
+  uint32_t namespace_limit;
+  uint32_t checksum_policy;
+  uint32_t process_limit;
+  uint32_t eviction_policy;
+  uint64_t cooling_ns;
+  uint64_t slot_count;
+  uint32_t segment_count;  // Of the whole pool, when this one was made.
+  uint8_t spare[2916];
 };
 
 // One chunk, described in the segment itself: lets a lost index be rebuilt and another host verify what it
@@ -246,14 +255,24 @@ struct alignas(64) ExtentHeader {
   uint64_t key_lo;
   uint64_t key_hi;
   uint8_t namespace_digest[16];
-  uint64_t generation;
+  uint32_t generation;       // Low half of the slot's.
+  uint32_t namespace_epoch;  // Low half of the epoch it was stored in.
   uint64_t size_bytes;
-  uint64_t checksum;  // XXH3-64 of the bytes; 0 when not computed.
-  uint32_t chunk_units;
-  Atomic<uint32_t>
-      sealed;  // 0, or a check of the 60 bytes before it. Sealer writes last; whoever frees clears.
+  uint64_t checksum;        // XXH3-64 of the bytes; 0 when not computed.
+  uint32_t chunk_units;     // units : 24 | flags : 8 (kHeaderExpires).
+  Atomic<uint32_t> sealed;  // 0, or a check of the 60 bytes before it and the pool's uuid. Sealer writes
+                            // last; whoever frees clears.
 };
 
+// A namespace, described in the first segment: which epoch counts must be known when the index is lost. The
+// rows follow the segment's header, in the order of the index's table.
+struct NamespaceMark {
+  uint8_t digest[16];
+  Atomic<uint64_t> in_use;  // 1. Registrar writes, after the digest and before the index's row.
+  Atomic<uint64_t> epoch;   // At least the index's: whoever raises that one raises this one first.
+};
+
+static_assert(sizeof(NamespaceMark) == 32);
 static_assert(sizeof(Superblock) <= 4096);
 static_assert(sizeof(SegmentRow) == 512);
 static_assert(sizeof(ProcessRow) == 128);

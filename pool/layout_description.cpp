@@ -123,19 +123,27 @@ std::string make_description() {
   out += ", " + describe("ReuseTable", sizeof(ReuseTable),
                          {MARU_F(ReuseTable, sampled), MARU_F(ReuseTable, distance)});
   out += ", " + describe("SegmentHeader", sizeof(SegmentHeader),
-                         {MARU_F(SegmentHeader, magic), MARU_F(SegmentHeader, format),
-                          MARU_F(SegmentHeader, layout_crc), MARU_F(SegmentHeader, pool_uuid),
-                          MARU_F(SegmentHeader, segment_uuid), MARU_F(SegmentHeader, boot_id),
-                          MARU_F(SegmentHeader, file_bytes), MARU_F(SegmentHeader, header_offset),
-                          MARU_F(SegmentHeader, data_offset), MARU_F(SegmentHeader, slab_bytes),
-                          MARU_F(SegmentHeader, unit_bytes), MARU_F(SegmentHeader, segment_index),
-                          MARU_F(SegmentHeader, first_slab), MARU_F(SegmentHeader, slab_count),
-                          MARU_F(SegmentHeader, medium), MARU_F(SegmentHeader, index_path)});
+                         {MARU_F(SegmentHeader, magic),           MARU_F(SegmentHeader, format),
+                          MARU_F(SegmentHeader, layout_crc),      MARU_F(SegmentHeader, pool_uuid),
+                          MARU_F(SegmentHeader, segment_uuid),    MARU_F(SegmentHeader, boot_id),
+                          MARU_F(SegmentHeader, file_bytes),      MARU_F(SegmentHeader, header_offset),
+                          MARU_F(SegmentHeader, data_offset),     MARU_F(SegmentHeader, slab_bytes),
+                          MARU_F(SegmentHeader, unit_bytes),      MARU_F(SegmentHeader, segment_index),
+                          MARU_F(SegmentHeader, first_slab),      MARU_F(SegmentHeader, slab_count),
+                          MARU_F(SegmentHeader, medium),          MARU_F(SegmentHeader, index_path),
+                          MARU_F(SegmentHeader, namespace_limit), MARU_F(SegmentHeader, checksum_policy),
+                          MARU_F(SegmentHeader, process_limit),   MARU_F(SegmentHeader, eviction_policy),
+                          MARU_F(SegmentHeader, cooling_ns),      MARU_F(SegmentHeader, slot_count),
+                          MARU_F(SegmentHeader, segment_count)});
+  out += ", " + describe("NamespaceMark", sizeof(NamespaceMark),
+                         {MARU_F(NamespaceMark, digest), MARU_F(NamespaceMark, in_use),
+                          MARU_F(NamespaceMark, epoch)});
   out += ", " + describe("ExtentHeader", sizeof(ExtentHeader),
                          {MARU_F(ExtentHeader, key_lo), MARU_F(ExtentHeader, key_hi),
                           MARU_F(ExtentHeader, namespace_digest), MARU_F(ExtentHeader, generation),
-                          MARU_F(ExtentHeader, size_bytes), MARU_F(ExtentHeader, checksum),
-                          MARU_F(ExtentHeader, chunk_units), MARU_F(ExtentHeader, sealed)});
+                          MARU_F(ExtentHeader, namespace_epoch), MARU_F(ExtentHeader, size_bytes),
+                          MARU_F(ExtentHeader, checksum), MARU_F(ExtentHeader, chunk_units),
+                          MARU_F(ExtentHeader, sealed)});
   out +=
       "], \"words\": {\"slot\": [\"state:4\", \"suspect:1\", \"spare:3\", \"process:8\", \"generation:48\"], "
       "\"slab\": [\"state:4\", \"spare:4\", \"process:8\", \"chunk_units:24\", \"generation:24\"], "
@@ -152,6 +160,7 @@ std::string make_description() {
   out += "\"constants\": {\"index_magic\": " + std::to_string(kIndexMagic) +
          ", \"segment_magic\": " + std::to_string(kSegmentMagic) +
          ", \"bucket_slots\": " + std::to_string(kBucketSlots) +
+         ", \"header_expires\": " + std::to_string(kHeaderExpires) +
          ", \"buckets_probed\": " + std::to_string(kBucketsProbed) +
          ", \"class_limit\": " + std::to_string(kClassLimit) +
          ", \"segment_limit\": " + std::to_string(kSegmentLimit) +

@@ -85,6 +85,7 @@ struct Pool final : ForkWitness {
   Atomic<uint16_t>* pins = nullptr;
   Atomic<uint16_t>* my_pins = nullptr;
   ReuseTable* reuse = nullptr;
+  NamespaceMark* namespace_marks = nullptr;  // In the first segment.
 
   // ---- the data: one reserved address range each, segments side by side in slab order ----
   uint8_t* writable = nullptr;  // Read-write: writers' own reservations only.

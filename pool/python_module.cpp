@@ -6,6 +6,7 @@
 #include "python_hash.h"
 #include "python_namespace.h"
 #include "python_session.h"
+#include "rebuild.h"
 #include "space.h"
 
 namespace maru {
@@ -86,6 +87,24 @@ std::vector<std::string> create(const std::string& folder, uint64_t size,
   return create_pool(options).notes;
 }
 
+nb::dict rebuild(const std::string& folder, const std::vector<std::string>& segments, bool group_access) {
+  CreateOptions options;
+  options.folder = folder;
+  for (const std::string& path : segments) options.segments.push_back({path});
+  options.group_access = group_access;
+  Recovered recovered;
+  {
+    MaybeRelease no_gil(true);
+    recovered = rebuild_pool(options);
+  }
+  nb::dict left_out, out;
+  for (const auto& [why, count] : recovered.left_out) left_out[why.c_str()] = count;
+  out["chunks"] = recovered.chunks;
+  out["bytes"] = recovered.bytes;
+  out["left_out"] = left_out;
+  return out;
+}
+
 PointAction action_from(const std::string& name) {
   if (name == "kill") return PointAction::kKill;
   if (name == "stop") return PointAction::kStop;
@@ -160,6 +179,11 @@ NB_MODULE(MARU_MODULE, m) {
         nb::arg("group_access") = false,
         "Create a pool in an existing folder; returns notes for people. Raises PoolExists, PoolBusy, "
         "PoolMismatch, NoSpace, BadSize.");
+  m.def("rebuild_pool", &rebuild, nb::arg("folder"), nb::arg("segments"), nb::arg("group_access") = false,
+        nb::sig("def rebuild_pool(folder: str, segments: list[str], group_access: bool = False) -> dict[str, "
+                "typing.Any]"),
+        "Make the lost index of a pool anew from its segments. Raises PoolExists, PoolBusy, PoolMismatch, "
+        "NoSpace.");
   m.def(
       "destroy_pool",
       [](const std::string& folder, bool force) {

@@ -56,12 +56,13 @@ void write_header(Pool& pool, const SlotHot& slot, const SlotCold& cold, uint64_
   header->key_lo = slot.key_lo.load(std::memory_order_relaxed);
   header->key_hi = slot.key_hi.load(std::memory_order_relaxed);
   std::memcpy(header->namespace_digest, row.digest, sizeof header->namespace_digest);
-  header->generation = slot_generation(word);
+  header->generation = static_cast<uint32_t>(slot_generation(word));
+  header->namespace_epoch = slot.namespace_epoch.load(std::memory_order_relaxed);
   header->size_bytes = slot.size_bytes.load(std::memory_order_relaxed);
   header->checksum = cold.checksum.load(std::memory_order_relaxed);
-  header->chunk_units = static_cast<uint32_t>(units);
-  const auto mark = static_cast<uint32_t>(xxh3_64(header, offsetof(ExtentHeader, sealed)));
-  header->sealed.store(mark ? mark : 1, std::memory_order_release);
+  const bool expires = slot.flags.load(std::memory_order_relaxed) & kSlotExpires;
+  header->chunk_units = static_cast<uint32_t>(units) | (expires ? kHeaderExpires : 0);
+  header->sealed.store(header_mark(pool, *header), std::memory_order_release);
 }
 
 // Everything that must be true of the bytes and the slot before the word says SEALED. False: the namespace
@@ -251,6 +252,13 @@ bool remove_key(Pool& pool, Key key) {
   });
   if (removed) pool.count(Counter::kRemoved);
   return removed;
+}
+
+uint32_t header_mark(const Pool& pool, const ExtentHeader& header) {
+  uint64_t identity;
+  std::memcpy(&identity, pool.super->pool_uuid, sizeof identity);
+  const auto mark = static_cast<uint32_t>(xxh3_64(&header, offsetof(ExtentHeader, sealed)) ^ identity);
+  return mark ? mark : 1;
 }
 
 void uncount_revoked(Pool& pool, uint32_t process, uint64_t size_bytes) {

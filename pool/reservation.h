@@ -74,6 +74,10 @@ void discard_draft(Pool& pool, const Draft& draft);
 // REMOVE a sealed chunk. False when it is absent, or pinned (then nothing changed).
 bool remove_key(Pool& pool, Key key);
 
+// What `sealed` of an extent header says: a check of the 60 bytes before it, mixed with the pool's identity,
+// so that what an earlier pool left on a device is not taken for ours. Never 0.
+uint32_t header_mark(const Pool& pool, const ExtentHeader& header);
+
 // Take back from what has been taken over from `process`, never below zero.
 void uncount_revoked(Pool& pool, uint32_t process, uint64_t size_bytes);
 

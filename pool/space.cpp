@@ -31,7 +31,9 @@ uint64_t group_headroom(const std::string& mount, std::string path, const char* 
   uint64_t least = UINT64_MAX;
   while (true) {
     uint64_t limit = 0, used = 0;
-    const std::string folder = mount + path + "/";
+    std::string folder = mount;
+    folder += path;
+    folder += '/';
     if (read_number(folder + limit_file, &limit) && read_number(folder + used_file, &used))
       least = std::min(least, limit > used + kHeadroomKeptBytes ? limit - used - kHeadroomKeptBytes : 0);
     if (path.empty()) return least;

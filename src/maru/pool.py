@@ -91,6 +91,21 @@ class Pool(core.PoolCore):
         secure_folder(config, create=False)
         core.destroy_pool(str(config.folder), force)
 
+    @staticmethod
+    def rebuild(url: str) -> dict[str, Any]:
+        """Make a lost index anew from what the segments say; only what verifies comes back.
+
+        `url` names the pool and, if they lie elsewhere, its segments (data=), as when it was created; every other
+        parameter is read from the segments. Returns {"chunks", "bytes", "left_out": {why: how many}}. What expires at a
+        time of its own is left out, since that time is lost, and so is what was invalidated.
+
+        Raises PoolExists (it has an index), PoolBusy (a process has the lost one mapped), PoolMismatch (a segment is
+        missing, foreign, of an earlier boot or out of order), PoolNotFound, NoSpace, BadUrl.
+        """
+        config = parse_url(url)
+        secure_folder(config, create=False)
+        return core.rebuild_pool(str(config.folder), list(config.data), config.group)
+
     @classmethod
     def _attach(cls, config: PoolConfig) -> Pool:
         secure_folder(config, create=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.crash
 POINTS = crash_points()
 
 # Points that a lone walker does not pass; each has a test of its own below.
-NEED_COMPANY = {"clean.slab", "evict.before_revert", "fork.child"}
+NEED_COMPANY = {"clean.slab", "evict.before_revert", "fork.child", "rebuild.index_made", "rebuild.slab"}
 
 
 def assert_all_is_well(pool: maru.Pool) -> None:
@@ -160,3 +161,22 @@ def remove_in_two_steps(url: str, stop_at: str, dies_before_revert: bool) -> Non
         if dies_before_revert:
             core.arm_crash_point("evict.before_revert", "kill")
         print(pool.remove(key_of(0, "tour")), flush=True)
+
+
+def rebuild(url: str) -> None:
+    maru.Pool.rebuild(url)
+
+
+@pytest.mark.parametrize("point", ["create.before_magic", "rebuild.index_made", "rebuild.slab"])
+def test_a_rebuilder_that_dies_leaves_the_segments_to_the_next(point: str, tour_url: str) -> None:
+    with maru.Pool.create(tour_url) as pool:
+        for n in range(20):
+            tour.store(pool, n, tour.LARGE, "large")
+        folder = pool.stats()["folder"]
+    (Path(folder) / "index").unlink()
+    with spawn(rebuild, tour_url, die_at=point) as first:
+        assert first.wait() == -signal.SIGKILL
+    assert maru.Pool.rebuild(tour_url)["chunks"] == 20
+    with maru.Pool.attach(tour_url) as pool:
+        assert pool.lookup(key_of(19, "large")) == 1
+        assert_all_is_well(pool)

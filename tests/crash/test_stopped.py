@@ -15,7 +15,7 @@ pytestmark = pytest.mark.crash
 # Before it is attached a process holds the creation lock; whoever wants to attach meanwhile waits, at most 5 s.
 NOT_YET_ATTACHED = ("create.", "attach.", "claim.byte", "claim.attached", "claim.live", "destroy.")
 # Reached only in company: see test_points.py.
-ELSEWHERE = {"clean.slab", "evict.before_revert", "fork.child"}
+ELSEWHERE = {"clean.slab", "evict.before_revert", "fork.child", "rebuild.index_made", "rebuild.slab"}
 POINTS = [p for p in crash_points() if not p.startswith(NOT_YET_ATTACHED) and p not in ELSEWHERE]
 
 ALLOWED = {Outcome.STORED, Outcome.EXISTS, Outcome.IN_FLIGHT, Outcome.BUSY, Outcome.FULL}

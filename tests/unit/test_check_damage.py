@@ -236,7 +236,7 @@ DAMAGES: dict[str, tuple[str, Damage]] = {
     "parts missing": ("slot.parts", set_slot("parts", 3 | 5 << 16, "slots_cold")),
     "header of another key": ("header.mismatch", header("key_hi", 1)),
     "header of another size": ("header.mismatch", header("size_bytes", 1)),
-    "header of another generation": ("header.mismatch", header("generation", 1 << 40)),
+    "header of another generation": ("header.mismatch", header("generation", 1 << 20)),
     "header of another namespace": ("header.mismatch", header("namespace_digest", 1)),
     "header of another cut": ("header.mismatch", header("chunk_units", 1)),
     "header with another checksum": ("header.mismatch", header("checksum", 1)),

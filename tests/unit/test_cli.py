@@ -291,7 +291,7 @@ def test_destroy_with_force_turns_users_to_misses(pool: maru.Pool, name: str) ->
 @pytest.mark.parametrize(("answer", "is_there"), [("n\n", True), ("y\n", False)])
 def test_destroy_asks_on_a_terminal(name: str, answer: str, is_there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     maru.Pool.create(f"maru:///{name}?size=4MiB").close()
-    monkeypatch.setattr("maru.cli._stdin_is_terminal", lambda: True)
+    monkeypatch.setattr("maru.pool_commands._stdin_is_terminal", lambda: True)
     result = run("pool", "destroy", name, answer=answer)
     assert result.exit_code == 0
     assert f"maru:///{name}" in result.stdout

@@ -253,7 +253,12 @@ def test_closing_ends_another_threads_wait_ready_at_once(unready_folder: str, po
 # ---- threads ----
 
 
-def test_eight_threads_store_and_read_at_once(pool: maru.Pool) -> None:
+def test_eight_threads_store_and_read_at_once(pool_url: str) -> None:
+    with maru.Pool.create(pool_url + "&gate=off") as pool:
+        eight_threads_store_and_read(pool)
+
+
+def eight_threads_store_and_read(pool: maru.Pool) -> None:
     """Each key is stored by somebody and every reader sees the right bytes, while chunks are evicted all the time."""
     wrong: list[object] = []
     start = threading.Barrier(8)

@@ -205,8 +205,8 @@ class ExtentRules:
         )
 
     def _look_at_header(self, unit: int, slot: int, row: Row, chunk_units: int, header: Row) -> None:
-        word, key_lo, key_hi, _, size, namespace, _, flags = row
-        head_lo, head_hi, digest, generation, head_size, checksum, units, mark = header
+        word, key_lo, key_hi, _, size, namespace, row_epoch, _, flags = row
+        head_lo, head_hi, digest, generation, epoch, head_size, checksum, units, mark = header
         digests = self.tables.digests
         wrong = [
             name
@@ -214,8 +214,9 @@ class ExtentRules:
                 ("mark", mark == 0),
                 ("key", head_lo != key_lo or head_hi != key_hi),
                 ("size", head_size != size),
-                ("generation", generation != word >> self._generation),
-                ("chunk size", units != chunk_units),
+                ("generation", generation != word >> self._generation & 0xFFFFFFFF),
+                ("namespace epoch", epoch != row_epoch),
+                ("chunk size", units % self.tables.layout.constants["header_expires"] != chunk_units),
                 ("namespace", namespace < len(digests) and digests[namespace] not in (None, digest)),
                 ("checksum", flags & self._checksummed and checksum != self.tables.cold[slot][5]),
             )
@@ -251,14 +252,15 @@ def verify_bytes(
         units = rules.chunk_units(tables.slabs[slab][0])
         if file is None or not units or within % units:
             continue
-        word, size, is_flagged = tables.hot[slot][0], tables.hot[slot][4], tables.hot[slot][7] & flag
+        word, size, is_flagged = tables.hot[slot][0], tables.hot[slot][4], tables.hot[slot][8] & flag
         place = geometry.data_place(unit)
         header_place = geometry.header_place(slab) + within // units * geometry.header_bytes
         header = file.read(header_place, geometry.header_bytes)
         mark_at = layout.offset("ExtentHeader", "sealed")
+        identity = int.from_bytes(geometry.pool_uuid[:8], "little")
         mark = struct.unpack_from("<I", header, mark_at)[0] if len(header) == geometry.header_bytes else 0
         wrong = []
-        if mark != (checksum_of(header[:mark_at]) & 0xFFFFFFFF or 1):
+        if mark != ((checksum_of(header[:mark_at]) ^ identity) & 0xFFFFFFFF or 1):
             what = f"the extent header of slot {slot} does not match its own mark"
             wrong.append(Finding("error", "header.mark", "unit", unit, what, str(file.path), header_place))
         if is_flagged:

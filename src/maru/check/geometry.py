@@ -254,7 +254,8 @@ def _segments(folder: Path, index: PoolFile, g: dict[str, int], table: Section, 
             state < len(layout.segment_states)
             and first == slabs
             and 0 < count <= g["slab_count"] - slabs
-            and header_offset == layout.sizes["SegmentHeader"]
+            and header_offset
+            == layout.sizes["SegmentHeader"] + _round_up(layout.sizes["NamespaceMark"] * g["namespace_limit"])
             and data_offset % _HUGE_PAGE == 0
             and header_offset + header_bytes <= data_offset <= _FILE_BYTES_MAX
             and data_offset + count * g["slab_bytes"] <= file_bytes <= _FILE_BYTES_MAX

@@ -181,7 +181,7 @@ class SlotRules:
         return unit >= 0 and self.tables.owners[unit] & ~self._device == self._slot_owner | i
 
     def _look_at_extent(self, i: int, row: Row) -> None:
-        word, _, _, extent, size, namespace, _, _ = row
+        word, _, _, extent, size, namespace, *_ = row
         tables = self.tables
         geometry = tables.geometry
         if namespace >= geometry.namespace_limit or tables.digests[namespace] is None:
@@ -282,7 +282,7 @@ def count_children(tables: Tables, suspects: Suspects) -> None:
         current[i] = word >> generation & 0xFFFFFFFF
         if word >> shift & mask == sealed:
             is_sealed[i] = 1
-            said[i] = row[6]
+            said[i] = row[7]
             parent = tables.cold[i][2]
             if parent:
                 parents.append(parent)

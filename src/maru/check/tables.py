@@ -20,12 +20,13 @@ from maru.errors import PoolMismatch
 Row = tuple[Any, ...]
 """Numbers, and bytes where a field is neither 1, 2, 4 nor 8 long."""
 
-HOT_FIELDS = ("word", "key_lo", "key_hi", "extent", "size_bytes", "namespace_id", "children", "flags")
+HOT_FIELDS = ("word", "key_lo", "key_hi", "extent", "size_bytes", "namespace_id", "namespace_epoch", "children",
+              "flags")  # fmt: skip
 COLD_FIELDS = ("expiry_ns", "deadline_ns", "parent", "parts", "part_owner", "checksum")
 SLAB_FIELDS = ("word", "real_bytes")
 PROCESS_FIELDS = ("epoch", "attached", "pid")
-HEADER_FIELDS = ("key_lo", "key_hi", "namespace_digest", "generation", "size_bytes", "checksum", "chunk_units",
-                 "sealed")  # fmt: skip
+HEADER_FIELDS = ("key_lo", "key_hi", "namespace_digest", "generation", "namespace_epoch", "size_bytes", "checksum",
+                 "chunk_units", "sealed")  # fmt: skip
 ZEROS = bytes(1 << 20)
 
 

@@ -134,7 +134,7 @@ def meet(url: str, first: Fate, second: Fate, last_wakes_first: bool = False) ->
 def draw(dice: random.Random) -> tuple[Fate, Fate, bool]:
     """A pair: any two points, deaths and stops, and an order of waking."""
     points = sorted(core.crash_points())
-    points = [point for point in points if not point.startswith(("destroy.", "fork."))]
+    points = [point for point in points if not point.startswith(("destroy.", "fork.", "rebuild."))]
     fates = (
         Fate(dice.choice(("kill", "kill", "stop")), dice.choice(points)),
         Fate(dice.choice(("kill", "kill", "stop")), dice.choice(points)),
