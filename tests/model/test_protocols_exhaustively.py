@@ -50,8 +50,8 @@ BETWEEN_STEPS = {
     "alloc.before_claim", "claim.attached", "clean.begin", "clean.owner", "clean.owners_done", "clean.pins_wiped",
     "clean.slot", "clean.slots_done", "evict.before_revert", "evict.header_cleared", "evict.unpinned",
     "free.header_cleared", "lock.before_unlock", "part.before_done", "reclass.all_claimed", "reclass.chunk_claimed",
-    "reclass.gave_up", "release.extent_freed", "resolve.begin", "seal.before_header", "stale.before_drop", "namespace.marked",
-    "clean.before_word", "unpin.before",
+    "reclass.gave_up", "release.extent_freed", "resolve.begin", "seal.before_header", "stale.before_drop",
+    "clean.before_word", "namespace.marked", "unpin.before",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from maru.bench.bandwidth_figures import cold_put_rows, put_rows, verified_rows
 from maru.bench.ground import MIB, PREFIX_CHUNKS, Keys, Plan, bench_pool, split
 from maru.bench.measure import Contestant, Progress, Row, Target, interleave
 from maru.bench.newcomer import newcomer_rows
+from maru.bench.recovery_figures import recovery_rows
 from maru.key import Identity
 from maru.native import core
 from maru.pool import Outcome, Pool
@@ -234,6 +235,7 @@ GROUPS: dict[str, tuple[str, Figures]] = {
     "put": ("Bandwidth of put, full pool", put_rows),
     "cold": ("The first bytes into a fresh pool, 32 MiB chunks", cold_put_rows),
     "newcomer": (f"A new process, {PREFIX_CHUNKS} chunks", newcomer_rows),
+    "recovery": ("After a death, and after a loss", recovery_rows),
     "verified": ("Reads with checksum=always, 8 MiB chunks", verified_rows),
 }
 """Name on the command line, title in the table, and what measures it."""
