@@ -280,8 +280,8 @@ void free_extent(Pool& pool, uint64_t unit, bool device) {
   if (slab_state(word) != SlabState::kActive || units == 0) return;
   const uint64_t within = unit % pool.geometry.units_per_slab;
   pool.slabs[slab].cursor.store(static_cast<uint32_t>(within / units), std::memory_order_relaxed);
-  const int32_t free_now = pool.slabs[slab].free_hint.fetch_add(1, std::memory_order_relaxed) + 1;
-  if (free_now >= static_cast<int32_t>(pool.geometry.units_per_slab / units))
+  const int32_t free_before = pool.slabs[slab].free_hint.fetch_add(1, std::memory_order_relaxed);
+  if (free_before >= static_cast<int32_t>(pool.geometry.units_per_slab / units) - 1)
     pool.super->empty_slab.store(slab + 1, std::memory_order_relaxed);
   ClassRow& row = class_row(pool, units);
   row.free_hint.fetch_add(1, std::memory_order_relaxed);

@@ -117,6 +117,8 @@ void map_segment(Pool& pool, uint32_t number) {
                            "; mount it where the pool expects it");
   struct stat st{};
   fstat(fd.get(), &st);
+  if (S_ISCHR(st.st_mode) != (map.medium == Medium::kDevdax))
+    mismatch(map.path, "the index calls this segment another medium than it is; destroy the pool and create it again");
   if (S_ISREG(st.st_mode) && static_cast<uint64_t>(st.st_size) < place.file_bytes)
     mismatch(map.path, "the segment is truncated: " + std::to_string(st.st_size) + " of " +
                            std::to_string(place.file_bytes) + " bytes; destroy the pool and create it again");

@@ -97,7 +97,8 @@ void Housekeeper::make_space() {
 void Housekeeper::populate_data() {
   uint64_t real = 0, done = 0;
   for (uint64_t slab = 0; slab < pool_.geometry.slab_count; slab++) {
-    const uint64_t mark = pool_.slabs[slab].real_bytes.load() / 4096 * 4096;
+    const uint64_t mark =
+        std::min(pool_.slabs[slab].real_bytes.load(), pool_.geometry.slab_bytes) / 4096 * 4096;
     real += mark;
     while (populate_ && populated_[slab] < mark) {
       const uint64_t from = populated_[slab], bytes = std::min(mark - from, kStepBytes);

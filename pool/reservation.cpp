@@ -47,11 +47,12 @@ Outcome counted(Pool& pool, Outcome outcome) {
 
 // The header travels with the bytes: it is written while the extent is still ours alone, and cleared by
 // whoever frees.
-void write_header(Pool& pool, const SlotHot& slot, const SlotCold& cold, uint64_t unit, uint64_t word) {
+void write_header(Pool& pool, const SlotHot& slot, const SlotCold& cold, uint32_t namespace_id, uint64_t unit,
+                  uint64_t word) {
   const uint64_t units = chunk_units_at(pool, unit);
   if (units == 0) return;
   ExtentHeader* header = pool.header_of(unit, units);
-  const NamespaceRow& row = pool.namespaces[slot.namespace_id.load(std::memory_order_relaxed)];
+  const NamespaceRow& row = pool.namespaces[namespace_id];
   header->sealed.store(0, std::memory_order_relaxed);
   header->key_lo = slot.key_lo.load(std::memory_order_relaxed);
   header->key_hi = slot.key_hi.load(std::memory_order_relaxed);
@@ -82,11 +83,12 @@ bool prepare_to_seal(Pool& pool, const Reservation& r, uint64_t word) {
     slot.flags.fetch_or(kSlotChecksummed, std::memory_order_relaxed);
   }
   const uint32_t id = slot.namespace_id.load(std::memory_order_relaxed);
-  if (static_cast<uint32_t>(pool.namespaces[id].epoch.load()) !=
-      slot.namespace_epoch.load(std::memory_order_relaxed))
+  if (id >= pool.geometry.namespace_limit ||
+      static_cast<uint32_t>(pool.namespaces[id].epoch.load()) !=
+          slot.namespace_epoch.load(std::memory_order_relaxed))
     return false;
   MARU_POINT("seal.before_header");
-  write_header(pool, slot, cold, unit, word);
+  write_header(pool, slot, cold, id, unit, word);
   MARU_POINT("seal.before_word");
   return true;
 }

@@ -38,8 +38,9 @@ def recovery_rows(plan: Plan, progress: Progress) -> list[Row]:
             progress(number + 1, rounds)
         alone, crowded = _attach_times(pool, plan.rounds(10))
         rebuilt = _rebuild_time(pool)
+    sweep_max_s = SWEEP_S_PER_SLOT * slot_count
     return [
-        Row(f"clean up after a death, {slot_count:,} slots", tuple(sweeps), target=Target(seconds_max=SWEEP_S_PER_SLOT * slot_count)),
+        Row(f"clean up after a death, {slot_count:,} slots", tuple(sweeps), target=Target(seconds_max=sweep_max_s)),
         Row("put under a key that a dead process was writing", tuple(calls), target=Target(seconds_max=1e-3)),
         Row("attach, nobody else there", tuple(alone)),
         Row(f"attach beside {NEIGHBOURS} others", tuple(crowded), 0, "attach, nobody else there", tuple(alone),
