@@ -258,7 +258,10 @@ uint64_t allocate_extent(Pool& pool, uint64_t units, bool device, uint64_t prote
 void clear_header(Pool& pool, uint64_t unit) {
   // Before the slab's first byte is real its headers are not either: nothing was ever written there, and
   // touching it on a full medium would kill us.
-  if (pool.slabs[pool.slab_of_unit(unit)].real_bytes.load(std::memory_order_acquire) == 0) return;
+  const uint64_t slab = pool.slab_of_unit(unit);
+  if (pool.slabs[slab].real_bytes.load(std::memory_order_acquire) == 0 ||
+      !pool.segment_is_there(pool.segment_of_slab(slab)))
+    return;
   const uint64_t units = chunk_units_at(pool, unit), within = unit % pool.geometry.units_per_slab;
   if (units == 0 || within % units != 0) return;
   ExtentHeader* header = pool.header_of(unit, units);

@@ -114,14 +114,16 @@ void map_segment(Pool& pool, uint32_t number) {
   Descriptor fd(::open(map.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
   if (!fd)
     mismatch(map.path, std::string("cannot open this segment of the pool: ") + std::strerror(errno) +
-                           "; mount it where the pool expects it");
+                           "; mount it where the pool expects it, or give it up: maru pool segment");
   struct stat st{};
   fstat(fd.get(), &st);
   if (S_ISCHR(st.st_mode) != (map.medium == Medium::kDevdax))
-    mismatch(map.path, "the index calls this segment another medium than it is; destroy the pool and create it again");
+    mismatch(map.path,
+             "the index calls this segment another medium than it is; destroy the pool and create it again");
   if (S_ISREG(st.st_mode) && static_cast<uint64_t>(st.st_size) < place.file_bytes)
     mismatch(map.path, "the segment is truncated: " + std::to_string(st.st_size) + " of " +
-                           std::to_string(place.file_bytes) + " bytes; destroy the pool and create it again");
+                           std::to_string(place.file_bytes) +
+                           " bytes; give it up (maru pool segment), or destroy the pool");
   map.device = st.st_dev;
   map.inode = st.st_ino;
   void* headers = mmap(nullptr, place.data_offset, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
@@ -234,8 +236,10 @@ std::unique_ptr<Pool> attach_pool(const AttachOptions& options) {
   pool->data_span = pool->geometry.data_bytes();
   pool->writable = reserve_range(pool->data_span);
   pool->readable = reserve_range(pool->data_span);
-  for (uint32_t i = 0; i < pool->maps.size(); i++) map_segment(*pool, i);
-  pool->namespace_marks = section<NamespaceMark>(pool->maps[0].headers, sizeof(SegmentHeader));
+  for (uint32_t i = 0; i < pool->maps.size(); i++)
+    if (segment_state(pool->segments[i].word.load()) != SegmentState::kLost) map_segment(*pool, i);
+  if (pool->maps[0].headers)
+    pool->namespace_marks = section<NamespaceMark>(pool->maps[0].headers, sizeof(SegmentHeader));
   pool->evictor = std::make_unique<Evictor>();
   MARU_POINT("attach.mapped");
   claim_process(*pool, options.process_name);

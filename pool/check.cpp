@@ -92,7 +92,7 @@ class Inspector {
       return find("chunk size and slab disagree for slot", i);
     if (unit % g.units_per_slab * g.unit_bytes + size > pool_.slabs[slab].real_bytes.load())
       find("chunk in space that is not real: slot", i);
-    if (slot_state(word) != SlotState::kSealed) return;
+    if (slot_state(word) != SlotState::kSealed || !pool_.segment_is_there(extent_segment(extent))) return;
     const ExtentHeader* header = pool_.header_of(unit, units);
     if (header->sealed.load() == 0 || header->key_lo != slot.key_lo.load() ||
         header->key_hi != slot.key_hi.load() || header->size_bytes != size)

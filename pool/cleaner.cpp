@@ -66,6 +66,14 @@ bool is_complete(const Pool& pool, uint64_t i) {
   return parts_total(parts) > 1 && parts_complete(parts);
 }
 
+// Does the chunk lie in a segment that is being emptied?
+bool is_draining(const Pool& pool, uint64_t i) {
+  const uint32_t segment = extent_segment(pool.hot[i].extent.load(std::memory_order_relaxed));
+  return segment < pool.maps.size() &&
+         segment_state(pool.segments[segment].word.load(std::memory_order_relaxed)) ==
+             SegmentState::kDraining;
+}
+
 void clean_slots(Pool& pool, uint32_t process) {
   for (uint64_t i = 0; i < pool.geometry.slot_count; i++) {
     const uint64_t word = pool.hot[i].word.load(std::memory_order_acquire);
@@ -186,7 +194,11 @@ void sweep(Pool& pool, uint64_t slot_budget, uint64_t* cursor) {
         release_if_unpinned(pool, i);
         break;
       case SlotState::kSealed:
-        if (!is_current(pool, pool.hot[i], i) && drop_slot(pool, i)) pool.count(Counter::kExpired);
+        if (!is_current(pool, pool.hot[i], i)) {
+          if (drop_slot(pool, i)) pool.count(Counter::kExpired);
+        } else if (is_draining(pool, i) && drop_slot(pool, i)) {
+          pool.count(Counter::kEvicted);
+        }
         break;
       default:
         break;

@@ -311,6 +311,36 @@ std::vector<std::string> attached_processes(const std::string& folder) {
   return out;
 }
 
+void set_segment_state(const std::string& folder, uint32_t number, SegmentState state) {
+  const std::string path = folder + "/" + kIndexName;
+  auto super = std::make_unique<Superblock>();
+  Geometry geometry;
+  if (!index_is_complete(path, super.get()))
+    throw Failure("PoolNotFound", "no pool at " + folder, {{"path", folder}});
+  Descriptor fd(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  if (!fd || super->format != kPoolFormat || super->layout_crc != layout_crc() ||
+      !geometry_problem(*super, super->index_bytes, &geometry).empty())
+    throw Failure("PoolMismatch", path + ": not an index that this version can change", {{"path", path}});
+  const size_t map_bytes = round_up(sizeof(SegmentRow) * kSegmentLimit, 4096);
+  void* map = mmap(nullptr, map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(),
+                   static_cast<off_t>(geometry.offset_segments));
+  if (map == MAP_FAILED)
+    throw Failure("PoolMismatch", "cannot map " + path + ": " + reason(), {{"path", path}});
+  Atomic<uint64_t>& word = static_cast<SegmentRow*>(map)[std::min(number, kSegmentLimit - 1)].word;
+  uint64_t seen = word.load();
+  bool done = false;
+  while (!done) {
+    const SegmentState now = segment_state(seen);
+    if (number >= kSegmentLimit || now == SegmentState::kAbsent || now == SegmentState::kLost) break;
+    done = word.compare_exchange_strong(seen, segment_word(state, segment_generation(seen) + 1));
+  }
+  munmap(map, map_bytes);
+  if (!done)
+    throw Failure("PoolMismatch",
+                  folder + " has no segment " + std::to_string(number) + ", or it is lost already",
+                  {{"path", folder}});
+}
+
 void destroy_pool(const std::string& folder, bool force) {
   const LockFile lock_file(folder + "/" + kLockName, false, 0);
   Descriptor creating = lock_file.lock(kLockByteCreate, now_ns() + kAttachDeadlineNs);

@@ -13,7 +13,10 @@ namespace {
 
 constexpr uint64_t kSlotsPerLook =
     8;  // Occupied slots looked at per eviction when there are candidates enough.
-constexpr uint64_t kSlabSample = 64;   // Chunks looked at to judge a slab.
+constexpr uint64_t kSlabSample = 64;  // Chunks looked at to judge a slab.
+// Victims that turned out not to be what their slots said: rivals are faster a few times, a torn index is
+// wrong each time, and each may cost a turn of the hand.
+constexpr uint32_t kVictimsTried = 64;
 constexpr uint64_t kWalkLimit = 4096;  // Free slots walked over when there is a candidate already.
 constexpr uint32_t kAgeOldest = 8000;  // In epochs; beyond it all are equally old.
 constexpr uint32_t kAgeOrphan = 8001;
@@ -288,7 +291,7 @@ uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t parent) {
   std::lock_guard<std::mutex> guard(pool.evictor->mutex);
   CandidateList& list = list_for(*pool.evictor, units);
   Search search{units, parent};
-  for (uint64_t tries = 0; tries < pool.geometry.slot_count; tries++) {
+  for (uint32_t tries = 0; tries < kVictimsTried; tries++) {
     drop_stale(pool, search, list);
     if (!move_hand(pool, search, list)) return kNoUnit;  // All are pinned, or what the new chunk continues.
     if (list.count == 0) {

@@ -77,6 +77,7 @@ ReadyState Housekeeper::state() {
 void Housekeeper::make_space() {
   space_done_ = true;
   for (uint64_t slab = 0; slab < pool_.geometry.slab_count; slab++) {
+    if (!pool_.segment_is_there(pool_.segment_of_slab(slab))) continue;
     while (pool_.slabs[slab].real_bytes.load() < pool_.geometry.slab_bytes) {
       // One process at a time; the others look again at the next tick.
       const Descriptor lock = pool_.lock_file->try_lock(kLockByteSpace);
@@ -97,6 +98,7 @@ void Housekeeper::make_space() {
 void Housekeeper::populate_data() {
   uint64_t real = 0, done = 0;
   for (uint64_t slab = 0; slab < pool_.geometry.slab_count; slab++) {
+    if (!pool_.segment_is_there(pool_.segment_of_slab(slab))) continue;
     const uint64_t mark =
         std::min(pool_.slabs[slab].real_bytes.load(), pool_.geometry.slab_bytes) / 4096 * 4096;
     real += mark;

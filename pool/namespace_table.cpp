@@ -35,10 +35,12 @@ uint32_t register_namespace(Pool& pool, const uint8_t digest[16], const std::str
       std::memcpy(fresh.digest, digest, 16);
       std::memset(fresh.tenant, 0, sizeof fresh.tenant);
       std::memcpy(fresh.tenant, tenant.data(), std::min(tenant.size(), sizeof fresh.tenant - 1));
-      NamespaceMark& mark = pool.namespace_marks[row];
-      std::memcpy(mark.digest, digest, 16);
-      mark.epoch.store(fresh.epoch.load());
-      mark.in_use.store(1, std::memory_order_release);
+      if (pool.segment_is_there(0)) {
+        NamespaceMark& mark = pool.namespace_marks[row];
+        std::memcpy(mark.digest, digest, 16);
+        mark.epoch.store(fresh.epoch.load());
+        mark.in_use.store(1, std::memory_order_release);
+      }
       MARU_POINT("namespace.before_word");
       fresh.word.store(1, std::memory_order_release);
       id = row;
@@ -57,12 +59,14 @@ uint32_t register_namespace(Pool& pool, const uint8_t digest[16], const std::str
 
 uint64_t bump_namespace(Pool& pool, uint32_t id) {
   Atomic<uint64_t>& epoch = pool.namespaces[id].epoch;
-  Atomic<uint64_t>& marked = pool.namespace_marks[id].epoch;
   uint64_t seen = epoch.load();
   while (true) {
     // The mark first: what an index rebuilt from the segments finds valid must not be more than what was.
-    uint64_t mark = marked.load();
-    while (mark < seen + 1 && !marked.compare_exchange_weak(mark, seen + 1)) {
+    if (pool.segment_is_there(0)) {
+      Atomic<uint64_t>& marked = pool.namespace_marks[id].epoch;
+      uint64_t mark = marked.load();
+      while (mark < seen + 1 && !marked.compare_exchange_weak(mark, seen + 1)) {
+      }
     }
     MARU_POINT("namespace.marked");
     if (epoch.compare_exchange_strong(seen, seen + 1)) return seen + 1;

@@ -121,6 +121,11 @@ struct Pool final : ForkWitness {
     while (segment + 1 < maps.size() && geometry.segments[segment + 1].first_slab <= slab) segment++;
     return segment;
   }
+  // False once the segment is lost: its memory must not be touched any more, not even its headers.
+  bool segment_is_there(uint32_t segment) const {
+    return maps[segment].headers != nullptr &&
+           segment_state(segments[segment].word.load(std::memory_order_acquire)) != SegmentState::kLost;
+  }
   // Where a unit's bytes begin in the address ranges. Units are numbered over all slabs of all segments.
   uint64_t byte_of_unit(uint64_t unit) const { return unit * geometry.unit_bytes; }
   uint64_t extent_of_unit(uint64_t unit) const {

@@ -185,6 +185,18 @@ NB_MODULE(MARU_MODULE, m) {
         "Make the lost index of a pool anew from its segments. Raises PoolExists, PoolBusy, PoolMismatch, "
         "NoSpace.");
   m.def(
+      "set_segment_state",
+      [](const std::string& folder, uint32_t number, const std::string& state) {
+        if (state != "online" && state != "draining" && state != "lost")
+          throw nb::value_error("a segment can be online, draining or lost");
+        set_segment_state(folder, number,
+                          state == "lost"       ? SegmentState::kLost
+                          : state == "draining" ? SegmentState::kDraining
+                                                : SegmentState::kOnline);
+      },
+      nb::arg("folder"), nb::arg("number"), nb::arg("state"),
+      "Empty a segment, take it back, or give it up. Raises PoolNotFound, PoolMismatch.");
+  m.def(
       "destroy_pool",
       [](const std::string& folder, bool force) {
         MaybeRelease no_gil(true);

@@ -72,6 +72,7 @@ bool prepare_to_seal(Pool& pool, const Reservation& r, uint64_t word) {
   const uint64_t i = r.slot, extent = r.extent;
   SlotHot& slot = pool.hot[i];
   SlotCold& cold = pool.cold[i];
+  if (!pool.segment_is_there(extent_segment(extent))) return false;
   if (!MARU_MUTANT("sealed_before_fence")) store_fence();
   const uint64_t unit = pool.unit_of_extent(extent);
   // The caller's device copies are over: that is what sealing means. A crash from here on needs no resting
@@ -83,9 +84,8 @@ bool prepare_to_seal(Pool& pool, const Reservation& r, uint64_t word) {
     slot.flags.fetch_or(kSlotChecksummed, std::memory_order_relaxed);
   }
   const uint32_t id = slot.namespace_id.load(std::memory_order_relaxed);
-  if (id >= pool.geometry.namespace_limit ||
-      static_cast<uint32_t>(pool.namespaces[id].epoch.load()) !=
-          slot.namespace_epoch.load(std::memory_order_relaxed))
+  if (id >= pool.geometry.namespace_limit || static_cast<uint32_t>(pool.namespaces[id].epoch.load()) !=
+                                                 slot.namespace_epoch.load(std::memory_order_relaxed))
     return false;
   MARU_POINT("seal.before_header");
   write_header(pool, slot, cold, id, unit, word);

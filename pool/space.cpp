@@ -93,6 +93,7 @@ bool make_real(Pool& pool, uint64_t slab, uint64_t bytes) {
   uint64_t mark = row.real_bytes.load(std::memory_order_acquire);
   const Geometry& g = pool.geometry;
   const SegmentGeometry& place = g.segments[segment];
+  if (!pool.segment_is_there(segment)) return false;
   if (pool.maps[segment].medium == Medium::kDevdax) return true;
   if (mark >= bytes) return true;
   const uint64_t refused = pool.super->space_refused_ns.load(std::memory_order_relaxed);

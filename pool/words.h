@@ -124,5 +124,6 @@ constexpr uint64_t segment_word(SegmentState state, uint64_t generation) {
   return static_cast<uint64_t>(state) | generation << 8;
 }
 constexpr SegmentState segment_state(uint64_t word) { return static_cast<SegmentState>(word & 255); }
+constexpr uint64_t segment_generation(uint64_t word) { return word >> 8; }
 
 }  // namespace maru

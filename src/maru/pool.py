@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from maru.config import PoolConfig, format_size, parse_url, redact, secure_folder
 from maru.errors import PoolBusy, PoolExists, PoolMismatch, PoolNotFound
@@ -105,6 +105,20 @@ class Pool(core.PoolCore):
         config = parse_url(url)
         secure_folder(config, create=False)
         return core.rebuild_pool(str(config.folder), list(config.data), config.group)
+
+    @staticmethod
+    def set_segment(url: str, number: int, state: Literal["online", "draining", "lost"]) -> None:
+        """Empty data segment `number` ("draining"), take it back ("online"), or give it up ("lost").
+
+        A draining segment gets no new chunks, and loses the old ones as soon as nobody pins them. Everything in a lost
+        one is a miss at once, in every process, and its memory is not touched again; there is no way back. Works with
+        and without anybody attached: a pool whose segment is gone or cut off can be attached again after this.
+
+        Raises PoolNotFound, PoolMismatch (also: no such segment, or it is lost already), BadUrl.
+        """
+        config = parse_url(url)
+        secure_folder(config, create=False)
+        core.set_segment_state(str(config.folder), number, state)
 
     @classmethod
     def _attach(cls, config: PoolConfig) -> Pool:

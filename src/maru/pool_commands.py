@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -153,6 +154,38 @@ def rebuild(
     out.print(Text.assemble("Rebuilt ", (url_of(config), "bold")))
     left_out = {f"left out: {why}": f"{count:,}" for why, count in found["left_out"].items()}
     out.print(pairs({"chunks": f"{found['chunks']:,}", "bytes": format_size(found["bytes"]), **left_out}))
+
+
+class SegmentState(StrEnum):
+    """What can be asked of a segment."""
+
+    ONLINE = "online"
+    DRAINING = "draining"
+    LOST = "lost"
+
+
+@pool_app.command("segment")
+def segment(
+    pool: Annotated[str, typer.Argument(metavar="URL|NAME", help="The pool.")],
+    number: Annotated[int, typer.Argument(min=0, max=31, help="Which segment; `maru stat` lists them from 0.")],
+    state: Annotated[SegmentState, typer.Argument(help="What it should be from now on.")],
+    place: PlaceOption = None,
+) -> None:
+    """Empty a data segment, take it back, or give it up.
+
+    A [bold]draining[/bold] segment gets no new chunks and loses the old ones as soon as nobody reads them.
+    Everything in a [bold]lost[/bold] one is a miss at once, and there is no way back: for a device that failed.
+
+    [bold]Examples[/bold]
+
+    [cyan]maru pool segment kv 2 draining[/cyan]   before a device is taken out
+    [cyan]maru pool segment kv 2 lost[/cyan]   after it failed
+    """
+    config = config_of(pool, place)
+    maru.Pool.set_segment(url_of(config), number, state.value)
+    console().print(
+        Text.assemble("Segment ", (str(number), "bold"), " of ", (url_of(config), "bold"), f" is {state.value}")
+    )
 
 
 def _stdin_is_terminal() -> bool:

@@ -33,6 +33,8 @@ GROUPS = {
     "cold": ["first puts, after wait_ready()", "first puts, right after create", "put again, once full",
              "create until ready"],
     "newcomer": ["first retrieval in a new process", "retrieval after that", "attach", "attach until ready"],
+    "recovery": ["clean up after a death", "put under a key that a dead process was writing",
+                 "attach, nobody else there", "attach beside 63 others", "rebuild a lost index"],
     "verified": ["get + read, verified", "get + read, unverified"],
 }  # fmt: skip
 TARGETS = {
@@ -44,6 +46,10 @@ TARGETS = {
     "first puts, after wait_ready()": {"ratio_min": 0.8},
     "first retrieval in a new process": {"ratio_max": 1.1},
     "get + read, verified": {"ratio_min": 0.8},
+    "clean up after a death": {"seconds_max": pytest.approx(50e-9 * 200_000, rel=0.05)},  # Slots of the quick run.
+    "put under a key that a dead process was writing": {"seconds_max": 1e-3},
+    "attach beside 63 others": {"ratio_max": 1.2},
+    "rebuild a lost index": {"seconds_max": 3.0},
 }
 FACTS = {
     "taken", "cpu", "cores", "cores_usable", "virtual_machine", "last_level_cache_bytes", "memory_bytes",

@@ -35,6 +35,7 @@ class ExtentRules:
         self._generation = layout.words["slot"].field("generation")[0]
         self._checksummed = layout.constants["slot_checksummed"]
         self._sealed = layout.slot_states.index("SEALED")
+        self._lost = layout.segment_states.index("LOST")
         self._until_ms_max = (
             time.clock_gettime_ns(time.CLOCK_BOOTTIME) + self.tables.geometry.cooling_ns
         ) // 1_000_000 + _COOLING_SLACK_MS
@@ -120,9 +121,10 @@ class ExtentRules:
     def _headers(self, slab: int, first: int, count: int) -> bytes:
         """Rows of the slab's table of extent headers; none where its segment cannot be read or has none yet."""
         geometry = self.tables.geometry
-        file = self.files.get(geometry.segment_of_slab(slab).number)
-        if file is None or not self.tables.slabs[slab][1]:
-            return b""
+        segment = geometry.segment_of_slab(slab)
+        file = self.files.get(segment.number)
+        if file is None or not self.tables.slabs[slab][1] or segment.state == self._lost:
+            return b""  # What a lost segment says about itself counts for nothing.
         length = count * geometry.header_bytes
         data = file.read(geometry.header_place(slab) + first * geometry.header_bytes, length)
         return data if len(data) == length else b""
