@@ -13,6 +13,7 @@ VENV_PYTHON := .venv/bin/python
 PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check
 STAMP := .venv/.maru-setup
 CORE_SOURCES := $(wildcard pool/*.cpp pool/*.h)
+CPP_SOURCES := $(CORE_SOURCES) $(wildcard tests/native/*.cpp tests/native/*.h)
 
 # Read from pyproject.toml, so that a version is written down once.
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
@@ -22,10 +23,10 @@ SCIKIT_BUILD := $(shell sed -n 's/^requires = .*"\(scikit-build-core[^"]*\)".*/\
 export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench hit-rates stress lint format clean
+.PHONY: help setup demo test bench hit-rates stress fuzz instructions lint format clean
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP)  ## Make .venv with everything that the demo and the tests need, and build the core.
 
@@ -63,12 +64,18 @@ stress: setup  ## Kill processes at random, alone and in pairs, for MINUTES (def
 	@MARU_CORE=testing $(VENV_PYTHON) -m maru.testing.stress --seconds $$(( $(MINUTES) * 60 )) --seed $(SEED)
 	@MARU_CORE=testing $(VENV_PYTHON) -m maru.testing.pairs --pairs $$(( $(MINUTES) * 20 )) --seed $(SEED)
 
+fuzz: setup  ## Change bytes of a pool under living processes, for MINUTES (default 10); each harm can be run again.
+	@$(VENV_PYTHON) tests/native/fuzz.py --minutes $(MINUTES)
+
+instructions: setup  ## Count the instructions of the hot calls and write the baseline that the tests compare with.
+	@$(VENV_PYTHON) tests/native/counting.py --write
+
 lint: setup  ## Check style, types and floors.
 	@echo '==> ruff'
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/ruff format --check --quiet . || { echo 'make format puts these right:'; .venv/bin/ruff format --check .; }
 	@echo '==> clang-format'
-	@.venv/bin/clang-format --dry-run -Werror $(CORE_SOURCES)
+	@.venv/bin/clang-format --dry-run -Werror $(CPP_SOURCES)
 	@echo '==> mypy --strict'
 	@.venv/bin/mypy --strict
 	@echo '==> import-linter'
@@ -77,7 +84,7 @@ lint: setup  ## Check style, types and floors.
 format: setup  ## Put the layout of Python and C++ sources right.
 	@.venv/bin/ruff check --quiet --fix . || true
 	@.venv/bin/ruff format .
-	@.venv/bin/clang-format -i $(CORE_SOURCES)
+	@.venv/bin/clang-format -i $(CPP_SOURCES)
 
 clean:  ## Remove what was built. .venv and the demo's .cache stay; remove them by hand.
 	rm -rf build dist src/maru/_native.pyi .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
