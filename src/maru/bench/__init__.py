@@ -10,4 +10,5 @@ compared with. Needs numpy, which the `bench` extra installs.
     newcomer            a process that has just started, and the rows about it
     machine             the facts that a figure means nothing without
     report              the table, the progress bar and the JSON file
+    rivals              the pool beside other stores, each in processes of its own: `python -m maru.bench rivals`
 """

@@ -1,4 +1,4 @@
-"""`python -m maru.bench`: measure, show the table, write the JSON file."""
+"""`python -m maru.bench`: measure, show the table, write the JSON file. `… rivals` hands over to the rivals' run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,18 @@ def _end(_signal: int, _frame: FrameType | None) -> None:
 def main() -> None:
     if importlib.util.find_spec("numpy") is None:
         sys.exit("the benchmark needs numpy: pip install 'maru-kvcache[bench]', or 'make setup' in a checkout")
+    if sys.argv[1:2] == ["rivals"]:
+        from maru.bench.rivals.run import main as rivals
+
+        rivals(sys.argv[2:])
+        return
     from maru.bench import ground, machine, pool_figures, report
 
-    parser = argparse.ArgumentParser(prog="python -m maru.bench", description="Measure the pool on this machine.")
+    parser = argparse.ArgumentParser(
+        prog="python -m maru.bench",
+        description="Measure the pool on this machine.",
+        epilog="`python -m maru.bench rivals` measures it beside what one would use instead.",
+    )
     parser.add_argument("--json", type=Path, default=DEFAULT_JSON, metavar="PATH", help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a few seconds, for a first look; figures are rough")
     parser.add_argument("--only", choices=list(pool_figures.GROUPS), help="one group of rows")

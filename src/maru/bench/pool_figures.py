@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
 from maru.bench.bandwidth_figures import cold_put_rows, put_rows, verified_rows
-from maru.bench.ground import MIB, PREFIX_CHUNKS, Keys, Plan, bench_pool, split
+from maru.bench.ground import MIB, PREFIX_CHUNKS, Keys, Plan, Rotation, bench_pool, source_array, split
 from maru.bench.measure import Contestant, Progress, Row, Target, interleave
 from maru.bench.newcomer import newcomer_rows
 from maru.bench.recovery_figures import recovery_rows
@@ -23,6 +24,8 @@ CHUNK_TOKENS = 256
 TOKENS = CHUNK_TOKENS * PREFIX_CHUNKS
 SMALL_CHUNK_BYTES = 8 * 1024
 FULL_CHUNK_BYTES = 16 * 1024
+SMALL_SIZES_KIB = (4, 16, 64, 256)
+BATCH_CHUNKS = 32
 
 
 def small_pool_options(chunk_bytes: int) -> str:
@@ -215,6 +218,65 @@ def reserve_rows(plan: Plan, progress: Progress) -> list[Row]:
     return [Row(name, samples) for name, samples in seconds.items()]
 
 
+def small_put_rows(plan: Plan, progress: Progress) -> list[Row]:
+    """Puts of small chunks into a full pool: one by one, and 32 in one call against 32 calls."""
+    rows: list[Row] = []
+    source = source_array(plan.source_bytes)
+    for number, size_kib in enumerate(SMALL_SIZES_KIB):
+
+        def of_all(done: int, total: int, before: int = number) -> None:
+            progress(before * total + done, len(SMALL_SIZES_KIB) * total)
+
+        rows += small_put_rows_of_size(plan, size_kib, source, of_all)
+    return rows
+
+
+def small_put_rows_of_size(plan: Plan, size_kib: int, source: Any, progress: Progress) -> list[Row]:
+    one, many, calls = (
+        f"put, {size_kib} KiB",
+        f"put_many of {BATCH_CHUNKS}, {size_kib} KiB",
+        f"{BATCH_CHUNKS} puts, {size_kib} KiB",
+    )
+    size = size_kib * 1024
+    fresh, data = Keys(f"small {size}"), Rotation(source, size)
+    size_bytes = min((64 if plan.quick else 256) * MIB, plan.data_bytes)
+    with bench_pool(f"small-{size_kib}", size_bytes, small_pool_options(size)) as pool:
+        put, put_many, stored = pool.put, pool.put_many, Outcome.STORED
+
+        def pairs(repeats: int) -> list[tuple[bytes, Any]]:
+            return list(zip(fresh.take(repeats), data.take(repeats), strict=True))
+
+        def batches(repeats: int) -> list[tuple[bytes, list[Any]]]:
+            return [(fresh.packed(BATCH_CHUNKS), data.take(BATCH_CHUNKS)) for _ in range(repeats)]
+
+        def put_all(chosen: list[tuple[bytes, Any]]) -> None:
+            for key, content in chosen:
+                if put(key, content) is not stored:
+                    raise RuntimeError("a chunk was not stored")
+
+        def put_batches(chosen: list[tuple[bytes, list[Any]]]) -> None:
+            for keys, contents in chosen:
+                if put_many(keys, contents).count(stored) != BATCH_CHUNKS:
+                    raise RuntimeError("a chunk was not stored")
+
+        put_all(pairs(2 * size_bytes // size))
+        before = pool.stats()["counters"]
+        seconds = interleave(
+            [
+                Contestant(one, put_all, pairs),
+                Contestant(many, put_batches, batches),
+                Contestant(calls, put_all, lambda repeats: pairs(BATCH_CHUNKS * repeats)),
+            ],
+            plan.rounds(200),
+            progress=progress,
+        )
+        after = pool.stats()["counters"]
+    evicted, stores = after["evicted"] - before["evicted"], after["stored"] - before["stored"]
+    if evicted < 0.8 * stores:
+        raise RuntimeError(f"the pool was not full: {evicted} evictions for {stores} chunks")
+    return [Row(one, seconds[one]), Row(many, seconds[many], 0, calls, seconds[calls]), Row(calls, seconds[calls])]
+
+
 def compared(seconds: dict[str, tuple[float, ...]], reference: str, targets: dict[str, Target]) -> list[Row]:
     """Rows of which all but the reference are compared with it."""
     return [
@@ -232,6 +294,7 @@ GROUPS: dict[str, tuple[str, Figures]] = {
     "prefix": (f"A prefix of {PREFIX_CHUNKS} chunks", prefix_rows),
     "single": ("One chunk", single_rows),
     "reserve": ("One small chunk into a full pool", reserve_rows),
+    "small": ("Puts of small chunks, full pool", small_put_rows),
     "put": ("Bandwidth of put, full pool", put_rows),
     "cold": ("The first bytes into a fresh pool, 32 MiB chunks", cold_put_rows),
     "newcomer": (f"A new process, {PREFIX_CHUNKS} chunks", newcomer_rows),

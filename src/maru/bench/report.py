@@ -70,14 +70,15 @@ def shown_spread(row: Row) -> str:
     return f"{low.removesuffix(unit).rstrip()} - {high}"
 
 
-def tables(groups: Mapping[str, list[Row]], width: int) -> Group:
+def tables(groups: Mapping[str, list[Row]], width: int, absent: Mapping[str, list[str]] | None = None) -> Group:
     """A title and a table for each group, for so many columns of text.
 
-    A narrow table leaves out what each ratio compares with.
+    A narrow table leaves out what each ratio compares with. `absent`: by title, what is said of rows without figures.
     """
     parts: list[RenderableType] = []
     for title, rows in groups.items():
         parts += [Text(f"\n{title}", style="bold"), table(rows, width >= WIDE)]
+        parts += [Text(reason, style="dim") for reason in (absent or {}).get(title, [])]
     return Group(*parts)
 
 
@@ -85,11 +86,11 @@ def table(rows: list[Row], is_wide: bool) -> Table:
     """One group. Columns have widths of their own, so that all groups line up."""
     out = Table(box=None, pad_edge=False, header_style="dim", expand=True)
     out.add_column("row", ratio=1)
-    out.add_column("median", justify="right", width=9)
-    out.add_column("p10 - p90", justify="right", width=19)
+    out.add_column("median", justify="right", width=10)
+    out.add_column("p10 - p90", justify="right", width=20)
     if is_wide:
         out.add_column("compared with", ratio=1)
-    out.add_column("ratio", justify="right", width=5)
+    out.add_column("ratio", justify="right", width=6)
     out.add_column("target", width=12)
     out.add_column("met", width=3)
     for row in rows:
