@@ -304,8 +304,9 @@ uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t parent) {
     uint32_t its_rank = 0;
     const uint32_t oldest = oldest_of(pool, list, &its_rank);
     const CandidateList::Entry victim = list.entries[oldest];
-    if (its_rank < kAgeOrphan &&
-        age_of(pool, pool.hot[victim.slot]) < pool.super->protected_epochs.load(std::memory_order_relaxed))
+    const uint64_t gate = pool.super->gate.load(std::memory_order_relaxed);
+    if (gate >> 32 == units && its_rank < kAgeOrphan &&
+        age_of(pool, pool.hot[victim.slot]) < (gate & 0xffffffff))
       return kGateClosed;
     list.entries[oldest] = list.entries[--list.count];
     const uint64_t next = pool.cold[victim.slot].parent.load(std::memory_order_relaxed);

@@ -101,8 +101,9 @@ struct Superblock {
   Atomic<uint64_t> eviction_epoch;          // Half a pool's worth of references each. A hint.
   Atomic<uint64_t> epoch_start;             // `references` when it began. A hint.
   Atomic<uint64_t> resident;                // Chunks that take room. A hint, recounted after a death.
-  Atomic<uint64_t> protected_epochs;  // What was used in so many epochs is not evicted; 0: no gate. A hint.
-  alignas(64) Atomic<uint64_t> hand;  // Where the eviction hand stands. A hint.
+  Atomic<uint64_t>
+      gate;  // chunk units : 32 | epochs : 32 for which chunks of that size stay; 0: open. A hint.
+  alignas(64) Atomic<uint64_t> hand;      // Where the eviction hand stands. A hint.
   alignas(64) Atomic<uint64_t> sweep_ns;  // CLOCK_BOOTTIME of the last sweep. Housekeeper writes.
   Atomic<uint64_t> sweep_count;
   Atomic<uint64_t>

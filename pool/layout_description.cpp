@@ -80,7 +80,7 @@ std::string make_description() {
                    MARU_F(Superblock, eviction_epoch),
                    MARU_F(Superblock, epoch_start),
                    MARU_F(Superblock, resident),
-                   MARU_F(Superblock, protected_epochs),
+                   MARU_F(Superblock, gate),
                    MARU_F(Superblock, hand),
                    MARU_F(Superblock, sweep_ns),
                    MARU_F(Superblock, sweep_count),

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <vector>
 
 namespace maru {
 
@@ -12,6 +13,7 @@ constexpr uint64_t kReferencesKept = 32;     // The sample remembers a key for s
 constexpr uint32_t kWays = 8;                // Entries in one cache line; the oldest of them gives way.
 constexpr double kEvidence = 20.0 * kScale;  // Fewer references that came back are an accident.
 constexpr double kMarginToProtect = 1.5;     // A protecting distance must hit this much more than recency.
+constexpr uint64_t kSlotsSampled = 256;      // To see which chunk size prevails.
 constexpr uint64_t kClockMask = (1ull << 44) - 1;
 
 Atomic<uint64_t>* entries_of(Pool& pool) { return reinterpret_cast<Atomic<uint64_t>*>(pool.reuse + 1); }
@@ -28,6 +30,20 @@ uint64_t scatter(uint64_t x) {
   x = (x ^ x >> 33) * 0xff51afd7ed558ccdull;
   x = (x ^ x >> 33) * 0xc4ceb9fe1a85ec53ull;
   return x ^ x >> 33;
+}
+
+// The chunk size of nearly everything in the pool, in units; 0 when sizes are mixed. Distances are counted in
+// chunks, and tell nothing about how long one of another size could stay.
+uint64_t prevailing_units(const Pool& pool) {
+  const uint64_t step = std::max<uint64_t>(1, pool.geometry.slot_count / kSlotsSampled);
+  std::vector<uint64_t> units;
+  for (uint64_t i = 0; i < pool.geometry.slot_count && units.size() < kSlotsSampled; i += step)
+    if (slot_state(pool.hot[i].word.load(std::memory_order_relaxed)) == SlotState::kSealed)
+      units.push_back(pool.units_for(pool.hot[i].size_bytes.load(std::memory_order_relaxed)));
+  if (units.empty()) return 0;
+  const uint64_t candidate = units[units.size() / 2];
+  const auto same = static_cast<uint64_t>(std::count(units.begin(), units.end(), candidate));
+  return same * 10 >= units.size() * 9 && candidate < 1ull << 32 ? candidate : 0;
 }
 
 }  // namespace
@@ -83,9 +99,9 @@ void choose_protection(Pool& pool) {
     table.distance[bin].fetch_sub(static_cast<uint64_t>(here / 10), std::memory_order_relaxed);
   }
   table.sampled.fetch_sub(static_cast<uint64_t>(all / 10), std::memory_order_relaxed);
-  pool.super->protected_epochs.store(
-      hits >= kEvidence && best > kMarginToProtect * as_it_is ? best_bins * kEpochsPerBin : 0,
-      std::memory_order_relaxed);
+  const bool closes = hits >= kEvidence && best > kMarginToProtect * as_it_is;
+  const uint64_t units = closes ? prevailing_units(pool) : 0;
+  pool.super->gate.store(units ? units << 32 | best_bins * kEpochsPerBin : 0, std::memory_order_relaxed);
 }
 
 }  // namespace maru

@@ -9,6 +9,9 @@
 // them. If the best d hits half as much again as what fits as it is, then chunks younger than d are
 // protected: whoever would have to evict one stores nothing instead.
 //
+//   Only where one chunk size prevails, as it does when one model is served, and only for chunks of that
+//   size: a distance is
+// counted in chunks.
 //   Who writes: everybody, racily. The worst a lost or torn update can do is a gate that opens or closes an
 //   epoch late; it decides who is stored, never who reads what. Source of the method: protecting distance,
 //   Duong et al., "Improving Cache Management Policies Using Dynamic Reuse Distances", MICRO 2012.

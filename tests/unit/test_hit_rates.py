@@ -177,6 +177,16 @@ def test_what_the_gate_refuses_is_counted_and_answered_as_full(pool: maru.Pool) 
     assert answers[-1] == maru.Outcome.STORED
 
 
+def test_where_chunk_sizes_are_mixed_the_gate_stays_open(pool: maru.Pool) -> None:
+    for _ in range(6):
+        for n in range(40):
+            with pool.pin(key_of(n)) as found:
+                missing = len(found) == 0
+            if missing:
+                assert pool.put(key_of(n), bytes_of(key_of(n), 400_000 if n % 2 else 200_000)) == maru.Outcome.STORED
+    assert pool.stats()["counters"]["gate_refused"] == 0
+
+
 def test_after_a_chunk_without_room_the_rest_of_a_prefix_is_not_stored(pool: maru.Pool) -> None:
     keys = [key_of(n) for n in range(40)]
     answers = pool.put_many(b"".join(keys), [bytes(400_000)] * 40)
