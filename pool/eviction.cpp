@@ -207,9 +207,9 @@ uint32_t count_references(Pool& pool, const Key* keys, uint64_t count) {
   const uint64_t resident =
       std::min(super.resident.load(std::memory_order_relaxed), pool.geometry.slot_count);
   const uint64_t length = std::max<uint64_t>(1, resident / kEpochsPerPool);
+  if (now - start < length) return eviction_epoch(pool);  // No division on the way of nearly every call.
   const uint64_t epochs = (now - start) / length;
-  if (epochs > 0 &&
-      super.epoch_start.compare_exchange_strong(start, start + epochs * length, std::memory_order_relaxed)) {
+  if (super.epoch_start.compare_exchange_strong(start, start + epochs * length, std::memory_order_relaxed)) {
     const uint64_t before = super.eviction_epoch.fetch_add(epochs, std::memory_order_relaxed);
     if (pool.geometry.gate && before / kEpochsPerBin != (before + epochs) / kEpochsPerBin)
       choose_protection(pool);

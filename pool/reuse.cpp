@@ -48,25 +48,33 @@ uint64_t prevailing_units(const Pool& pool) {
 
 }  // namespace
 
-ReuseSampler::ReuseSampler(Pool& pool, uint64_t clock) : pool_(pool), clock_(clock) {
-  const uint64_t wanted = 2 * bin_references(pool) * kReferencesKept / pool.geometry.reuse_entries;
+ReuseSampler::ReuseSampler(Pool& pool, uint64_t clock)
+    : pool_(pool), clock_(clock), bin_references_(bin_references(pool)) {
+  const uint64_t wanted = 2 * bin_references_ * kReferencesKept / pool.geometry.reuse_entries;
   mask_ = std::bit_ceil(std::max<uint64_t>(1, wanted)) - 1;
 }
 
+ReuseSampler::~ReuseSampler() {
+  if (sampled_ > 0) pool_.reuse->sampled.fetch_add(sampled_ * kScale, std::memory_order_relaxed);
+}
+
 void ReuseSampler::record(uint64_t mixed, uint64_t clock) {
-  ReuseTable& table = *pool_.reuse;
   const uint64_t name = scatter(mixed), tag = name >> 44;
-  const uint64_t line = name % (pool_.geometry.reuse_entries / kWays);
+  const uint64_t line = name & (pool_.geometry.reuse_entries / kWays - 1);
   Atomic<uint64_t>* ways = entries_of(pool_) + line * kWays;
   uint32_t chosen = 0;
   uint64_t chosen_distance = 0;
-  table.sampled.fetch_add(kScale, std::memory_order_relaxed);
+  sampled_++;
   for (uint32_t n = 0; n < kWays; n++) {
     const uint64_t entry = ways[n].load(std::memory_order_relaxed);
     const uint64_t distance = (clock - entry) & kClockMask;
     if (entry != 0 && entry >> 44 == tag) {
-      const uint64_t bin = distance / bin_references(pool_);
-      if (bin < kReuseBinCount) table.distance[bin].fetch_add(kScale, std::memory_order_relaxed);
+      const uint64_t bin = distance / bin_references_;
+      // Two at once may lose one of two counts: cheaper than a locked instruction for each.
+      if (bin < kReuseBinCount) {
+        Atomic<uint64_t>& count = pool_.reuse->distance[bin];
+        count.store(count.load(std::memory_order_relaxed) + kScale, std::memory_order_relaxed);
+      }
       chosen = n;
       break;
     }
@@ -96,7 +104,7 @@ void choose_protection(Pool& pool) {
       best = value;
       best_bins = bin + 2;
     }
-    table.distance[bin].fetch_sub(static_cast<uint64_t>(here / 10), std::memory_order_relaxed);
+    table.distance[bin].store(static_cast<uint64_t>(here * 0.9), std::memory_order_relaxed);
   }
   table.sampled.fetch_sub(static_cast<uint64_t>(all / 10), std::memory_order_relaxed);
   const bool closes = hits >= kEvidence && best > kMarginToProtect * as_it_is;

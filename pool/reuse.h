@@ -26,8 +26,12 @@ namespace maru {
 // much.
 class ReuseSampler {
  public:
-  // `clock`: references so far, as eviction_epoch counted them.
+  // `clock`: references so far, as count_references counted them.
   ReuseSampler(Pool& pool, uint64_t clock);
+  ~ReuseSampler();
+  ReuseSampler(const ReuseSampler&) = delete;
+  ReuseSampler& operator=(const ReuseSampler&) = delete;
+
   // `later`: how many references after `clock`.
   void see(Key key, uint64_t later) {
     const uint64_t mixed = mix_key(key);
@@ -39,7 +43,9 @@ class ReuseSampler {
 
   Pool& pool_;
   uint64_t clock_;
+  uint64_t bin_references_;
   uint64_t mask_;
+  uint64_t sampled_ = 0;
 };
 
 inline constexpr uint32_t kEpochsPerBin = 8;

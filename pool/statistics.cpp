@@ -92,8 +92,8 @@ void keep_highest(std::vector<Hold>& holds, const Hold& hold) {
 void note_pin(const Pool& pool, uint32_t process, uint64_t i, uint64_t count, std::vector<Hold>& oldest) {
   const SlotHot& slot = pool.hot[i];
   if (slot_state(slot.word.load(std::memory_order_relaxed)) == SlotState::kFree) return;  // Just looked at.
-  const uint64_t epoch = pool.super->eviction_epoch.load(std::memory_order_relaxed);
-  const uint64_t age = (epoch - slot.stamp.load(std::memory_order_relaxed)) & 255;
+  const uint32_t stamp = slot.stamp.load(std::memory_order_relaxed);
+  const uint64_t age = (eviction_epoch(pool) - stamp_epoch(stamp)) & kStampEpochMask;
   const uint64_t attached_s = pool.processes[process].attached_ns.load() / kSecond;
   const uint64_t since_s = now_ns() / kSecond - std::min(attached_s, now_ns() / kSecond);
   // Among chunks of one age the process that came first goes first.

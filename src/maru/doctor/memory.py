@@ -94,11 +94,6 @@ def _container(machine: Machine) -> list[Line]:
     raise_it = "raise it (docker run --memory=…, resources.limits.memory), or create smaller pools"
     if left < _HEADROOM_BYTES_BAD:
         return [Line(_SECTION, "container limit", "bad", text, figure, raise_it)]
-    if version == 1:
-        advice = (
-            f"create pools smaller than {format_size(left)}: beyond it the kernel kills, and Maru sees v2 limits only"
-        )
-        return [Line(_SECTION, "container limit", "improve", text, figure, advice)]
     verdict: Verdict = "ok" if left >= _HEADROOM_BYTES_GOOD else "improve"
     return [Line(_SECTION, "container limit", verdict, text, figure, "" if verdict == "ok" else raise_it)]
 
