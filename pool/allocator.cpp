@@ -198,7 +198,7 @@ uint64_t take_empty_slab(Pool& pool, uint64_t units, bool device) {
 // late would live in one slab for ever while yesterday's chunks fill the rest.
 uint64_t take_colder_slab(Pool& pool, uint64_t units, bool device) {
   Evictor& evictor = *pool.evictor;
-  if (evictor.victims % kEvictionsPerComparison != 0) return kNoUnit;
+  if (evictor.comparisons++ % kEvictionsPerComparison != 0) return kNoUnit;
   const uint64_t slab = evictor.slab_hand++ % pool.geometry.slab_count;
   const uint64_t word = pool.slabs[slab].word.load(std::memory_order_relaxed), held = slab_chunk_units(word);
   if (slab_state(word) != SlabState::kActive || held == units || held == 0) return kNoUnit;

@@ -359,9 +359,23 @@ uint32_t coldest_age(Pool& pool, uint64_t units) {
 }
 
 uint32_t slab_age(Pool& pool, uint64_t slab, uint64_t chunk_units) {
-  const uint64_t value = slab_value(pool, slab, chunk_units);
-  if (value == kSlabNotEvictable) return 0;
-  return kAgeStale - static_cast<uint32_t>(value / (pool.geometry.units_per_slab / chunk_units));
+  if (chunk_units == 0 || chunk_units > pool.geometry.units_per_slab) return 0;
+  const uint64_t count = pool.geometry.units_per_slab / chunk_units,
+                 step = std::max<uint64_t>(1, count / kSlabSample);
+  uint64_t ages = 0, occupied = 0;
+  for (uint64_t n = 0; n < count; n += step) {
+    const uint64_t owner =
+        pool.owners[slab * pool.geometry.units_per_slab + n * chunk_units].load(std::memory_order_relaxed);
+    if (owner_kind(owner) == OwnerKind::kFree) continue;
+    if (owner_kind(owner) != OwnerKind::kSlot || owner_value(owner) >= pool.geometry.slot_count) return 0;
+    const uint64_t i = owner_value(owner), word = pool.hot[i].word.load(std::memory_order_relaxed);
+    if (!may_be_evicted(slot_state(word)) || is_pinned(pool, i)) return 0;
+    ages += rank(pool, i, word);
+    occupied++;
+  }
+  // Free chunks say nothing: a slab that was cut anew a moment ago is nearly empty, and its first chunk is
+  // young.
+  return occupied ? static_cast<uint32_t>(ages / occupied) : kAgeStale;
 }
 
 void add_child(Pool& pool, uint64_t parent) {

@@ -37,7 +37,8 @@ struct Evictor {
   std::vector<CandidateList> lists;
   Atomic<uint64_t> looked_at{0};  // Slots looked at, and victims found: how hard the hand works.
   Atomic<uint64_t> victims{0};
-  Atomic<uint64_t> slab_hand{0};  // Slab of another size to compare with next.
+  Atomic<uint64_t> comparisons{0};  // Allocations that might have compared slabs; every few do.
+  Atomic<uint64_t> slab_hand{0};    // Slab of another size to compare with next.
   // Mixed keys that were asked for in vain and counted. One overwrites another, which is then counted twice.
   std::array<Atomic<uint32_t>, kMissingLimit> missing{};
 };
