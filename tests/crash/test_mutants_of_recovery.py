@@ -7,7 +7,12 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +27,7 @@ pytestmark = pytest.mark.crash
 
 SIZE = 12_000
 KEY = key_of(0)
+HOUSEKEEPER_BYTE = 1
 QUERY = "?size=1MiB&slab_bytes=64KiB&slots=60&processes=8&populate=off"
 
 Mutants = tuple[str, ...]
@@ -34,6 +40,15 @@ def wrong(pool: maru.Pool, numbers: range) -> list[str]:
         for n in numbers
         if (view := pool.get(key_of(n))) is not None and not is_right(key_of(n), view)
     ]
+
+
+@contextmanager
+def nobody_sweeps(pool: maru.Pool) -> Iterator[None]:
+    """Hold the housekeepers' byte: until the end of this, only who is told to cleans up after the dead."""
+    with (Path(pool.stats()["folder"]) / "lock").open("r+b") as lock:
+        wanted = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, HOUSEKEEPER_BYTE, 1, 0)
+        fcntl.fcntl(lock.fileno(), fcntl.F_OFD_SETLKW, wanted)
+        yield
 
 
 def put(pool: maru.Pool, number: int = 0) -> Outcome:
@@ -64,7 +79,7 @@ def mark_and_die(url: str) -> None:
 
 def a_number_comes_back(url: str, mutants: Mutants) -> list[str]:
     """A resolver sleeps over the death it saw; by the time it wakes, the same word is a living process's."""
-    with maru.Pool.create(url + QUERY) as pool, spawn(mark_and_die, url) as evictor:
+    with maru.Pool.create(url + QUERY) as pool, nobody_sweeps(pool), spawn(mark_and_die, url) as evictor:
         put(pool)
         evictor.tell("go")
         evictor.wait_stopped()  # It has the lowest free number, which is given out again first.
@@ -104,7 +119,7 @@ def reap_and_tell(url: str) -> None:
 
 def a_rival_revokes_the_dead(url: str, mutants: Mutants) -> list[str]:
     """Between a cleaner's look at a dead writer's word and its swap, a rival that saw the writer alive revokes it."""
-    with maru.Pool.create(url + QUERY) as pool:
+    with maru.Pool.create(url + QUERY) as pool, nobody_sweeps(pool):
         with spawn(overdue, url, SIZE) as writer, spawn(reap_and_tell, url, mutants=mutants) as cleaner:
             writer.line()
             cleaner.line()
@@ -125,7 +140,7 @@ def a_rival_revokes_the_dead(url: str, mutants: Mutants) -> list[str]:
 
 def a_sum_passes_zero(url: str, mutants: Mutants) -> list[str]:
     """A writer is cleaned up after between a rival's adding to its revoked bytes and taking them back."""
-    with maru.Pool.create(url + QUERY) as pool, spawn(overdue, url, SIZE) as writer:
+    with maru.Pool.create(url + QUERY) as pool, nobody_sweeps(pool), spawn(overdue, url, SIZE) as writer:
         writer.line()  # It has the lowest free number, which is given out again first.
         with spawn(put_and_tell, url, "revoke.before_word", mutants=mutants) as rival:
             rival.line()
@@ -160,7 +175,7 @@ def put_over_stale(url: str) -> None:
 
 def a_stale_chunk_comes_back(url: str, mutants: Mutants) -> list[str]:
     """A writer finds an invalidated chunk under its key that an evictor has marked and will give back: it is pinned."""
-    with maru.Pool.create(url + QUERY) as pool:
+    with maru.Pool.create(url + QUERY) as pool, nobody_sweeps(pool):
         namespace = namespace_of(pool)
         pool.put(KEY, b"old" * 4000, namespace=namespace)
         with (

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import maru
+from maru.bench.fragmentation import month
 from maru.bench.hit_rates import replay
 from maru.bench.prefix_trace import BadTrace, PrefixTrace, read_trace
 from maru.bench.simulated import POLICIES, lru, optimum, s3_fifo
@@ -192,3 +193,9 @@ def test_after_a_chunk_without_room_the_rest_of_a_prefix_is_not_stored(pool: mar
     answers = pool.put_many(b"".join(keys), [bytes(400_000)] * 40)
     assert answers == [maru.Outcome.STORED] * 16 + [maru.Outcome.FULL] * 24
     assert pool.lookup(b"".join(keys)) == 16
+
+
+def test_a_month_of_changing_sizes_leaves_little_of_the_pool_unused() -> None:
+    days = month(64 << 20, 3.0, days=4, seed=3)
+    assert min(day.occupied for day in days) > 0.75
+    assert sum(day.slabs_cut_anew for day in days) < 200
