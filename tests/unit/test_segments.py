@@ -123,7 +123,6 @@ def test_a_draining_segment_empties_itself_and_takes_nothing_new(pool: maru.Pool
     store(pool, 0)
     held = pool.get(key_of(0))
     maru.Pool.set_segment(pool.config.url, 0, "draining")
-    assert present(pool) == set(range(COUNT))  # Readable until it goes.
     pool.reap()
     left = present(pool)
     assert len(left) in (COUNT * 5 // 6, COUNT * 5 // 6 + 1)
