@@ -8,7 +8,7 @@
 namespace maru {
 
 // Bind `request.key` to the extent at `unit`, which this process owns. RESERVED, EXISTS, IN_FLIGHT, BUSY, or
-// FULL when both buckets are full of chunks that cannot go. RESERVED with out->joined: somebody else's
+// FULL when all its buckets are full of chunks that cannot go. RESERVED with out->joined: somebody else's
 // reservation of the same key and parts was joined and `unit` is not needed.
 Outcome claim_key(Pool& pool, const ReserveRequest& request, uint64_t unit, Reservation* out);
 

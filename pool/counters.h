@@ -15,7 +15,7 @@ enum class Counter : uint32_t {
   kStoredBytes,
   kExists,     // reserve/put answered: already there.
   kInFlight,   // ... somebody else is writing it.
-  kFull,       // ... no unpinned chunk to evict.
+  kFull,       // ... nothing that could or should be evicted.
   kBusy,       // ... a lock was not free in time.
   kLost,       // Sealed too late: the key had been taken over, or the namespace bumped.
   kDiscarded,  // Reservations and drafts given back.

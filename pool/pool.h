@@ -39,7 +39,7 @@ enum class Outcome : int {
   kStored = 1,    // Sealed: everyone can read it.
   kExists = 2,    // Already there.
   kInFlight = 3,  // Somebody is writing it now.
-  kFull = 4,      // No unpinned chunk could be evicted for it.
+  kFull = 4,      // Nothing could, or should, be evicted for it.
   kBusy = 5,      // A lock was not free in time, or the pool is going away.
   kLost = 6,      // You came too late: the key was taken over, or its namespace invalidated.
 };

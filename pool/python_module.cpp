@@ -168,7 +168,7 @@ NB_MODULE(MARU_MODULE, m) {
       .value("STORED", Outcome::kStored, "Sealed: everyone can read it.")
       .value("EXISTS", Outcome::kExists, "Already there.")
       .value("IN_FLIGHT", Outcome::kInFlight, "Somebody is writing it now.")
-      .value("FULL", Outcome::kFull, "Every chunk that could make room is pinned.")
+      .value("FULL", Outcome::kFull, "What could make room is pinned, or wanted sooner than this.")
       .value("BUSY", Outcome::kBusy,
              "A lock was not free in time, or the pool is gone. A miss; try again later.")
       .value("LOST", Outcome::kLost, "Too late: the key was taken over, or its namespace invalidated.");

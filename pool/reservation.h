@@ -63,7 +63,7 @@ void discard_chunk(Pool& pool, const Reservation& reservation);
 // Move the deadline to `deadline_ns` from now. False when the reservation was taken over already.
 bool renew_chunk(Pool& pool, const Reservation& reservation, uint64_t deadline_ns);
 
-// FULL when nothing can be evicted. Raises ChunkTooLarge, BadSize.
+// FULL when nothing can or should be evicted. Raises ChunkTooLarge, BadSize.
 Outcome allocate_draft(Pool& pool, uint64_t size_bytes, bool device, Draft* out);
 
 // Name a draft and seal it: STORED, or EXISTS, IN_FLIGHT, BUSY, FULL, LOST; unless STORED or LOST the draft

@@ -3,18 +3,17 @@
 // Recency is the best guide to agentic traffic, and the worst there is to a loop larger than the pool: each
 // chunk goes just before it is wanted again. So a sample of the keys is watched. For each of them its last
 // reference is kept, in chunks asked for since creation, and a reference that comes again is counted by its
-// distance, in epochs (half a pool of references each). At every new epoch one process chooses: were each
-// chunk kept for d epochs and no longer, H(d) references would hit and, by Little's law, occupied(d) chunks
-// would be held, so that a pool of `resident` chunks would answer H(d) * min(1, resident / occupied(d)) of
-// them. If the best d hits half as much again as what fits as it is, then chunks younger than d are
-// protected: whoever would have to evict one stores nothing instead.
+// distance, in bins of half a pool of references. At every new bin one process chooses: were each chunk kept
+// for d bins and no longer, H(d) references would hit and, by Little's law, occupied(d) chunks would be held,
+// so that a pool of `resident` chunks would answer H(d) * min(1, resident / occupied(d)) of them. If the best
+// d hits half as much again as what fits as it is, then chunks younger than d are protected: whoever would
+// have to evict one stores nothing instead.
 //
 //   Only where one chunk size prevails, as it does when one model is served, and only for chunks of that
-//   size: a distance is
-// counted in chunks.
-//   Who writes: everybody, racily. The worst a lost or torn update can do is a gate that opens or closes an
-//   epoch late; it decides who is stored, never who reads what. Source of the method: protecting distance,
-//   Duong et al., "Improving Cache Management Policies Using Dynamic Reuse Distances", MICRO 2012.
+//   size: a distance is counted in chunks. Who writes: everybody, racily. The worst a lost or torn update can
+//   do is a gate that opens or closes a bin late; it decides who is stored, never who reads what. Source of
+//   the method: protecting distance, Duong et al., "Improving Cache Management Policies Using Dynamic Reuse
+//   Distances", MICRO 2012.
 #pragma once
 
 #include "chunk_index.h"
