@@ -72,7 +72,9 @@ bool join(Pool& pool, const ReserveRequest& request, uint64_t i, uint64_t word, 
   Atomic<uint64_t>& owners = cold.part_owner[request.part / 8];
   if ((owners.load() >> shift & 255) != 0) return false;  // Somebody writes this part already.
   const uint64_t extent = slot.extent.load();
-  if (!pool.extent_is_sane(extent, request.size_bytes) || !pin_again(pool, i)) return false;
+  if (!pool.extent_is_sane(extent, request.size_bytes) || !pool.segment_is_there(extent_segment(extent)) ||
+      !pin_again(pool, i))
+    return false;
   owners.fetch_or(static_cast<uint64_t>(pool.me + 1) << shift);
   MARU_POINT("part.joined");
   if (request.device) pool.owners[pool.unit_of_extent(extent)].fetch_or(kDeviceBit);

@@ -34,7 +34,7 @@ enum class Counter : uint32_t {
   kReclassed,       // Slabs given another chunk size.
   kSpaceRefused,    // The medium gave no more space.
   kSweeps,
-  kCrowdedOut,   // Evicted although there was room, because both buckets of a key were full.
+  kCrowdedOut,   // Evicted although there was room, because all buckets of a key were full.
   kGateRefused,  // Not stored (answered FULL): what would have had to go is wanted sooner.
   kCount,
 };

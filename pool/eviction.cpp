@@ -178,6 +178,33 @@ uint64_t evict_victim(Pool& pool, uint64_t i, uint64_t units, bool device) {
   return unit;
 }
 
+// What a sample of a slab's chunks says of it.
+struct SlabContent {
+  bool may_go = false;    // Nothing in it is pinned, private to a process or half done.
+  uint64_t occupied = 0;  // Of the chunks looked at, those that hold something,
+  uint64_t ages = 0;      // and their ages together.
+  uint64_t step = 1;      // One in so many was looked at.
+};
+
+SlabContent look_at_slab(Pool& pool, uint64_t slab, uint64_t chunk_units) {
+  SlabContent out;
+  if (chunk_units == 0 || chunk_units > pool.geometry.units_per_slab) return out;
+  const uint64_t count = pool.geometry.units_per_slab / chunk_units;
+  out.step = std::max<uint64_t>(1, count / kSlabSample);
+  for (uint64_t n = 0; n < count; n += out.step) {
+    const uint64_t owner =
+        pool.owners[slab * pool.geometry.units_per_slab + n * chunk_units].load(std::memory_order_relaxed);
+    if (owner_kind(owner) == OwnerKind::kFree) continue;
+    if (owner_kind(owner) != OwnerKind::kSlot || owner_value(owner) >= pool.geometry.slot_count) return out;
+    const uint64_t i = owner_value(owner), word = pool.hot[i].word.load(std::memory_order_relaxed);
+    if (!may_be_evicted(slot_state(word)) || is_pinned(pool, i)) return out;
+    out.ages += rank(pool, i, word);
+    out.occupied++;
+  }
+  out.may_go = true;
+  return out;
+}
+
 // The chunks that the one being stored continues: to evict one of them would put it out of reach itself.
 // Sorted.
 std::vector<uint64_t> ancestors_of(const Pool& pool, uint64_t parent) {
@@ -332,21 +359,9 @@ uint32_t eviction_order(Pool& pool, uint64_t i) {
 }
 
 uint64_t slab_value(Pool& pool, uint64_t slab, uint64_t chunk_units) {
-  if (chunk_units == 0 || chunk_units > pool.geometry.units_per_slab) return kSlabNotEvictable;
-  const uint64_t count = pool.geometry.units_per_slab / chunk_units,
-                 step = std::max<uint64_t>(1, count / kSlabSample);
-  uint64_t value = 0;
-  for (uint64_t n = 0; n < count; n += step) {
-    const uint64_t owner =
-        pool.owners[slab * pool.geometry.units_per_slab + n * chunk_units].load(std::memory_order_relaxed);
-    if (owner_kind(owner) == OwnerKind::kFree) continue;
-    if (owner_kind(owner) != OwnerKind::kSlot || owner_value(owner) >= pool.geometry.slot_count)
-      return kSlabNotEvictable;
-    const uint64_t i = owner_value(owner), word = pool.hot[i].word.load(std::memory_order_relaxed);
-    if (!may_be_evicted(slot_state(word)) || is_pinned(pool, i)) return kSlabNotEvictable;
-    value += kAgeStale - rank(pool, i, word);
-  }
-  return value * step;
+  const SlabContent content = look_at_slab(pool, slab, chunk_units);
+  if (!content.may_go) return kSlabNotEvictable;
+  return (content.occupied * kAgeStale - content.ages) * content.step;
 }
 
 uint32_t coldest_age(Pool& pool, uint64_t units) {
@@ -359,23 +374,11 @@ uint32_t coldest_age(Pool& pool, uint64_t units) {
 }
 
 uint32_t slab_age(Pool& pool, uint64_t slab, uint64_t chunk_units) {
-  if (chunk_units == 0 || chunk_units > pool.geometry.units_per_slab) return 0;
-  const uint64_t count = pool.geometry.units_per_slab / chunk_units,
-                 step = std::max<uint64_t>(1, count / kSlabSample);
-  uint64_t ages = 0, occupied = 0;
-  for (uint64_t n = 0; n < count; n += step) {
-    const uint64_t owner =
-        pool.owners[slab * pool.geometry.units_per_slab + n * chunk_units].load(std::memory_order_relaxed);
-    if (owner_kind(owner) == OwnerKind::kFree) continue;
-    if (owner_kind(owner) != OwnerKind::kSlot || owner_value(owner) >= pool.geometry.slot_count) return 0;
-    const uint64_t i = owner_value(owner), word = pool.hot[i].word.load(std::memory_order_relaxed);
-    if (!may_be_evicted(slot_state(word)) || is_pinned(pool, i)) return 0;
-    ages += rank(pool, i, word);
-    occupied++;
-  }
+  const SlabContent content = look_at_slab(pool, slab, chunk_units);
+  if (!content.may_go) return 0;
   // Free chunks say nothing: a slab that was cut anew a moment ago is nearly empty, and its first chunk is
   // young.
-  return occupied ? static_cast<uint32_t>(ages / occupied) : kAgeStale;
+  return content.occupied ? static_cast<uint32_t>(content.ages / content.occupied) : kAgeStale;
 }
 
 void add_child(Pool& pool, uint64_t parent) {

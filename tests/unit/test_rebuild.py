@@ -92,8 +92,10 @@ def test_what_was_invalidated_stays_invalid(url: str) -> None:
     old.bump()
     store(pool, range(20, 30), namespace=old)
     lose_index(pool)
+    found = maru.Pool.rebuild(url)
+    assert found["chunks"] == 20
     # Unless the housekeeper had swept some of it away before.
-    assert sum(maru.Pool.rebuild(url)["left_out"].values()) in range(11)
+    assert sum(found["left_out"].values()) in range(11)
     with maru.Pool.attach(url) as again:
         assert present(again) == set(range(10, 30))
         again.namespace(Identity(model="old", kv_layout="x")).bump()

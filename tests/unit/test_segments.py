@@ -165,6 +165,15 @@ def test_a_writer_in_a_segment_that_is_lost_meanwhile_is_told_so(pool: maru.Pool
     assert pool.check() == []
 
 
+def test_nobody_joins_a_chunk_whose_memory_is_lost(pool: maru.Pool) -> None:
+    first = pool.reserve(key_of(0), 2 * SIZE, part=0, parts=2)
+    assert first.outcome == Outcome.RESERVED
+    for n in range(SEGMENTS):
+        maru.Pool.set_segment(pool.config.url, n, "lost")
+    with maru.Pool.attach(pool.config.url) as late:
+        assert late.reserve(key_of(0), 2 * SIZE, part=1, parts=2).outcome == Outcome.IN_FLIGHT
+
+
 def test_the_independent_reader_agrees_about_a_lost_segment(pool: maru.Pool) -> None:
     store(pool, 0)
     maru.Pool.set_segment(pool.config.url, 2, "lost")

@@ -181,6 +181,7 @@ class _Caller:
             self.tell("returned", at=at, answer="MISS")
             return
         first = _content_in(view)
+        # Nothing is waited for: the pin is held a little, so that evictors meet it.
         time.sleep(self.dice.choice((0.0, 0.0, 0.0, DELAY_S)))
         content = first if _content_in(view) == first else WRONG
         del view
