@@ -8,6 +8,7 @@
     │   ├── PoolBusy              in use, being created, or every process slot taken
     │   ├── NoSpace               the medium has no room for it
     │   ├── NamespaceTableFull    more namespaces than the pool was made for
+    │   ├── NoDaemon              another host is asked, and there is no daemon yet that would answer
     │   └── NotAttached           this handle was closed
     ├── BadUrl (ValueError)       a pool URL that cannot be read
     ├── BadSize (ValueError)      a size that cannot be laid out
@@ -88,6 +89,13 @@ class NamespaceTableFull(PoolError):
     """The pool was made for fewer namespaces."""
 
     namespace_limit: int = 0
+
+
+class NoDaemon(PoolError):
+    """The address names another host. Its memory cannot be mapped from here, and `maru serve` does not exist yet."""
+
+    host: str = ""
+    hint = "instances on one host need no daemon: maru:///NAME, or maru://localhost:PORT for the pool `default`"
 
 
 class NotAttached(PoolError):

@@ -1,0 +1,127 @@
+"""Addresses as engines write them in their configuration, read into a pool of this host.
+
+    maru:///NAME[?size=8GiB&...]             the pool NAME of this host; the parameters are those of a pool URL
+    maru://localhost:PORT[?pool_size=64G]    this host as well: its pool `default`
+    maru://HOST:PORT                         a daemon on another host: not yet
+
+`tcp://` is taken for `maru://`: LMCache rewrites one into the other before anybody of ours sees it. Two parameters
+belong to the door and not to the pool: `tenant=` and `pin_max_age=` (seconds).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from maru.config import PoolConfig, parse_url, redact
+from maru.errors import BadUrl, NoDaemon
+
+DEFAULT_POOL_NAME = "default"
+KEY_PIN_AGE_S = 300.0
+KEY_PIN_AGE_LIMIT_S = 86_400.0
+
+_DEFAULT_SLABS = 16
+_DEFAULT_SLAB_BYTES_MAX = 256 << 20
+_SLABS_MIN = 4
+_USED_SHARE_MIN = 0.9
+_SCHEMES = ("maru://", "tcp://")
+
+
+@dataclass(frozen=True)
+class Address:
+    """What an address says: the pool, and how its door behaves."""
+
+    url: str
+    """The pool's URL, complete: good for Pool.open."""
+    tenant: str = "default"
+    key_pin_age_s: float = KEY_PIN_AGE_S
+
+    @property
+    def pool(self) -> PoolConfig:
+        return parse_url(self.url)
+
+
+def read_address(text: str, size_bytes: int = 0, chunk_bytes: int = 0) -> Address:
+    """Read an address. `size_bytes` is the pool's size where the address gives none; 0 is the pool's own default.
+
+    `chunk_bytes`: the largest chunk to come. A pool made from the result has slabs that hold it.
+    Raises BadUrl, and NoDaemon for another host.
+    """
+    if not isinstance(text, str):
+        raise BadUrl(f"an address is a str, not {type(text).__name__}")
+    scheme = next((scheme for scheme in _SCHEMES if text.startswith(scheme)), None)
+    if scheme is None:
+        raise BadUrl(f"{redact(text)!r} is not an address: maru:///NAME is a pool of this host")
+    try:
+        parts = urlsplit("maru://" + text[len(scheme) :])
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise BadUrl(f"{redact(text)!r} is not an address: {error}") from None
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if len(query) != len(parse_qsl(parts.query, keep_blank_values=True)):
+        raise BadUrl(f"{redact(text)!r} gives a parameter twice")
+    if "pool_size" in query:
+        query.setdefault("size", query.pop("pool_size"))
+        query.pop("pool_size", None)
+    name = parts.path.strip("/") if not host else _pool_on(host, parts.path, text)
+    tenant = query.pop("tenant", "default")
+    key_pin_age_s = _seconds(query.pop("pin_max_age", ""))
+    if "size" not in query and size_bytes > 0 and query.get("medium") != "devdax":
+        query["size"] = str(size_bytes)
+    config = parse_url(_url(name, query))
+    if chunk_bytes and "slab_bytes" not in query and config.size_bytes:
+        query["slab_bytes"] = str(slab_bytes_for(config.size_bytes, chunk_bytes))
+    return Address(_url(name, query), tenant, key_pin_age_s)
+
+
+def slab_bytes_for(size_bytes: int, chunk_bytes: int) -> int:
+    """A slab's size for a pool of `size_bytes` that holds mostly chunks of `chunk_bytes`: a power of two.
+
+    The core's own default, or more where a chunk would not fit it, or where so few fit that much of it stayed empty.
+    """
+    slab_bytes = min(_power_of_two(size_bytes // _DEFAULT_SLABS), _DEFAULT_SLAB_BYTES_MAX)
+    while slab_bytes < chunk_bytes or (
+        slab_bytes // chunk_bytes * chunk_bytes < _USED_SHARE_MIN * slab_bytes
+        and size_bytes // (2 * slab_bytes) >= _SLABS_MIN
+    ):
+        slab_bytes *= 2
+    return slab_bytes
+
+
+def _power_of_two(number: int) -> int:
+    """The largest one that is not above `number`; at least the smallest slab there is."""
+    return max(1 << max(0, number.bit_length() - 1), 4 << 12)
+
+
+def _url(name: str, query: dict[str, str]) -> str:
+    return f"maru:///{name}" + ("?" + urlencode(query, safe="/,") if query else "")
+
+
+def _pool_on(host: str, path: str, text: str) -> str:
+    """Which pool of this host a daemon's address means; only this host's own can be answered without a daemon."""
+    if not _is_this_host(host):
+        raise NoDaemon(f"{redact(text)!r} asks a daemon on another host", host=host)
+    return path.strip("/") or DEFAULT_POOL_NAME
+
+
+def _is_this_host(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _seconds(text: str) -> float:
+    if not text:
+        return KEY_PIN_AGE_S
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= KEY_PIN_AGE_LIMIT_S:
+        raise BadUrl(f"pin_max_age={text} is not a number of seconds up to {KEY_PIN_AGE_LIMIT_S:.0f}")
+    return seconds
