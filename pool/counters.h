@@ -34,20 +34,49 @@ enum class Counter : uint32_t {
   kReclassed,       // Slabs given another chunk size.
   kSpaceRefused,    // The medium gave no more space.
   kSweeps,
-  kCrowdedOut,   // Evicted although there was room, because all buckets of a key were full.
-  kGateRefused,  // Not stored (answered FULL): what would have had to go is wanted sooner.
+  kCrowdedOut,        // Evicted although there was room, because all buckets of a key were full.
+  kGateRefused,       // Not stored (answered FULL): what would have had to go is wanted sooner.
+  kKeyPinsExpired,    // Pins that nobody had an address of, dropped at their maximum age.
+  kSuffixesLinked,    // Batches of an engine's own keys that continue a chunk which is there,
+  kSuffixesOrphaned,  // ... whose predecessor is gone,
+  kSuffixesUnplaced,  // ... of which nobody asked before, so that what they continue is not known.
   kCount,
 };
 
 inline constexpr const char* kCounterNames[] = {
-    "lookup_keys",   "hit_keys",      "pinned",        "pinned_bytes",
-    "stored",        "stored_bytes",  "exists",        "in_flight",
-    "full",          "busy",          "lost",          "discarded",
-    "removed",       "evicted",       "evicted_bytes", "evicted_parents",
-    "evict_reverts", "expired",       "revoked",       "quarantined",
-    "cooled",        "reaped",        "resolved",      "lock_steals",
-    "reclassed",     "space_refused", "sweeps",        "crowded_out",
+    "lookup_keys",
+    "hit_keys",
+    "pinned",
+    "pinned_bytes",
+    "stored",
+    "stored_bytes",
+    "exists",
+    "in_flight",
+    "full",
+    "busy",
+    "lost",
+    "discarded",
+    "removed",
+    "evicted",
+    "evicted_bytes",
+    "evicted_parents",
+    "evict_reverts",
+    "expired",
+    "revoked",
+    "quarantined",
+    "cooled",
+    "reaped",
+    "resolved",
+    "lock_steals",
+    "reclassed",
+    "space_refused",
+    "sweeps",
+    "crowded_out",
     "gate_refused",
+    "key_pins_expired",
+    "suffixes_linked",
+    "suffixes_orphaned",
+    "suffixes_unplaced",
 };
 static_assert(sizeof(kCounterNames) / sizeof(kCounterNames[0]) == static_cast<size_t>(Counter::kCount));
 

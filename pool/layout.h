@@ -138,7 +138,9 @@ struct ProcessRow {
                                    // cleaner clears.
   Atomic<uint64_t> flags;          // Device memory registered, remote proxy. Owner writes; cleaner clears.
   char name[48];                   // For people. Owner writes.
-  uint8_t spare[32];
+  Atomic<uint64_t> key_pin_ns;     // CLOCK_BOOTTIME of its oldest key pin; 0: none. Owner writes.
+  Atomic<uint32_t> key_pins;       // Of its pins, those that nobody has an address of. Owner writes.
+  uint8_t spare[20];
 };
 
 // Counters of one process number, never reset: the pool's totals are sums over all rows, also of the dead.

@@ -23,6 +23,8 @@ void fill_row(Pool& pool, const std::string& name) {
   row.pid.store(static_cast<uint32_t>(getpid()));
   row.pid_namespace.store(stat("/proc/self/ns/pid", &st) == 0 ? st.st_ino : 0);
   row.attached_ns.store(now_ns());
+  row.key_pins.store(0);
+  row.key_pin_ns.store(0);
   row.flags.store(0);
   std::memset(row.name, 0, sizeof row.name);
   // Cut between characters, so that what people read stays valid UTF-8.

@@ -163,6 +163,9 @@ void bind_pool(nb::module_& m) {
       .def("close", &Handle::close,
            "Let go of the pool. Views that live keep their chunks; everything else raises NotAttached.")
       .def_prop_ro("closed", &Handle::closed, "True after close().")
+      .def_prop_ro(
+          "destroyed", [](Handle& handle) { return !handle.closed() && !handle.session()->pool().is_live(); },
+          "True once somebody destroyed the pool under its users: everything is a miss from then on.")
       .def_prop_ro("folder", &Handle::folder, "Where the pool's index lies.")
       .def(
           "_statistics",
@@ -177,6 +180,26 @@ void bind_pool(nb::module_& m) {
             return nb::bytes(text.data(), text.size());
           },
           nb::sig("def _statistics(self) -> bytes"), "The pool's figures as JSON text in UTF-8.")
+      .def(
+          "_count",
+          [](Handle& handle, const std::string& name, uint64_t by) {
+            for (uint32_t c = 0; c < static_cast<uint32_t>(Counter::kCount); c++)
+              if (name == kCounterNames[c])
+                return handle.session()->pool().count(static_cast<Counter>(c), by);
+            throw nb::value_error(("there is no counter named " + name).c_str());
+          },
+          nb::arg("name"), nb::arg("by") = 1, nb::sig("def _count(self, name: str, by: int = 1) -> None"),
+          "Add to one of the pool's counters what only a door can know.")
+      .def(
+          "_tell_key_pins",
+          [](Handle& handle, uint32_t count, uint64_t oldest_age_ns) {
+            Pool& p = handle.session()->pool();
+            ProcessRow& row = p.processes[p.me];
+            row.key_pins.store(count);
+            row.key_pin_ns.store(count ? now_ns() - oldest_age_ns : 0);
+          },
+          nb::sig("def _tell_key_pins(self, count: int, oldest_age_ns: int) -> None"),
+          "Show people how many of this process's pins nobody has an address of.")
       .def(
           "_data_range",
           [](Handle& handle) {

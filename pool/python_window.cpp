@@ -131,13 +131,13 @@ Outcome Window::seal() {
   return outcome;
 }
 
-Outcome Window::publish(const ReserveRequest& request) {
+Outcome Window::publish(const ReserveRequest& request, PinnedExtent* held) {
   open_ = false;  // Also against another thread, while the GIL is let go.
   Outcome outcome;
   {
     Pool& pool = session_->pool();
     MaybeRelease no_gil(pool.geometry.checksum == ChecksumPolicy::kAlways);
-    outcome = publish_draft(pool, std::get<Draft>(held_), request);
+    outcome = publish_draft(pool, std::get<Draft>(held_), request, held);
   }
   open_ = outcome != Outcome::kStored && outcome != Outcome::kLost;
   if (!open_) let_go();

@@ -3,6 +3,7 @@
 #include "chunk_index.h"
 #include "copy.h"
 #include "eviction.h"
+#include "python_view.h"
 
 namespace maru {
 
@@ -177,6 +178,20 @@ Outcome publish(PyDraft& self, nb::handle key, nb::handle namespace_object, nb::
   return self.window->publish(request);
 }
 
+// The pin is taken before the chunk can be evicted, so the view is the chunk that was just published.
+nb::tuple publish_held(PyDraft& self, nb::handle key, nb::handle namespace_object, nb::handle parent,
+                       nb::handle ttl, bool allow_exports) {
+  self.window->need_open();
+  const SessionRef session = self.window->session();
+  ReserveRequest request = make_request(session->pool(), one_key(key), namespace_object, parent, ttl);
+  request.size_bytes = self.window->size();
+  self.window->need_no_exports(allow_exports);
+  PinnedExtent held{};
+  const Outcome outcome = self.window->publish(request, &held);
+  const bool is_held = outcome == Outcome::kStored && held.size_bytes > 0;
+  return nb::make_tuple(outcome, is_held ? make_view(session, held) : nb::none());
+}
+
 nb::list seal_batch(PyBatch& self, bool allow_exports) {
   for (const WindowRef& window : self.windows)
     if (window) {
@@ -293,6 +308,14 @@ void bind_writing(nb::module_& m) {
           "The draft's memory. Raises NotReserved after publish or discard.")
       .def_prop_ro(
           "size", [](const PyDraft& d) { return d.window->size(); }, "Size in bytes.")
+      .def_prop_ro(
+          "offset",
+          [](const PyDraft& d) {
+            d.window->need_open();
+            return d.window->offset();
+          },
+          "Where it begins in the pool's data, in bytes, as PinnedPrefix.extents() counts. Raises "
+          "NotReserved.")
       .def("publish", &publish, nb::arg("key"), nb::arg("namespace").none() = nb::none(),
            nb::arg("parent").none() = nb::none(), nb::arg("ttl").none() = nb::none(),
            nb::arg("allow_exports") = false,
@@ -303,6 +326,14 @@ void bind_writing(nb::module_& m) {
            "Name and seal it: STORED or LOST end the draft; after EXISTS, IN_FLIGHT, FULL or BUSY it is "
            "still yours.\n"
            "Raises BufferError while an array or tensor made from `buffer` lives, unless `allow_exports`.")
+      .def("publish_held", &publish_held, nb::arg("key"), nb::arg("namespace").none() = nb::none(),
+           nb::arg("parent").none() = nb::none(), nb::arg("ttl").none() = nb::none(),
+           nb::arg("allow_exports") = false,
+           nb::sig("def publish_held(self, key: typing_extensions.Buffer, namespace: Namespace | None = "
+                   "None, parent: "
+                   "typing_extensions.Buffer | None = None, ttl: float | None = None, allow_exports: bool = "
+                   "False) -> tuple[Outcome, memoryview | None]"),
+           "As publish, and what was STORED comes back as a view: pinned from before anybody could evict it.")
       .def(
           "discard", [](const PyDraft& d) { d.window->discard(); }, "Give the memory back.")
       .def("__enter__", enter, nb::sig("def __enter__(self) -> Draft"))

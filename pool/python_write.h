@@ -24,13 +24,14 @@ class Window : public std::enable_shared_from_this<Window> {
 
   uint8_t* data() const { return data_; }
   uint64_t size() const { return size_; }
+  uint64_t offset() const { return static_cast<uint64_t>(data_ - session_->pool().writable); }
   bool is_open() const { return open_ && !session_->is_forked(); }
   void need_open() const;
   // Raises BufferError while somebody holds the memory, unless that is allowed.
   void need_no_exports(bool allow_exports) const;
 
   Outcome seal();
-  Outcome publish(const ReserveRequest& request);
+  Outcome publish(const ReserveRequest& request, PinnedExtent* held = nullptr);
   bool renew(uint64_t deadline_ns);
   void discard();  // At once, or when the last export dies.
 

@@ -227,7 +227,7 @@ Outcome allocate_draft(Pool& pool, uint64_t size_bytes, bool device, Draft* out)
   return Outcome::kReserved;
 }
 
-Outcome publish_draft(Pool& pool, const Draft& draft, const ReserveRequest& request) {
+Outcome publish_draft(Pool& pool, const Draft& draft, const ReserveRequest& request, PinnedExtent* held) {
   if (!pool.is_live()) return counted(pool, Outcome::kBusy);
   if (is_sealed(pool, request.key)) return counted(pool, Outcome::kExists);
   count_incoming(pool, request.key);
@@ -235,7 +235,12 @@ Outcome publish_draft(Pool& pool, const Draft& draft, const ReserveRequest& requ
   const Outcome outcome = claim_key(pool, request, draft.unit, &r);
   if (outcome != Outcome::kReserved) return counted(pool, outcome);
   MARU_POINT("draft.named");
-  return seal_chunk(pool, r);
+  // A pin on a slot that is still ours is seen by every evictor that could see it sealed.
+  if (held && !pin_again(pool, r.slot)) held = nullptr;
+  const Outcome sealed = seal_chunk(pool, r);
+  if (held && sealed == Outcome::kStored) *held = {r.slot, r.extent, draft.size_bytes};
+  if (held && sealed != Outcome::kStored) unpin(pool, r.slot);
+  return sealed;
 }
 
 void discard_draft(Pool& pool, const Draft& draft) {

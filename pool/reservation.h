@@ -68,7 +68,9 @@ Outcome allocate_draft(Pool& pool, uint64_t size_bytes, bool device, Draft* out)
 
 // Name a draft and seal it: STORED, or EXISTS, IN_FLIGHT, BUSY, FULL, LOST; unless STORED or LOST the draft
 // remains.
-Outcome publish_draft(Pool& pool, const Draft& draft, const ReserveRequest& request);
+// With `held` a STORED chunk comes back pinned: from before anybody could have evicted it.
+Outcome publish_draft(Pool& pool, const Draft& draft, const ReserveRequest& request,
+                      PinnedExtent* held = nullptr);
 void discard_draft(Pool& pool, const Draft& draft);
 
 // REMOVE a sealed chunk. False when it is absent, or pinned (then nothing changed).

@@ -157,6 +157,7 @@ std::string processes_json(const Pool& pool, std::vector<Hold>& oldest) {
         .number("pins", pins)
         .number("revoked_bytes", row.revoked_bytes.load());
     one.number("attached_ns", row.attached_ns.load());
+    one.number("key_pins", row.key_pins.load()).number("key_pin_ns", row.key_pin_ns.load());
     list.raw(nullptr, one.done());
   }
   return list.done();
@@ -204,6 +205,7 @@ std::string statistics_json(const Pool& pool, uint64_t populated_bytes, bool rea
     const char* states_of[] = {"ABSENT", "ONLINE", "DRAINING", "LOST"};
     one.string("path", pool.maps[s].path).string("medium", medium_name(pool.maps[s].medium));
     one.string("state", states_of[static_cast<uint64_t>(segment_state(pool.segments[s].word.load())) & 3]);
+    one.number("first_byte", pool.maps[s].first_byte);
     one.number("bytes", pool.maps[s].byte_count).raw("numa_node", std::to_string(pool.segments[s].numa_node));
     segments.raw(nullptr, one.done());
   }

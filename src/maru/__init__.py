@@ -8,15 +8,20 @@ with pool.pin(keys) as prefix:
 """
 
 from maru.errors import MaruError
+from maru.handler import AllocHandle, MaruConfig, MaruHandler, MemoryInfo
 from maru.key import Identity
 from maru.pool import Draft, Namespace, Outcome, PinnedPrefix, Pool, Reservation, ReservationBatch
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AllocHandle",
     "Draft",
     "Identity",
+    "MaruConfig",
     "MaruError",
+    "MaruHandler",
+    "MemoryInfo",
     "Namespace",
     "Outcome",
     "PinnedPrefix",

@@ -22,10 +22,12 @@ DEFAULT_POOL_NAME = "default"
 KEY_PIN_AGE_S = 300.0
 KEY_PIN_AGE_LIMIT_S = 86_400.0
 
+# The core's own defaults, and when another slab size is better than they are.
 _DEFAULT_SLABS = 16
 _DEFAULT_SLAB_BYTES_MAX = 256 << 20
 _SLABS_MIN = 4
 _USED_SHARE_MIN = 0.9
+_EXPECTED_CHUNK_BYTES = 256 << 10
 _SCHEMES = ("maru://", "tcp://")
 
 
@@ -73,6 +75,8 @@ def read_address(text: str, size_bytes: int = 0, chunk_bytes: int = 0) -> Addres
     config = parse_url(_url(name, query))
     if chunk_bytes and "slab_bytes" not in query and config.size_bytes:
         query["slab_bytes"] = str(slab_bytes_for(config.size_bytes, chunk_bytes))
+    if 0 < chunk_bytes < _EXPECTED_CHUNK_BYTES and not query.keys() & {"chunk_bytes", "slots"}:
+        query["chunk_bytes"] = str(chunk_bytes)  # Else the index runs full before the memory does.
     return Address(_url(name, query), tenant, key_pin_age_s)
 
 

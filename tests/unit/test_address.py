@@ -81,3 +81,8 @@ def test_a_slab_holds_the_chunk_and_wastes_little_of_it(size_bytes: int, chunk_b
 def test_a_pool_made_from_an_address_takes_the_chunk_it_was_made_for() -> None:
     address = read_address("tcp:///kv?populate=off", size_bytes=64 * MIB, chunk_bytes=5 * MIB)
     assert address.pool.slab_bytes == 16 * MIB
+
+
+@pytest.mark.parametrize(("chunk_bytes", "expected"), [(16 << 10, 16 << 10), (256 << 10, 0), (5 * MIB, 0)])
+def test_a_pool_for_small_chunks_gets_an_index_for_as_many(chunk_bytes: int, expected: int) -> None:
+    assert read_address("tcp:///kv", 64 * MIB, chunk_bytes).pool.chunk_bytes == expected

@@ -280,3 +280,39 @@ def test_a_256_mib_chunk_fits_a_pool_of_4_gib(pool_url: str) -> None:
         r = pool.reserve(key_of(0), 256 << 20)
         assert r.outcome == Outcome.RESERVED
         r.discard()
+
+
+def test_what_was_published_held_is_the_chunk_and_stays(pool: maru.Pool) -> None:
+    draft = pool.allocate(4096)
+    assert draft is not None
+    draft.buffer[:] = b"h" * 4096
+    outcome, view = draft.publish_held(b"held".ljust(16))
+    assert outcome == maru.Outcome.STORED
+    assert view is not None
+    assert view.readonly
+    assert not pool.remove(b"held".ljust(16))
+    assert bytes(view) == b"h" * 4096
+    del view
+    assert pool.remove(b"held".ljust(16))
+
+
+def test_a_key_that_is_there_is_not_held_by_who_came_second(pool: maru.Pool) -> None:
+    key = b"twice".ljust(16)
+    pool.put(key, b"first")
+    draft = pool.allocate(4096)
+    assert draft is not None
+    assert draft.publish_held(key) == (maru.Outcome.EXISTS, None)
+    draft.discard()
+    assert pool.remove(key)
+    assert pool.check() == []
+
+
+def test_a_draft_says_where_it_lies_until_it_ends(pool: maru.Pool) -> None:
+    draft = pool.allocate(4096)
+    assert draft is not None
+    offset = draft.offset
+    draft.publish(b"lies".ljust(16))
+    with pool.pin(b"lies".ljust(16)) as prefix:
+        assert int.from_bytes(prefix.extents()[:8], "little") == offset
+    with pytest.raises(maru.errors.NotReserved):
+        _ = draft.offset

@@ -1,0 +1,263 @@
+"""LMCache's memory allocator over a pool: tensors that lie in the pool's memory.
+
+Holds:      the mapping between LMCache's MemoryObj and a page or a view of maru.MaruHandler.
+Promises:   an object that is allocated and never stored gives its memory back when LMCache drops it, once. One that is
+            stored turns read-only. One that was retrieved keeps its chunk as long as it, or a tensor made from it,
+            lives. An object is what the caller allocated, or None: never a part of it.
+Leaves:     keys and order to the handler, space and eviction to the pool.
+
+Shapes are LMCache's: [kv, layers, tokens, hidden] a group, tokens third. A shorter chunk has fewer tokens and its true
+size in bytes.
+
+LMCache calls free() while it holds the object's own lock: nothing here may ask the object for anything but `meta`.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+import weakref
+from typing import Any, TypeAlias
+
+import torch
+from lmcache.v1.memory_management import (
+    MemoryAllocatorInterface,
+    MemoryFormat,
+    MemoryObj,
+    MemoryObjMetadata,
+    TensorMemoryObj,
+)
+
+from maru.errors import MaruError
+from maru.handler import AllocHandle, MaruHandler
+
+_log = logging.getLogger("maru.lmcache")
+
+_REGION_SHIFT = 32
+_PAGE_MASK = (1 << _REGION_SHIFT) - 1
+_NOTHING = torch.empty(0, dtype=torch.uint8)
+
+Shapes: TypeAlias = "torch.Size | list[torch.Size]"
+Dtypes: TypeAlias = "torch.dtype | list[torch.dtype]"
+
+
+class LayoutRefused(MaruError, ValueError):
+    """KV groups that cannot be cut at a token's edge, or that do not add up to the chunk that was configured."""
+
+    hint = "give every group the same number of tokens in its third dimension, or use another storage backend"
+
+
+class PoolMemoryObj(TensorMemoryObj):  # type: ignore[misc]
+    """A tensor in the pool. Dropping it is enough: what it holds, memory or a pin, goes with it."""
+
+    def __init__(self, raw: torch.Tensor, meta: MemoryObjMetadata, parent: CxlMemoryAdapter) -> None:
+        super().__init__(raw, meta, parent)
+        self.handle: AllocHandle | None = None
+
+    def __del__(self) -> None:
+        """The base class would complain about the reference that LMCache keeps on everything it stored."""
+
+    def become_read_only(self, view: memoryview | None) -> None:
+        """It was stored: from now on it is a reader like any other. Holds the chunk as long as it lives."""
+        self.handle = None
+        self.raw_data = _tensor_over(view) if view is not None else _NOTHING
+
+    def let_go(self) -> None:
+        """Drop memory or pin now. Tensors that LMCache made from this object keep theirs."""
+        self.invalidate()
+        handle, self.handle = self.handle, None
+        self.raw_data = _NOTHING
+        if handle is not None and handle.page is not None:
+            handle.page.discard()
+
+
+class CxlMemoryAdapter(MemoryAllocatorInterface):  # type: ignore[misc]
+    """Allocates LMCache's objects in the pool, and finds stored ones there. Thread-safe."""
+
+    def __init__(
+        self,
+        handler: MaruHandler,
+        shapes: list[torch.Size],
+        dtypes: list[torch.dtype],
+        fmt: MemoryFormat,
+        chunk_size: int,
+    ) -> None:
+        """`shapes` and `dtypes`: one a KV group, of a full chunk; together `chunk_size` bytes. Raises LayoutRefused."""
+        self._handler = handler
+        self._shapes = list(shapes)
+        self._dtypes = list(dtypes)
+        self._fmt = fmt
+        self._chunk_size = chunk_size
+        self._token_dim = fmt.token_dim()
+        self._chunk_tokens = _tokens_of(self._shapes, self._token_dim)
+        size = _size_bytes(self._shapes, self._dtypes)
+        if size != chunk_size:
+            raise LayoutRefused(f"the KV groups take {size} bytes, and a chunk was configured with {chunk_size}")
+        if chunk_size % self._chunk_tokens:
+            raise LayoutRefused(f"a chunk of {chunk_size} bytes cannot be cut into {self._chunk_tokens} tokens")
+        self._was_told_full = False
+        _spend_read_only_warning()
+        self._regions: dict[int, int] = {}
+        handler.set_on_region_added(self._regions.__setitem__)
+
+    # Addresses
+
+    @staticmethod
+    def encode_address(region_id: int, page_index: int) -> int:
+        return region_id << _REGION_SHIFT | page_index
+
+    @staticmethod
+    def decode_address(address: int) -> tuple[int, int]:
+        """(region id, page index)."""
+        return address >> _REGION_SHIFT, address & _PAGE_MASK
+
+    # Writing
+
+    def allocate(
+        self,
+        shapes: Shapes,
+        dtypes: Dtypes,
+        fmt: MemoryFormat = MemoryFormat.UNDEFINED,
+        allocator_type: str | None = None,
+    ) -> MemoryObj | None:
+        """Memory in the pool for one chunk, None when nothing can be evicted for it."""
+        shape_list, dtype_list = self._adapt_shapes_and_dtypes(shapes, dtypes)
+        size = _size_bytes(shape_list, dtype_list)
+        try:
+            handle = self._handler.alloc(size)
+        except (ValueError, RuntimeError) as error:
+            if not self._was_told_full:
+                self._was_told_full = True
+                _log.warning("no memory for a chunk of %d bytes: %s (told once)", size, error)
+            return None
+        obj = PoolMemoryObj(
+            _tensor_over(handle.buf), self._meta(shape_list, dtype_list, fmt, handle.region_id, handle.page_index), self
+        )
+        obj.meta.ref_count = 1
+        obj.handle = handle
+        if handle.page is not None:
+            # Weak: LMCache may run without the cycle collector.
+            obj_ref = weakref.ref(obj)
+            handle.page.after_store = lambda view: _turn_read_only(obj_ref, view)
+        return obj
+
+    def batched_allocate(
+        self,
+        shapes: Shapes,
+        dtypes: Dtypes,
+        batch_size: int,
+        fmt: MemoryFormat = MemoryFormat.UNDEFINED,
+        allocator_type: str | None = None,
+    ) -> list[MemoryObj] | None:
+        """`batch_size` of them, or None and nothing allocated."""
+        objs: list[MemoryObj] = []
+        for _ in range(batch_size):
+            obj = self.allocate(shapes, dtypes, fmt)
+            if obj is None:
+                self.batched_free(objs)
+                return None
+            objs.append(obj)
+        return objs
+
+    def create_store_handle(self, obj: MemoryObj) -> AllocHandle:
+        """What MaruHandler.store() takes for this object."""
+        region_id, page_index = self.decode_address(obj.meta.address)
+        handle = AllocHandle(memoryview(b""), region_id, page_index, obj.meta.phy_size)
+        own = getattr(obj, "handle", None)
+        handle.page = own.page if own is not None else None
+        return handle
+
+    # Reading
+
+    def get_by_location(
+        self, region_id: int, page_index: int, actual_size: int, single_token_size: int
+    ) -> MemoryObj | None:
+        """The chunk at this place, which somebody here must hold: retrieve it first and keep the MemoryInfo meanwhile.
+
+        None for a place that nobody holds, and for a size that is not a whole number of tokens: another model's chunk.
+        """
+        try:
+            view = self._handler.view_at(region_id, page_index)
+        except RuntimeError:
+            return None
+        if view is None or view.nbytes != actual_size or single_token_size * self._chunk_tokens != self._chunk_size:
+            return None
+        tokens, rest = divmod(actual_size, single_token_size)
+        if rest or not 0 < tokens <= self._chunk_tokens:
+            return None
+        shapes = [self._with_tokens(shape, tokens) for shape in self._shapes]
+        return PoolMemoryObj(
+            _tensor_over(view), self._meta(shapes, self._dtypes, self._fmt, region_id, page_index), self
+        )
+
+    def ensure_region_pool(self, region_id: int) -> bool:
+        """Is this a region of the pool?"""
+        return region_id in self._regions
+
+    # Giving back
+
+    def free(self, memory_obj: MemoryObj, allocator_type: str | None = None) -> None:
+        """LMCache needs it no more: unstored memory goes back, a read's pin ends. A second time does nothing."""
+        if isinstance(memory_obj, PoolMemoryObj):
+            memory_obj.let_go()
+
+    def batched_free(
+        self, memory_objs: list[MemoryObj], allocator_type: str | None = None, update_stats: bool = True
+    ) -> None:
+        for memory_obj in memory_objs:
+            self.free(memory_obj)
+
+    def close(self) -> None:
+        """Nothing of its own to close: the handler's owner closes the handler."""
+        self._handler.set_on_region_added(None)
+
+    def memcheck(self) -> bool:
+        """Is there a pool to allocate from?"""
+        return self._handler.healthcheck()
+
+    def _with_tokens(self, shape: torch.Size, tokens: int) -> torch.Size:
+        return torch.Size([*shape[: self._token_dim], tokens, *shape[self._token_dim + 1 :]])
+
+    def _meta(
+        self, shapes: list[torch.Size], dtypes: list[torch.dtype], fmt: MemoryFormat, region_id: int, page_index: int
+    ) -> MemoryObjMetadata:
+        return MemoryObjMetadata(
+            shape=shapes[0],
+            dtype=dtypes[0],
+            address=self.encode_address(region_id, page_index),
+            phy_size=_size_bytes(shapes, dtypes),
+            ref_count=0,
+            fmt=self._fmt if fmt == MemoryFormat.UNDEFINED else fmt,
+            shapes=list(shapes),
+            dtypes=list(dtypes),
+        )
+
+
+def _turn_read_only(obj_ref: weakref.ref[PoolMemoryObj], view: memoryview | None) -> None:
+    obj = obj_ref()
+    if obj is not None and obj.is_valid():
+        obj.become_read_only(view)
+
+
+def _tensor_over(view: memoryview) -> torch.Tensor:
+    """A flat tensor of bytes over this memory, which it keeps. Writing to read-only memory is a fault."""
+    return torch.frombuffer(view, dtype=torch.uint8)
+
+
+def _spend_read_only_warning() -> None:
+    """Torch cannot mark a tensor read-only and says so, once in a process: have it said here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.frombuffer(memoryview(b"\0"), dtype=torch.uint8)
+
+
+def _size_bytes(shapes: list[torch.Size], dtypes: list[torch.dtype]) -> int:
+    return sum(shape.numel() * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True))
+
+
+def _tokens_of(shapes: list[torch.Size], token_dim: int) -> int:
+    """How many tokens a full chunk has; every group must say the same. Raises LayoutRefused."""
+    counts: set[Any] = {shape[token_dim] if len(shape) > token_dim else 0 for shape in shapes}
+    if len(counts) != 1 or min(counts) < 1:
+        raise LayoutRefused(f"the KV groups {[tuple(shape) for shape in shapes]} do not agree on a number of tokens")
+    return int(counts.pop())
