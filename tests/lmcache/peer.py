@@ -6,16 +6,23 @@ A key is a number, and so are the bytes under it: whoever retrieves can tell eac
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
+import os
+import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, ClassVar
+
+from engine import EngineProcess
 
 LAYERS, HEADS, HEAD_DIM = 4, 2, 16
 CHUNK_TOKENS = 32
 REPLY_DEADLINE_S = 60
+FATES = ("dropped", "forgotten", "stored", "read", "read later", "pinned", "removed", "failed")
 
 
 @dataclass(frozen=True)
@@ -199,6 +206,58 @@ class BackendProcess:
         self.held += objs
         return len(objs)
 
+    def cycle(self, rounds: int, seed: int) -> None:
+        """What LMCache does with objects, at random, aborts included: each of these must leave nothing behind."""
+        chance = random.Random(seed)
+        shapes, dtypes = self.metadata.get_shapes(), self.metadata.get_dtypes()
+        for number in range(rounds):
+            keys = self.keys([chance.randrange(400) for _ in range(chance.randint(1, 3))])
+            fate = chance.choice(
+                ["dropped", "forgotten", "stored", "read", "read later", "pinned", "removed", "failed"]
+            )
+            if fate in ("dropped", "forgotten", "stored", "failed"):
+                objs = [self.backend.allocate(shapes, dtypes, self.fmt) for _ in keys]
+                objs = [obj for obj in objs if obj is not None]
+                if fate == "stored":
+                    futures = self.backend.batched_submit_put_task(keys[: len(objs)], objs)
+                    for obj in objs:
+                        obj.ref_count_down()
+                    for future in futures or []:
+                        future.result(REPLY_DEADLINE_S)
+                elif fate == "dropped":
+                    for obj in objs:
+                        obj.ref_count_down()
+                elif fate == "failed":  # An engine that stops between allocating and storing, the tensor still in hand.
+                    tensors = [obj.tensor for obj in objs]
+                    self.backend.memory_allocator.batched_free(objs)
+                    del tensors
+            elif fate in ("read", "read later"):
+                for obj in self.backend.batched_get_blocking(keys):
+                    if obj is None:
+                        continue
+                    tensor = obj.tensor
+                    obj.ref_count_down()
+                    if fate == "read later":
+                        tensor.sum()
+            elif fate == "pinned":
+                count = self.backend.batched_contains(keys, pin=True)
+                for key in keys[:count]:
+                    self.backend.unpin(key)
+            else:
+                self.backend.remove(keys[0])
+            if number % 100 == 99:
+                self.backend.allocate(shapes, dtypes, self.fmt)  # Nobody even looks at it.
+
+    def empty(self) -> None:
+        for key in self.keys(list(range(400))):
+            self.backend.remove(key)
+
+    def footprint(self) -> tuple[int, int]:
+        """(KiB of this process's own memory, objects that Python tracks)."""
+        gc.collect()
+        resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
+        return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE") // 1024, len(gc.get_objects())
+
     def pins(self) -> tuple[int, int]:
         """(views held, keys pinned) of this process's handler."""
         handler = self.backend._handler
@@ -219,7 +278,7 @@ class BackendProcess:
 
 def _serve(conn: Connection) -> None:
     """Whatever the parent asks, one backend after the other: importing LMCache takes seconds, a backend does not."""
-    backend: BackendProcess | None = None
+    backend: BackendProcess | EngineProcess | None = None
     while True:
         try:
             name, args, kwargs = conn.recv()
@@ -227,7 +286,8 @@ def _serve(conn: Connection) -> None:
             return
         try:
             if name == "open":
-                backend = BackendProcess(*args)
+                kind = EngineProcess if kwargs.pop("engine") else BackendProcess
+                backend = kind(*args, **kwargs)
                 conn.send((True, None))
             elif name == "end":
                 if backend:
@@ -255,12 +315,24 @@ class Peer:
     @classmethod
     def take(cls, path: str, layout: Layout | None = None) -> Peer:
         """A backend on the pool at `path`, in a process of its own. Raises AssertionError with what LMCache said."""
-        while cls._idle and not cls._idle[-1].process.is_alive():
-            cls._idle.pop()
-        peer = cls._idle.pop() if cls._idle else cls()
-        peer.send("open", path, layout or Layout())
+        peer = cls._idle_one()
+        peer.send("open", path, layout or Layout(), engine=False)
         peer.answer()
         return peer
+
+    @classmethod
+    def take_engine(cls, path: str, **settings: Any) -> Peer:
+        """The same with LMCache's whole engine."""
+        peer = cls._idle_one()
+        peer.send("open", path, engine=True, **settings)
+        peer.answer()
+        return peer
+
+    @classmethod
+    def _idle_one(cls) -> Peer:
+        while cls._idle and not cls._idle[-1].process.is_alive():
+            cls._idle.pop()
+        return cls._idle.pop() if cls._idle else cls()
 
     def give_back(self) -> None:
         """Close the backend; the process may serve the next one."""
