@@ -12,6 +12,9 @@ SEED ?= $(shell date +%s)
 VENV_PYTHON := .venv/bin/python
 PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check
 STAMP := .venv/.maru-setup
+ENGINES_PYTHON := .venv-engines/bin/python
+ENGINES_PIP := $(ENGINES_PYTHON) -m pip --disable-pip-version-check
+ENGINES_STAMP := .venv-engines/.maru-setup
 CORE_SOURCES := $(wildcard pool/*.cpp pool/*.h)
 CPP_SOURCES := $(CORE_SOURCES) $(wildcard tests/native/*.cpp tests/native/*.h)
 
@@ -23,7 +26,7 @@ SCIKIT_BUILD := $(shell sed -n 's/^requires = .*"\(scikit-build-core[^"]*\)".*/\
 export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench hit-rates stress fuzz instructions lint format clean
+.PHONY: help setup engines demo test bench hit-rates stress fuzz instructions lint format clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -50,9 +53,28 @@ endif
 demo: setup  ## Watch separate processes share one KV cache, on a real trained model.
 	@$(VENV_PYTHON) -m maru demo --cache-dir .cache
 
-test: lint  ## Lint, then run every test.
+# A second environment: vLLM and LMCache pin half of PyPI, and bring packages that do not load beside a CPU's torch.
+engines: $(ENGINES_STAMP)  ## Make .venv-engines with vLLM and LMCache, for the tests and measurements with real engines.
+
+$(ENGINES_STAMP): pyproject.toml CMakeLists.txt $(CORE_SOURCES)
+	@test -x $(ENGINES_PYTHON) || { echo '==> Making .venv-engines'; $(PYTHON) -m venv .venv-engines; }
+	@echo '==> Installing vLLM and LMCache (some GB)'
+	@$(ENGINES_PIP) install --quiet 'pip>=24.1' '$(SCIKIT_BUILD)' '$(NANOBIND)' 'cmake>=3.20,<5' 'ninja>=1.11,<2'
+ifneq ($(strip $(TORCH_INDEX)),)
+	@$(ENGINES_PIP) install --index-url '$(TORCH_INDEX)' '$(TORCH)'
+else
+	@$(ENGINES_PIP) install --quiet '$(TORCH)'
+endif
+	@$(ENGINES_PIP) install --quiet --no-build-isolation --config-settings=build-dir=build/engines \
+	  --config-settings=cmake.define.MARU_TEST_BUILD=ON --editable '.[engines]'
+	@$(ENGINES_PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $(ENGINES_STAMP)
+
+test: lint engines  ## Lint, then run every test.
 	@echo '==> pytest'
 	@$(VENV_PYTHON) -m pytest
+	@echo '==> pytest, with vLLM and LMCache'
+	@$(ENGINES_PYTHON) -m pytest -o filterwarnings=default tests/lmcache
 
 bench: setup  ## Measure the pool on this machine.
 	@$(VENV_PYTHON) -m maru.bench
@@ -86,7 +108,7 @@ format: setup  ## Put the layout of Python and C++ sources right.
 	@.venv/bin/ruff format .
 	@.venv/bin/clang-format -i $(CPP_SOURCES)
 
-clean:  ## Remove what was built. .venv and the demo's .cache stay; remove them by hand.
+clean:  ## Remove what was built. .venv, .venv-engines and .cache stay; remove them by hand.
 	rm -rf build dist src/maru/_native.pyi .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	rm -f $(STAMP)
+	rm -f $(STAMP) $(ENGINES_STAMP)
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

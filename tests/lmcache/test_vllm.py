@@ -1,0 +1,170 @@
+"""Two vLLM processes with LMCache's MaruBackend on one pool, a real trained model, real text.
+
+LMCache supports no CPU with vLLM; `lmcache_on_cpu` gives it the one function that it lacks, nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+import maru
+from maru.bench.engines.vllm_instance import EngineConfig, EngineFailed, VllmInstance
+from maru.demo.model import ensure_model
+
+ROOT = Path(__file__).parents[2]
+CHUNK_TOKENS = 256
+ANSWER_TOKENS = 12
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return ensure_model(Path(os.environ.get("MARU_DEMO_CACHE", ROOT / ".cache")))
+
+
+@pytest.fixture(scope="module")
+def text_ids(model: Path) -> list[int]:
+    """Tokens of real source code: enough for many prompts."""
+    source = inspect.getsource(argparse) + inspect.getsource(json.decoder) + inspect.getsource(inspect)
+    return list(Tokenizer.from_file(str(model / "tokenizer.json")).encode(source).ids)
+
+
+def config(folder: Path, model: Path, pool: str, number: int, size_gib: float) -> EngineConfig:
+    """As docs/lmcache.md says: one YAML, LMCache's connector, nothing else."""
+    yaml = folder / "lmcache.yaml"
+    yaml.write_text(
+        f"chunk_size: {CHUNK_TOKENS}\nlocal_cpu: false\nmax_local_cpu_size: 0\n"
+        f"maru_path: maru:///{pool}\nmaru_pool_size: {size_gib}\n"
+    )
+    return EngineConfig(
+        model=model,
+        kv_transfer={
+            "kv_connector": "LMCacheOnCPU",
+            "kv_connector_module_path": "lmcache_on_cpu",
+            "kv_role": "kv_both",
+        },
+        environment={"LMCACHE_CONFIG_FILE": str(yaml)},
+        import_path=(str(Path(__file__).parent),),
+        core=number,
+        log=folder / f"vllm-{number}.log",
+    )
+
+
+@pytest.fixture(scope="module")
+def pool_of_module() -> Iterator[str]:
+    name = "test-lmcache-vllm"
+    yield name
+    try:
+        maru.Pool.destroy(f"maru:///{name}", force=True)
+    except maru.MaruError:
+        return
+
+
+@pytest.fixture(scope="module")
+def two(model: Path, pool_of_module: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[VllmInstance]]:
+    """Two instances; the pool holds four chunks of a prompt of eight, and so less than any test's traffic."""
+    folder = tmp_path_factory.mktemp("vllm")
+    instances = [VllmInstance(config(folder, model, pool_of_module, number, 0.25)) for number in (0, 1)]
+    try:
+        yield [instance.wait_ready() for instance in instances]
+    finally:
+        for instance in instances:
+            instance.close()
+
+
+def prompt(text_ids: list[int], number: int, tokens: int = 4 * CHUNK_TOKENS + 30) -> list[int]:
+    return text_ids[number * 400 :][:tokens]
+
+
+def settled(pool_name: str, chunks: int) -> None:
+    """LMCache stores in the background: wait, with a deadline, until as many chunks are there."""
+    with maru.Pool.attach(f"maru:///{pool_name}") as pool:
+        for _ in range(10_000):
+            if pool.stats()["counters"]["stored"] >= chunks:
+                return
+            pool.wait(b"nobody's".ljust(16), 0.002)
+    raise AssertionError(f"{chunks} chunks were never stored")
+
+
+def test_what_one_instance_computed_the_other_answers_from(
+    two: list[VllmInstance], text_ids: list[int], pool_of_module: str
+) -> None:
+    a, b = two
+    asked = prompt(text_ids, 0)
+    cold = a.ask(asked, ANSWER_TOKENS)
+    settled(pool_of_module, 4)
+    warm = b.ask(asked, ANSWER_TOKENS)
+    assert cold.cached_tokens == 0
+    assert warm.cached_tokens == 4 * CHUNK_TOKENS
+    assert warm.output_ids == cold.output_ids
+
+
+def test_two_at_once_on_a_pool_too_small_for_their_traffic_answer_right(
+    two: list[VllmInstance], text_ids: list[int], pool_of_module: str
+) -> None:
+    answers: dict[int, set[tuple[int, ...]]] = {}
+    cached = 0
+    order = [1, 2, 1, 3, 2, 4, 5, 1, 4, 5]
+    for left, right in zip(order, reversed(order), strict=True):
+        for instance, number in zip(two, (left, right), strict=True):
+            instance.send(prompt(text_ids, number, tokens=1000 + 150 * number), ANSWER_TOKENS)
+        for instance, number in zip(two, (left, right), strict=True):
+            answer = instance.receive()
+            answers.setdefault(number, set()).add(answer.output_ids)
+            cached += answer.cached_tokens
+    assert {number: len(found) for number, found in answers.items()} == dict.fromkeys(range(1, 6), 1)
+    assert cached > 0
+    with maru.Pool.attach(f"maru:///{pool_of_module}") as pool:
+        assert pool.stats()["counters"]["evicted"] > 0
+        assert pool.check() == []
+
+
+@pytest.mark.crash
+def test_the_survivor_of_a_kill_goes_on_and_answers_right(
+    two: list[VllmInstance], text_ids: list[int], pool_of_module: str
+) -> None:
+    a, b = two
+    asked = prompt(text_ids, 6)
+    known = a.ask(asked, ANSWER_TOKENS)
+    b.send(prompt(text_ids, 7, tokens=3000), ANSWER_TOKENS)
+    b.kill()
+    with pytest.raises(EngineFailed, match="died"):
+        b.receive()
+    assert a.ask(asked, ANSWER_TOKENS).output_ids == known.output_ids
+    with maru.Pool.attach(f"maru:///{pool_of_module}") as pool:
+        pool.reap()
+        assert pool.check() == []
+        assert [row["pins"] for row in pool.stats()["processes"] if not row["alive"]] == []
+
+
+def test_without_a_pool_the_engine_still_answers(
+    two: list[VllmInstance], text_ids: list[int], pool_of_module: str
+) -> None:
+    a = two[0]
+    asked = prompt(text_ids, 8)
+    known = a.ask(asked, ANSWER_TOKENS)
+    maru.Pool.destroy(f"maru:///{pool_of_module}", force=True)
+    answer = a.ask(asked, ANSWER_TOKENS)
+    assert answer.output_ids == known.output_ids
+    assert answer.cached_tokens == 0
+
+
+def test_an_address_of_another_host_degrades_to_computing_and_says_why(
+    model: Path, text_ids: list[int], tmp_path: Path
+) -> None:
+    remote = config(tmp_path, model, "unused", 0, 0.25)
+    yaml = Path(remote.environment["LMCACHE_CONFIG_FILE"])
+    yaml.write_text(yaml.read_text().replace("maru:///unused", "maru://cache-7:5555"))
+    with VllmInstance(replace(remote)) as instance:
+        assert len(instance.wait_ready().ask(prompt(text_ids, 0), ANSWER_TOKENS).output_ids) == ANSWER_TOKENS
+    assert "another host" in (tmp_path / "vllm-0.log").read_text()
