@@ -26,10 +26,10 @@ SCIKIT_BUILD := $(shell sed -n 's/^requires = .*"\(scikit-build-core[^"]*\)".*/\
 export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engines demo test bench hit-rates stress fuzz instructions lint format clean
+.PHONY: help setup engines demo test bench bench-lmcache hit-rates stress fuzz instructions lint format clean
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP)  ## Make .venv with everything that the demo and the tests need, and build the core.
 
@@ -74,13 +74,17 @@ test: lint engines  ## Lint, then run every test.
 	@echo '==> pytest'
 	@$(VENV_PYTHON) -m pytest
 	@echo '==> pytest, with vLLM and LMCache'
-	@$(ENGINES_PYTHON) -m pytest -o filterwarnings=default tests/lmcache
+	@$(ENGINES_PYTHON) -m pytest -o filterwarnings=default tests/with_lmcache
 
 bench: setup  ## Measure the pool on this machine.
 	@$(VENV_PYTHON) -m maru.bench
 
 hit-rates: setup  ## Replay traces of requests through a pool smaller than they are, beside LRU and the optimum.
 	@$(VENV_PYTHON) -m maru.bench.hit_rates
+
+bench-lmcache: setup engines  ## Measure vLLM with LMCache, with Maru and in every other way it has (20 min).
+	@$(ENGINES_PIP) install --quiet --no-deps nixl==1.5.1 nixl-cu12==1.5.1
+	@$(ENGINES_PYTHON) -m maru.bench lmcache
 
 stress: setup  ## Kill processes at random, alone and in pairs, for MINUTES (default 10), with a seed that can be run again.
 	@MARU_CORE=testing $(VENV_PYTHON) -m maru.testing.stress --seconds $$(( $(MINUTES) * 60 )) --seed $(SEED)

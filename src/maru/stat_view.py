@@ -136,6 +136,8 @@ def _summary(stats: Mapping[str, Any]) -> Table:
     slab, unit = format_size(stats["slab_bytes"]), format_size(stats["unit_bytes"])
     sealed, used = format_size(stats["chunk_bytes"]), format_size(stats["used_bytes"])
     asked = f"{counters['hit_keys']:,} of {counters['lookup_keys']:,} keys asked for"
+    suffixes = counters["suffixes_linked"] + counters["suffixes_orphaned"]
+    orphaned = f"{share(counters['suffixes_orphaned'], suffixes)} of {suffixes:,} that an engine stored"
     return pairs(
         {
             "folder": plain(stats["folder"]),
@@ -147,6 +149,7 @@ def _summary(stats: Mapping[str, Any]) -> Table:
             "medium": f"{stats['medium']}, checksums {stats['checksum']}, copies by {stats['copy_path']}",
             "hit rate": f"{_hit_rate(stats)}: {asked}",
             "read in place": format_size(counters["pinned_bytes"]),
+            **({"orphaned suffixes": orphaned} if suffixes else {}),
         }
     )
 
@@ -170,13 +173,16 @@ def _counters(stats: Mapping[str, Any]) -> Table:
 
 
 def _processes(stats: Mapping[str, Any]) -> Table:
-    table = _table("Processes", ">pid", "name", "state", ">pins", ">attached for")
+    """Of a process's pins, those by key are nobody's address: they end at an age. The rest are views somebody holds."""
+    table = _table("Processes", ">pid", "name", "state", ">pins", ">by key", ">oldest of these", ">attached for")
     for row in stats["processes"]:
         table.add_row(
             str(row["pid"]),
             Text("this command", style="dim") if row["pid"] == os.getpid() else plain(row["name"]),
             Text("alive", style="green") if row["alive"] else Text("dead", style="red"),
             f"{row['pins']:,}",
+            f"{row['key_pins']:,}",
+            _seconds(max(0, stats["now_ns"] - row["key_pin_ns"])) if row["key_pins"] else "-",
             _seconds(stats["now_ns"] - row["attached_ns"]),
         )
     return table

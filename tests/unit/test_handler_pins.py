@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 
 import pytest
+from rich.console import Console
 
 import maru
 from maru import MaruConfig, MaruHandler
+from maru.stat_view import show_pool
 
 CHUNK = 64 << 10
 
@@ -196,3 +199,18 @@ def test_a_buffer_view_that_reaches_outside_is_none(handler: MaruHandler, region
     handle = handler.alloc(CHUNK)
     assert handle.page_index == 0
     assert handler.get_buffer_view(region, offset, size) is None
+
+
+def test_stat_tells_pins_by_key_from_views_and_how_many_suffixes_are_orphans(handler: MaruHandler, url: str) -> None:
+    put(handler, "a", "b")
+    handler.batch_exists(["a", "b", "c"])
+    put(handler, "c")
+    handler.batch_pin(["a", "b"])
+    with maru.Pool.attach(url) as pool:
+        console = Console(width=160, record=True, file=io.StringIO())
+        show_pool(console, pool.stats())
+    text = console.export_text()
+    assert "orphaned suffixes  0.0 % of 1 that an engine stored" in text
+    by_process = [line.partition(" alive ")[2].split()[:2] for line in text.splitlines() if " alive " in line]
+    assert ["2", "2"] in by_process
+    assert ["0", "0"] in by_process

@@ -11,4 +11,5 @@ compared with. Needs numpy, which the `bench` extra installs.
     machine             the facts that a figure means nothing without
     report              the table, the progress bar and the JSON file
     rivals              the pool beside other stores, each in processes of its own: `python -m maru.bench rivals`
+    engines             whole serving engines: vLLM with LMCache, way by way: `python -m maru.bench lmcache`
 """

@@ -1,4 +1,4 @@
-"""`python -m maru.bench`: measure, show the table, write the JSON file. `… rivals` hands over to the rivals' run."""
+"""`python -m maru.bench`: measure, show the table, write the JSON file. `… rivals` and `… lmcache` hand over."""
 
 from __future__ import annotations
 
@@ -26,12 +26,18 @@ def main() -> None:
 
         rivals(sys.argv[2:])
         return
+    if sys.argv[1:2] == ["lmcache"]:
+        from maru.bench.engines.lmcache_ttft import main as lmcache_ttft
+
+        lmcache_ttft(sys.argv[2:])
+        return
     from maru.bench import ground, machine, pool_figures, report
 
     parser = argparse.ArgumentParser(
         prog="python -m maru.bench",
         description="Measure the pool on this machine.",
-        epilog="`python -m maru.bench rivals` measures it beside what one would use instead.",
+        epilog="`python -m maru.bench rivals` measures it beside what one would use instead, `… lmcache` measures "
+        "vLLM with LMCache.",
     )
     parser.add_argument("--json", type=Path, default=DEFAULT_JSON, metavar="PATH", help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a few seconds, for a first look; figures are rough")
