@@ -1,6 +1,7 @@
 """`maru doctor`: what this machine offers to a pool, and the command that makes it better.
 
-Rooms: machine (where facts are read), line (what a fact looks like), memory, devices, software, keys (the facts), show.
+Rooms: machine (where facts are read), line (what a fact looks like), the facts: memory, devices, software, keys,
+lmcache; and show.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 from maru.doctor.devices import look_at_devices
 from maru.doctor.keys import fingerprint, look_at_keys
 from maru.doctor.line import Line, Verdict, worst
+from maru.doctor.lmcache import look_at_lmcache
 from maru.doctor.machine import Machine
 from maru.doctor.memory import look_at_memory
 from maru.doctor.software import (
@@ -38,6 +40,7 @@ def examine(machine: Machine, pools: list[PoolSeen], place: Path) -> list[Line]:
         *look_at_container(machine),
         *look_at_versions(),
         *look_at_keys(),
+        *look_at_lmcache(),
         *look_at_pools(pools, place),
     ]
 

@@ -107,14 +107,14 @@ def look_at_container(machine: Machine) -> list[Line]:
 # ---- versions and pools -----------------------------------------------------------------------------------
 
 
-def _version_of(package: str) -> str | None:
+def version_of_package(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def look_at_versions(version_of: Callable[[str], str | None] = _version_of) -> list[Line]:
+def look_at_versions(version_of: Callable[[str], str | None] = version_of_package) -> list[Line]:
     """What is installed, read from package metadata: nothing is imported."""
     installed = version_of("maru-kvcache")
     lines = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import inspect
+import re
 import statistics
 import sys
 import tempfile
@@ -29,7 +30,9 @@ from maru.bench.engines.vllm_instance import EngineConfig, EngineFailed, VllmIns
 from maru.demo.model import MODEL_NAME, ensure_model
 
 DEFAULT_JSON = Path("bench-results") / "lmcache-ttft.json"
+SHIMS = Path("tests") / "with_lmcache"
 CONTEXTS = (1024, 4096, 7936)
+_STORED = re.compile(r"Stored (\d+) out of .*offload_time: ([\d.]+) ms, put_time: ([\d.]+) ms")
 SUFFIX_TOKENS = 30
 """What every prompt has beyond its whole chunks: computed also on a hit."""
 SETTLE_S = 1.0
@@ -46,6 +49,8 @@ class Samples:
     recomputed: list[float] = field(default_factory=list)
     cached_tokens: list[int] = field(default_factory=list)
     same_answers: bool = True
+    store_ms: list[float] = field(default_factory=list)
+    """What LMCache says that A's thread spent on storing; empty where LMCache says nothing."""
 
 
 def measure(way: Way, setting: Setting, contexts: Sequence[int], rounds: int, prompts: Iterator[list[int]]) -> Any:
@@ -62,6 +67,9 @@ def measure(way: Way, setting: Setting, contexts: Sequence[int], rounds: int, pr
             for _ in range(rounds):
                 for context, samples in found.items():
                     _one_round(samples, next(prompts)[: context + SUFFIX_TOKENS], a, b, recompute)
+            for tokens, store_ms in stores_in(configs[0].log):
+                if tokens in found:
+                    found[tokens].store_ms.append(store_ms)
         finally:
             for engine in engines:
                 engine.close()
@@ -80,6 +88,13 @@ def _one_round(samples: Samples, prompt: list[int], a: VllmInstance, b: VllmInst
     samples.cached_tokens.append(first.cached_tokens)
     answers = {computed.output_ids, cold.output_ids, first.output_ids, second.output_ids}
     samples.same_answers = samples.same_answers and len(answers) == 1
+
+
+def stores_in(log: Path | None) -> Iterator[tuple[int, float]]:
+    """(tokens, milliseconds) of each store that LMCache logged: copying out of the engine, and handing over."""
+    for line in log.read_text(errors="replace").splitlines() if log else []:
+        if told := _STORED.search(line):
+            yield int(told[1]), float(told[2]) + float(told[3])
 
 
 def prompts_of(model: Path) -> Iterator[list[int]]:
@@ -109,16 +124,17 @@ def row_json(samples: Samples) -> dict[str, Any]:
         "first_hit_of_recompute": statistics.median(hit / again for hit, again in pairs),
         "cached_tokens": samples.cached_tokens,
         "same_answers": samples.same_answers,
+        "store_ms": statistics.median(samples.store_ms) if samples.store_ms else None,
         "samples_s": {name: getattr(samples, name) for name in names},
     }
 
 
 def table(results: dict[str, Any], contexts: Sequence[int]) -> Table:
-    """A line for each way, three columns for each context."""
+    """A line for each way, four columns for each context."""
     out = Table(box=None, pad_edge=False, header_style="dim")
     out.add_column("way")
     for context in contexts:
-        for title in (f"{context:,}: cold", "first hit", "then"):
+        for title in (f"{context:,}: cold", "first hit", "then", "store"):
             out.add_column(title, justify="right")
     out.add_column("same answers")
     for result in results.values():
@@ -127,6 +143,7 @@ def table(results: dict[str, Any], contexts: Sequence[int]) -> Table:
             row = result["contexts"].get(str(context))
             names = ("cold_s", "first_hit_s", "hit_s")
             cells += [report.duration(row[name]) for name in names] if row else ["-", "-", "-"]
+            cells.append(report.duration(row["store_ms"] / 1e3) if row and row["store_ms"] else "-")
         good = all(row["same_answers"] for row in result["contexts"].values())
         out.add_row(result["title"], *cells, result.get("missing") or ("yes" if good else "NO"))
     return out
