@@ -1,4 +1,4 @@
-"""What a drop-in handler has of one pool: its regions and pages, memory without a key, and views that can be found.
+"""What a drop-in handler has of one pool: regions and pages, memory without a key, views that can be found, key pins.
 
 Holds:      the tables from places to unstored memory and to held views, both weak: they keep nothing alive.
 Promises:   a place is answered only while somebody in this process holds what lies there. Never "whatever lies there".
@@ -11,7 +11,9 @@ import threading
 import weakref
 from collections.abc import Callable
 
+from maru.address import Address
 from maru.errors import NotAttached, PoolError
+from maru.key_pins import KeyPins
 from maru.pool import Draft, Pool
 from maru.string_keys import lmcache_namespace
 
@@ -53,9 +55,10 @@ class Page:
 class Attachment:
     """One pool with everything that ends when the pool does."""
 
-    def __init__(self, pool: Pool, tenant: str) -> None:
+    def __init__(self, pool: Pool, address: Address) -> None:
         self.pool = pool
-        self.namespace = lmcache_namespace(pool, tenant)
+        self.namespace = lmcache_namespace(pool, address.tenant)
+        self.key_pins = KeyPins(address.key_pin_age_s, self._tell_key_pins, self._tell_expired)
         figures = pool.stats()
         self.unit_bytes: int = figures["unit_bytes"]
         self.slab_bytes: int = figures["slab_bytes"]
@@ -70,7 +73,8 @@ class Attachment:
         return len(self._views)
 
     def close(self) -> None:
-        """Give back what has no key, and let go of the pool. Views that somebody holds stay good."""
+        """Give back what has no key, drop the key pins, and let go of the pool. Views that somebody holds stay good."""
+        self.key_pins.close()
         for page in list(self._pages.values()):
             page.discard()
         self.pool.close()
@@ -81,9 +85,15 @@ class Attachment:
         self._pages[draft.offset] = page
         return page, *self._place_of(draft.offset)
 
+    @property
+    def writable_memory(self) -> tuple[int, int, int]:
+        """(address, size, slab size) of the mapping that a device may be shown, in bytes."""
+        address, _, _ = self.pool._data_range()
+        return address, sum(size for _, size in self.regions), self.slab_bytes
+
     def page_at(self, region: int, page_index: int) -> Page | None:
         """The unstored memory at this place."""
-        offset = self._offset_of(region, page_index)
+        offset = self.offset_of(region, page_index)
         return None if offset is None else self._pages.get(offset)
 
     def leading(self, packed: memoryview) -> list[tuple[memoryview, int, int]]:
@@ -96,7 +106,7 @@ class Attachment:
 
     def view_at(self, region: int, page_index: int) -> memoryview | None:
         """The view of a chunk at this place that somebody in this process holds."""
-        offset = self._offset_of(region, page_index)
+        offset = self.offset_of(region, page_index)
         return None if offset is None else self._views.get(offset)
 
     def buffer_view(self, region: int, offset: int, size: int) -> memoryview | None:
@@ -115,7 +125,7 @@ class Attachment:
 
     def keep_stored(self, region: int, page_index: int, view: memoryview) -> memoryview:
         """The view of what was just stored at this place, to be found like any other."""
-        offset = self._offset_of(region, page_index)
+        offset = self.offset_of(region, page_index)
         return view if offset is None else self._keep_findable(offset, view)
 
     def _keep_findable(self, offset: int, view: memoryview) -> memoryview:
@@ -129,8 +139,17 @@ class Attachment:
                 return region, (offset - first) // self.unit_bytes
         raise PoolError(f"byte {offset} lies in none of the pool's segments")
 
-    def _offset_of(self, region: int, page_index: int) -> int | None:
+    def offset_of(self, region: int, page_index: int) -> int | None:
+        """The byte of the pool's data where a page begins, None for a page that there is not."""
         if not 0 <= region < len(self.regions) or page_index < 0:
             return None
         first, size = self.regions[region]
         return first + page_index * self.unit_bytes if page_index * self.unit_bytes < size else None
+
+    def _tell_key_pins(self, count: int, oldest_age_s: float) -> None:
+        if not self.pool.closed:
+            self.pool._tell_key_pins(count, int(oldest_age_s * 1e9))
+
+    def _tell_expired(self, count: int) -> None:
+        if not self.pool.closed:
+            self.pool._count("key_pins_expired", count)

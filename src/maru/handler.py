@@ -28,7 +28,6 @@ from maru.config import format_size, redact
 from maru.errors import MaruError, PoolError
 from maru.handler_config import MaruConfig
 from maru.handler_stats import Allocator, RegionManager, handler_stats
-from maru.key_pins import KeyPins
 from maru.pool import Outcome, Pool
 from maru.string_keys import KEY_BYTES, Lookups, pack_keys
 
@@ -95,10 +94,11 @@ class MaruHandler:
         self._config = config or MaruConfig()
         self._attached: Attachment | None = None
         self._address: Address | None = None
-        self._key_pins: KeyPins | None = None
         self._lookups = Lookups()
         self._operations: Counter[str] = Counter()
         self._logged: set[str] = set()
+        self.device_writes = False
+        """A device writes into what alloc() gives: after a death it rests before somebody else gets it."""
         self._closed = False
         self._next_attempt_s = 0.0
         self._on_region_added: Callable[[int, int], None] | None = None
@@ -126,14 +126,13 @@ class MaruHandler:
         config = self._config
         self._address = address = read_address(config.server_url, config.pool_size, config.chunk_size_bytes)
         url = address.url if config.populate or "populate=" in address.url else _with(address.url, "populate=off")
-        attached = Attachment(Pool.open(url), address.tenant)
+        attached = Attachment(Pool.open(url), address)
         if attached.slab_bytes < config.chunk_size_bytes:
             attached.pool.close()
             raise PoolError(
                 f"a chunk of {format_size(config.chunk_size_bytes)} does not fit the pool's slabs of "
                 f"{format_size(attached.slab_bytes)}; destroy the pool and let it be made anew, or name another one"
             )
-        self._key_pins = KeyPins(address.key_pin_age_s, self._tell_key_pins, self._tell_expired)
         _log.info("attached to %s", attached.pool.config.url)
         return attached
 
@@ -142,9 +141,6 @@ class MaruHandler:
         with self._lock:
             self._closed = True
             attached, self._attached = self._attached, None
-            pins, self._key_pins = self._key_pins, None
-        if pins:
-            pins.close()
         if attached:
             attached.close()
 
@@ -169,13 +165,11 @@ class MaruHandler:
                 return self._attached or dead
             self._next_attempt_s = time.monotonic() + REATTACH_PAUSE_S
             try:
-                fresh = Attachment(Pool.attach(self._address.url), self._address.tenant)
+                fresh = Attachment(Pool.attach(self._address.url), self._address)
             except (MaruError, OSError) as error:
                 self._log_once("the pool was destroyed; everything is a miss until there is one again", error)
                 return dead
-            if self._key_pins:
-                self._key_pins.close()
-            self._key_pins = KeyPins(self._address.key_pin_age_s, self._tell_key_pins, self._tell_expired)
+            dead.key_pins.close()
             self._attached = fresh
             self._logged.clear()
             _log.warning("attached to %s again", fresh.pool.config.url)
@@ -192,18 +186,6 @@ class MaruHandler:
         if self._config.enable_stats:
             self._operations[operation] += 1
 
-    def _tell_key_pins(self, count: int, oldest_age_s: float) -> None:
-        if self._attached and not self._attached.pool.closed:
-            self._attached.pool._tell_key_pins(count, int(oldest_age_s * 1e9))
-
-    def _tell_expired(self, count: int) -> None:
-        self._count("key_pins_expired", count)
-        _log.info("%d key pin(s) dropped at their maximum age", count)
-
-    def _count(self, counter: str, by: int = 1) -> None:
-        if self._attached and not self._attached.pool.closed:
-            self._attached.pool._count(counter, by)
-
     # Writing
 
     def alloc(self, size: int) -> AllocHandle:
@@ -217,7 +199,7 @@ class MaruHandler:
         if not 0 < size <= self._config.chunk_size_bytes:
             raise ValueError(f"{size} bytes exceeds chunk_size {self._config.chunk_size_bytes}, or is no size")
         try:
-            draft = attached.pool.allocate(size)
+            draft = attached.pool.allocate(size, device=self.device_writes)
         except MaruError as error:
             raise ValueError(f"pool exhausted: {error}") from error
         if draft is None:
@@ -356,6 +338,20 @@ class MaruHandler:
         """
         return self._need().buffer_view(region_id, offset, size)
 
+    # For devices
+
+    def offset_of(self, region_id: int, page_index: int) -> int | None:
+        """The byte of the pool's data where a page begins, None for a page that there is not."""
+        return self._need().offset_of(region_id, page_index)
+
+    def writable_memory(self) -> tuple[int, int, int]:
+        """(address, size, slab size) of the mapping that a device may be shown, in bytes."""
+        return self._need().writable_memory
+
+    def keep_mapped(self) -> object:
+        """As long as this lives, the pool's memory stays mapped, also after close()."""
+        return self._need().pool.pin(b"")
+
     # Pins by key, removal
 
     def pin(self, key: Key) -> bool:
@@ -376,9 +372,8 @@ class MaruHandler:
                 self._remember(packed)
             with attached.pool.pin(packed) as prefix:
                 views = prefix.views
-            if self._key_pins is not None:
-                count = len(views)
-                self._key_pins.add([packed[n * KEY_BYTES : (n + 1) * KEY_BYTES] for n in range(count)], views)
+            count = len(views)
+            attached.key_pins.add([packed[n * KEY_BYTES : (n + 1) * KEY_BYTES] for n in range(count)], views)
         except MaruError as error:
             self._log_once("pinning failed", error)
         return [True] * count + [False] * (len(keys) - count)
@@ -390,13 +385,12 @@ class MaruHandler:
     def batch_unpin(self, keys: Sequence[Key]) -> list[bool]:
         attached = self._need()
         self._counted("batch_unpin")
-        pins = self._key_pins
         try:
             packed = pack_keys(attached.namespace, keys)
         except MaruError as error:
             self._log_once("unpinning failed", error)
             return [False] * len(keys)
-        return [bool(pins and pins.drop(packed[n * KEY_BYTES : (n + 1) * KEY_BYTES])) for n in range(len(keys))]
+        return [attached.key_pins.drop(packed[n * KEY_BYTES : (n + 1) * KEY_BYTES]) for n in range(len(keys))]
 
     def delete(self, key: Key) -> bool:
         """Remove a chunk. False when it is absent, or pinned by anybody: then nothing changed."""
@@ -429,7 +423,7 @@ class MaruHandler:
 
     @property
     def key_pin_count(self) -> int:
-        return len(self._key_pins) if self._key_pins else 0
+        return len(self._attached.key_pins) if self._attached else 0
 
     def get_region_page_count(self, region_id: int) -> int | None:
         attached = self._need()

@@ -30,12 +30,14 @@ from lmcache.v1.memory_management import (
 
 from maru.errors import MaruError
 from maru.handler import AllocHandle, MaruHandler
+from maru_lmcache.registration import Device, Registration, device_of_lmcache, is_in_use
 
 _log = logging.getLogger("maru.lmcache")
 
 _REGION_SHIFT = 32
 _PAGE_MASK = (1 << _REGION_SHIFT) - 1
 _NOTHING = torch.empty(0, dtype=torch.uint8)
+_KEPT_FOR_DEVICES: list[object] = []
 
 Shapes: TypeAlias = "torch.Size | list[torch.Size]"
 Dtypes: TypeAlias = "torch.dtype | list[torch.dtype]"
@@ -57,10 +59,10 @@ class PoolMemoryObj(TensorMemoryObj):  # type: ignore[misc]
     def __del__(self) -> None:
         """The base class would complain about the reference that LMCache keeps on everything it stored."""
 
-    def become_read_only(self, view: memoryview | None) -> None:
+    def become_reader(self, raw: torch.Tensor) -> None:
         """It was stored: from now on it is a reader like any other. Holds the chunk as long as it lives."""
         self.handle = None
-        self.raw_data = _tensor_over(view) if view is not None else _NOTHING
+        self.raw_data = raw
 
     def let_go(self) -> None:
         """Drop memory or pin now. Tensors that LMCache made from this object keep theirs."""
@@ -81,8 +83,12 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):  # type: ignore[misc]
         dtypes: list[torch.dtype],
         fmt: MemoryFormat,
         chunk_size: int,
+        device: Device | None = None,
     ) -> None:
-        """`shapes` and `dtypes`: one a KV group, of a full chunk; together `chunk_size` bytes. Raises LayoutRefused."""
+        """`shapes` and `dtypes`: one a KV group, of a full chunk; together `chunk_size` bytes. Raises LayoutRefused.
+
+        `device`: LMCache's own, unless a test hands in another.
+        """
         self._handler = handler
         self._shapes = list(shapes)
         self._dtypes = list(dtypes)
@@ -95,10 +101,32 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):  # type: ignore[misc]
             raise LayoutRefused(f"the KV groups take {size} bytes, and a chunk was configured with {chunk_size}")
         if chunk_size % self._chunk_tokens:
             raise LayoutRefused(f"a chunk of {chunk_size} bytes cannot be cut into {self._chunk_tokens} tokens")
-        self._was_told_full = False
+        self._told: set[str] = set()
         _spend_read_only_warning()
         self._regions: dict[int, int] = {}
-        handler.set_on_region_added(self._regions.__setitem__)
+        self._device = device or device_of_lmcache()
+        self._registration: Registration | None = None
+        handler.set_on_region_added(self._region_is_there)
+
+    def _region_is_there(self, region_id: int, page_count: int) -> None:
+        """At start, and again when the pool was destroyed and the handler found the one in its place."""
+        self._regions[region_id] = page_count
+        if self._device is None:
+            return
+        address, size, slab = self._handler.writable_memory()
+        old = self._registration
+        if old is None or old.address != address:
+            if old is not None:
+                self._take_from_device(old)
+            self._handler.device_writes = True
+            self._registration = Registration(self._device, address, size, slab)
+            if is_in_use():
+                self._registration.begin()
+
+    def _take_from_device(self, registration: Registration) -> None:
+        if not registration.close():
+            _log.error("the device keeps the pool's memory: it stays mapped until this process ends")
+            _KEPT_FOR_DEVICES.append(self._handler.keep_mapped())
 
     # Addresses
 
@@ -126,19 +154,21 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):  # type: ignore[misc]
         try:
             handle = self._handler.alloc(size)
         except (ValueError, RuntimeError) as error:
-            if not self._was_told_full:
-                self._was_told_full = True
-                _log.warning("no memory for a chunk of %d bytes: %s (told once)", size, error)
+            self._tell_once(f"no memory for a chunk of {size} bytes: {error}")
             return None
-        obj = PoolMemoryObj(
-            _tensor_over(handle.buf), self._meta(shape_list, dtype_list, fmt, handle.region_id, handle.page_index), self
-        )
+        if self._registration:
+            self._registration.begin()
+        place = handle.region_id, handle.page_index
+        if not self._device_reaches(*place, size):
+            self._tell_once(f"no memory for a chunk of {size} bytes yet: none that the device reaches")
+            return None
+        obj = PoolMemoryObj(_tensor_over(handle.buf), self._meta(shape_list, dtype_list, fmt, *place), self)
         obj.meta.ref_count = 1
         obj.handle = handle
         if handle.page is not None:
             # Weak: LMCache may run without the cycle collector.
             obj_ref = weakref.ref(obj)
-            handle.page.after_store = lambda view: _turn_read_only(obj_ref, view)
+            handle.page.after_store = lambda view: self._turn_reader(obj_ref, view)
         return obj
 
     def batched_allocate(
@@ -185,10 +215,35 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):  # type: ignore[misc]
         tokens, rest = divmod(actual_size, single_token_size)
         if rest or not 0 < tokens <= self._chunk_tokens:
             return None
+        if not self._device_reaches(region_id, page_index, actual_size):
+            return None
         shapes = [self._with_tokens(shape, tokens) for shape in self._shapes]
-        return PoolMemoryObj(
-            _tensor_over(view), self._meta(shapes, self._dtypes, self._fmt, region_id, page_index), self
-        )
+        raw = self._reading(view, region_id, page_index)
+        return PoolMemoryObj(raw, self._meta(shapes, self._dtypes, self._fmt, region_id, page_index), self)
+
+    def _reading(self, view: memoryview, region_id: int, page_index: int) -> torch.Tensor:
+        """What a reader gets: read-only memory; with a device the same bytes where the device reaches them."""
+        offset = self._handler.offset_of(region_id, page_index) if self._registration else None
+        if self._registration is None or offset is None:
+            return _tensor_over(view)
+        return self._registration.tensor_at(offset, view.nbytes, view)
+
+    def _device_reaches(self, region_id: int, page_index: int, size: int) -> bool:
+        if self._registration is None:
+            return True
+        offset = self._handler.offset_of(region_id, page_index)
+        return offset is not None and self._registration.covers(offset, size)
+
+    def _turn_reader(self, obj_ref: weakref.ref[PoolMemoryObj], view: memoryview | None) -> None:
+        obj = obj_ref()
+        if obj is not None and obj.is_valid():
+            obj.become_reader(_NOTHING if view is None else self._reading(view, *self.decode_address(obj.meta.address)))
+
+    def _tell_once(self, what: str) -> None:
+        kind = what.partition(":")[2]
+        if kind not in self._told:
+            self._told.add(kind)
+            _log.warning("%s (told once)", what)
 
     def ensure_region_pool(self, region_id: int) -> bool:
         """Is this a region of the pool?"""
@@ -208,8 +263,10 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):  # type: ignore[misc]
             self.free(memory_obj)
 
     def close(self) -> None:
-        """Nothing of its own to close: the handler's owner closes the handler."""
+        """Take the memory from the device; the handler's owner closes the handler."""
         self._handler.set_on_region_added(None)
+        if self._registration:
+            self._take_from_device(self._registration)
 
     def memcheck(self) -> bool:
         """Is there a pool to allocate from?"""
@@ -231,12 +288,6 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):  # type: ignore[misc]
             shapes=list(shapes),
             dtypes=list(dtypes),
         )
-
-
-def _turn_read_only(obj_ref: weakref.ref[PoolMemoryObj], view: memoryview | None) -> None:
-    obj = obj_ref()
-    if obj is not None and obj.is_valid():
-        obj.become_read_only(view)
 
 
 def _tensor_over(view: memoryview) -> torch.Tensor:
