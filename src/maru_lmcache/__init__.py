@@ -1,23 +1,32 @@
 """Maru's doors into LMCache. Importing this loads neither torch nor LMCache; using a name from it does.
 
-`CxlMemoryAdapter` is what LMCache's own MaruBackend asks for.
+CxlMemoryAdapter        what LMCache's own MaruBackend asks for: tensors that lie in the pool
+MaruConnectorAdapter    LMCache's remote storage: `remote_url: "maru://..."`
+MaruL2Adapter           the second level of LMCache's MP server
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maru_lmcache.adapter import CxlMemoryAdapter
+    from maru_lmcache.l2 import MaruL2Adapter
+    from maru_lmcache.remote import MaruConnectorAdapter
 
-__all__ = ["CxlMemoryAdapter"]
+__all__ = ["CxlMemoryAdapter", "MaruConnectorAdapter", "MaruL2Adapter"]
 
-_ADAPTER_NAMES = ("CxlMemoryAdapter", "CxlMemoryAllocator")
+_ROOMS = {
+    "CxlMemoryAdapter": ("maru_lmcache.adapter", "CxlMemoryAdapter"),
+    "CxlMemoryAllocator": ("maru_lmcache.adapter", "CxlMemoryAdapter"),
+    "MaruConnectorAdapter": ("maru_lmcache.remote", "MaruConnectorAdapter"),
+    "MaruL2Adapter": ("maru_lmcache.l2", "MaruL2Adapter"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ADAPTER_NAMES:
-        from maru_lmcache.adapter import CxlMemoryAdapter
-
-        return CxlMemoryAdapter
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room, found = _ROOMS[name]
+    return getattr(import_module(room), found)

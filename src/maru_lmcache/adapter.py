@@ -312,3 +312,12 @@ def _tokens_of(shapes: list[torch.Size], token_dim: int) -> int:
     if len(counts) != 1 or min(counts) < 1:
         raise LayoutRefused(f"the KV groups {[tuple(shape) for shape in shapes]} do not agree on a number of tokens")
     return int(counts.pop())
+
+
+def __getattr__(name: str) -> Any:
+    """Published configurations name `maru_lmcache.adapter` as the module of the remote storage plug-in too."""
+    if name == "MaruConnectorAdapter":
+        from maru_lmcache.remote import MaruConnectorAdapter
+
+        return MaruConnectorAdapter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -49,6 +49,8 @@ def test_a_version_that_no_test_ran_against_is_named(look: Look) -> None:
         (GOOD.replace("maru:///kv", "maru://cache-7:5555"), "maru_path", "bad", "maru:///NAME"),
         (GOOD.replace("maru:///kv", "maru:///kv?sizee=1"), "maru_path", "bad", "the form is"),
         (GOOD + "use_layerwise: true\n", "use_layerwise", "bad", "use_layerwise: false"),
+        ("remote_url: maru://localhost:1\n", "remote_storage_plugins", "bad", "module_path"),
+        ("remote_url: maru://cache-7:1\n", "remote_url", "bad", "maru:///NAME"),
         ("a: [", "configuration", "bad", "LMCACHE_CONFIG_FILE"),
         ("just words", "configuration", "bad", "LMCACHE_CONFIG_FILE"),
     ],

@@ -72,8 +72,10 @@ def test_importing_the_package_loads_neither_torch_nor_lmcache() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def test_both_names_of_the_adapter_resolve_and_others_do_not() -> None:
+def test_every_name_that_configurations_use_resolves_and_others_do_not() -> None:
     assert maru_lmcache.CxlMemoryAllocator is CxlMemoryAdapter
+    assert maru_lmcache.MaruConnectorAdapter is maru_lmcache.adapter.MaruConnectorAdapter
+    assert maru_lmcache.MaruL2Adapter.__name__ == "MaruL2Adapter"
     with pytest.raises(AttributeError, match="no attribute"):
         _ = maru_lmcache.Nothing
 

@@ -33,10 +33,14 @@ def look_at_lmcache(
         lines.append(Line(_SECTION, "configuration", "bad", f"{file}: {error}", None, "set LMCACHE_CONFIG_FILE right"))
         return lines
     path = settings.get("maru_path")
+    remote = str(settings.get("remote_url") or "")
+    if not path and remote.startswith("maru://"):
+        return [*lines, _address(remote, "remote_url"), *_plugin(settings), *_hashes(settings, environment)]
     if not path:
         text = "no maru_path in the configuration that this shell has: LMCache does not use Maru"
         return [*lines, Line(_SECTION, "maru_path", "ok", text, None)]
-    return [*lines, _address(str(path)), *_local_cpu(settings), *_layerwise(settings), *_hashes(settings, environment)]
+    lines += [_address(str(path), "maru_path"), *_local_cpu(settings), *_layerwise(settings)]
+    return lines + _hashes(settings, environment)
 
 
 def _settings(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -63,12 +67,21 @@ def _is_on(value: Any) -> bool:
     return str(value).strip().lower() in ("1", "true", "yes", "on")
 
 
-def _address(path: str) -> Line:
+def _address(path: str, setting: str) -> Line:
     try:
         address = read_address(path)
     except MaruError as error:
-        return Line(_SECTION, "maru_path", "bad", error.message, None, error.hint)
-    return Line(_SECTION, "maru_path", "ok", address.pool.url, address.pool.url)
+        return Line(_SECTION, setting, "bad", error.message, None, error.hint)
+    return Line(_SECTION, setting, "ok", address.pool.url, address.pool.url)
+
+
+def _plugin(settings: Mapping[str, Any]) -> list[Line]:
+    """LMCache finds a class outside its own tree by a plug-in only, also for a `remote_url`."""
+    if "maru" in str(settings.get("remote_storage_plugins") or ""):
+        return []
+    text = "LMCache looks for remote_url: maru://... in its own tree only, and goes on without remote storage"
+    advice = 'remote_storage_plugins: ["maru"] with module_path and class_name: docs/lmcache-mp.md; or maru_path'
+    return [Line(_SECTION, "remote_storage_plugins", "bad", text, None, advice)]
 
 
 def _local_cpu(settings: Mapping[str, Any]) -> list[Line]:

@@ -73,7 +73,14 @@ def measure(way: Way, setting: Setting, contexts: Sequence[int], rounds: int, pr
         finally:
             for engine in engines:
                 engine.close()
+                _remove_shared_kv(engine.process.pid)
     return found
+
+
+def _remove_shared_kv(pid: int | None) -> None:
+    """LMCache's MP connector leaves the memory that its server maps when its process does not end by itself."""
+    for file in Path("/dev/shm").glob(f"lmcache_kv_{pid}_*"):
+        file.unlink(missing_ok=True)
 
 
 def _one_round(samples: Samples, prompt: list[int], a: VllmInstance, b: VllmInstance, plain: VllmInstance) -> None:
@@ -174,12 +181,13 @@ def main(arguments: Sequence[str]) -> None:
     out = report.console()
     model = ensure_model(options.cache_dir)
     folder = Path(tempfile.mkdtemp(prefix="maru-bench-lmcache-"))
-    setting = Setting(model, options.shims.resolve(), folder)
     prompts = prompts_of(model)
     results: dict[str, Any] = {}
     begun = time.monotonic()
     for way in (way for way in WAYS if way.name in options.ways.split(",")):
-        results[way.name] = _measured(way, setting, contexts, options.rounds, prompts, out)
+        with tempfile.TemporaryDirectory(prefix="maru-bench-", dir="/dev/shm") as memory:
+            setting = Setting(model, options.shims.resolve(), folder, Path(memory))
+            results[way.name] = _measured(way, setting, contexts, options.rounds, prompts, out)
     out.print(table(results, contexts))
     document = {
         "model": MODEL_NAME,

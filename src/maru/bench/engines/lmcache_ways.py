@@ -49,6 +49,8 @@ class Setting:
     """Where the modules lie that let LMCache run without a GPU."""
     folder: Path
     """For configuration and logs."""
+    shared_memory: Path
+    """For what a rival keeps in memory as files."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Way:
             for command, ready_url in _SERVERS[self.name](setting) if self.name in _SERVERS else []:
                 stack.enter_context(_running(command, ready_url, setting.folder / f"{self.name}-server.log"))
             yield
-        if self.name.startswith("maru"):
+        if "maru" in self.name:
             maru.Pool.destroy(f"maru:///{_POOL}", force=True)
 
 
@@ -102,12 +104,20 @@ WAYS = (
         f"lmcache server --l1-size-gb {CACHE_GIB} --no-l1-use-lazy, mp_transfer_mode lmcache_driven",
     ),
     Way(
+        "mp-l2-maru", "LMCache MP mode, two servers, Maru as L2", True,
+        f"two servers of {CACHE_GIB // 2} GB with the L2 adapter maru_lmcache.l2; A at the first, B at the second",
+    ),
+    Way(
+        "mp-l2-fs", "LMCache MP mode, two servers, fs as L2", True,
+        f"two servers of {CACHE_GIB // 2} GB with the L2 adapter fs in /dev/shm; A at the first, B at the second",
+    ),
+    Way(
         "p2p", "LMCache MP mode, P2P over NIXL/UCX", True,
         f"coordinator, two servers of {CACHE_GIB // 2} GB; A at the first, B at the second",
     ),
 )  # fmt: skip
 _POOL = f"bench-lmcache-{os.getpid()}"
-_PORTS = {"mp": 17601, "p2p-0": 17611, "p2p-1": 17612, "coordinator": 17620}
+_PORTS = {"mp": 17601, "server-0": 17611, "server-1": 17612, "coordinator": 17620}
 
 
 def missing_for(way: Way) -> str:
@@ -165,7 +175,9 @@ _CONFIGURE: dict[str, Configure] = {
     "maru-local-cpu": _maru_local_cpu,
     "local-cpu": _local_cpu,
     "mp": lambda _setting, _number: _server_client(_PORTS["mp"]),
-    "p2p": lambda _setting, number: _server_client(_PORTS[f"p2p-{number}"]),
+    "p2p": lambda _setting, number: _server_client(_PORTS[f"server-{number}"]),
+    "mp-l2-maru": lambda _setting, number: _server_client(_PORTS[f"server-{number}"]),
+    "mp-l2-fs": lambda _setting, number: _server_client(_PORTS[f"server-{number}"]),
 }
 
 
@@ -190,7 +202,7 @@ def _p2p_servers(_setting: Setting) -> list[tuple[list[str], str]]:
     ]  # fmt: skip
     peers = [
         _lmcache_server(
-            _PORTS[f"p2p-{number}"], CACHE_GIB / 2, "--instance-id", f"server-{number}",
+            _PORTS[f"server-{number}"], CACHE_GIB / 2, "--instance-id", f"server-{number}",
             "--coordinator-url", f"http://127.0.0.1:{port}", "--coordinator-advertise-ip", "127.0.0.1",
             "--p2p-advertise-url", f"127.0.0.1:{port + 1 + number}",
         )
@@ -199,7 +211,28 @@ def _p2p_servers(_setting: Setting) -> list[tuple[list[str], str]]:
     return [(coordinator, f"tcp://127.0.0.1:{port}"), *peers]
 
 
-_SERVERS: dict[str, Callable[[Setting], list[tuple[list[str], str]]]] = {"mp": _mp_servers, "p2p": _p2p_servers}
+def _l2_servers(l2: dict[str, Any]) -> list[tuple[list[str], str]]:
+    return [
+        _lmcache_server(_PORTS[f"server-{number}"], CACHE_GIB / 2, "--l2-adapter", json.dumps(l2)) for number in (0, 1)
+    ]
+
+
+def _l2_maru_servers(_setting: Setting) -> list[tuple[list[str], str]]:
+    place = {"module_path": "maru_lmcache.l2", "class_name": "MaruL2Adapter"}
+    pool = {"pool": f"maru:///{_POOL}?size={CACHE_GIB}GiB"}
+    return _l2_servers({"type": "plugin", "shared": True, **place, "adapter_params": pool})
+
+
+def _l2_fs_servers(setting: Setting) -> list[tuple[list[str], str]]:
+    return _l2_servers({"type": "fs", "base_path": str(setting.shared_memory / "l2-fs")})
+
+
+_SERVERS: dict[str, Callable[[Setting], list[tuple[list[str], str]]]] = {
+    "mp": _mp_servers,
+    "mp-l2-maru": _l2_maru_servers,
+    "mp-l2-fs": _l2_fs_servers,
+    "p2p": _p2p_servers,
+}
 
 
 @contextmanager
