@@ -26,7 +26,7 @@ from maru.address import Address, read_address
 from maru.attachment import Attachment, Page
 from maru.config import format_size, redact
 from maru.errors import MaruError, PoolError
-from maru.handler_config import MaruConfig
+from maru.handler_config import MaruConfig, show_log
 from maru.handler_stats import Allocator, RegionManager, handler_stats
 from maru.pool import Outcome, Pool
 from maru.string_keys import KEY_BYTES, Lookups, pack_keys
@@ -108,6 +108,7 @@ class MaruHandler:
 
     def connect(self) -> bool:
         """Attach to the pool, or make it. True when attached; False, with one line in the log, when that cannot be."""
+        show_log()
         with self._lock:
             if self._closed:
                 _log.error("this MaruHandler was closed; make a new one")

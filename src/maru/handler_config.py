@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from dataclasses import dataclass
@@ -55,3 +56,18 @@ class MaruConfig:
             raise ValueError("expand_size means nothing with auto_expand=False; leave one of them out")
         if self.expand_size is not None and self.expand_size < self.chunk_size_bytes:
             raise ValueError(f"expand_size {self.expand_size} is below chunk_size_bytes {self.chunk_size_bytes}")
+
+
+def show_log() -> None:
+    """Let people see what the handler says: at MARU_LOG_LEVEL, else LMCache's, else INFO; an unknown level is INFO.
+
+    A program that arranged its logging itself keeps its arrangement.
+    """
+    log = logging.getLogger("maru")
+    if log.level == logging.NOTSET:
+        name = os.environ.get("MARU_LOG_LEVEL") or os.environ.get("LMCACHE_LOG_LEVEL") or "INFO"
+        log.setLevel(logging.getLevelNamesMapping().get(name.strip().upper(), logging.INFO))
+    if not log.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("[%(asctime)s] maru %(levelname)s: %(message)s"))
+        log.addHandler(handler)

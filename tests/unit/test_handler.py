@@ -10,6 +10,7 @@ import pytest
 
 import maru
 from maru import AllocHandle, MaruConfig, MaruHandler
+from maru.handler_config import show_log
 
 CHUNK = 64 << 10
 
@@ -95,6 +96,29 @@ def test_the_environment_wins_over_arguments(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MARU_STAT", "perhaps")
     with pytest.raises(ValueError, match="MARU_STAT"):
         MaruConfig()
+
+
+@pytest.mark.parametrize(
+    ("maru_level", "lmcache_level", "wanted"),
+    [("DEBUG", "ERROR", "DEBUG"), ("", "error", "ERROR"), ("", "", "INFO"), ("loud", "", "INFO")],
+)
+def test_the_log_level_is_marus_then_lmcaches_then_info(
+    monkeypatch: pytest.MonkeyPatch, maru_level: str, lmcache_level: str, wanted: str
+) -> None:
+    log = logging.getLogger("maru")
+    monkeypatch.setattr(log, "level", logging.NOTSET)
+    monkeypatch.setenv("MARU_LOG_LEVEL", maru_level)
+    monkeypatch.setenv("LMCACHE_LOG_LEVEL", lmcache_level)
+    show_log()
+    assert logging.getLevelName(log.level) == wanted
+    log.setLevel(logging.NOTSET)
+
+
+def test_a_program_that_set_its_own_level_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = logging.getLogger("maru")
+    monkeypatch.setattr(log, "level", logging.CRITICAL)
+    show_log()
+    assert log.level == logging.CRITICAL
 
 
 # Connecting
