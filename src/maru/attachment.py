@@ -73,10 +73,8 @@ class Attachment:
         return len(self._views)
 
     def close(self) -> None:
-        """Give back what has no key, drop the key pins, and let go of the pool. Views that somebody holds stay good."""
+        """Drop the key pins and let go of the pool. Held views stay good; pages go back when they are dropped."""
         self.key_pins.close()
-        for page in list(self._pages.values()):
-            page.discard()
         self.pool.close()
 
     def page_of(self, draft: Draft) -> tuple[Page, int, int]:

@@ -138,7 +138,7 @@ class MaruHandler:
         return attached
 
     def close(self) -> None:
-        """Let go of the pool. What was stored stays, views that somebody holds stay good, the rest goes back."""
+        """Let go of the pool. What was stored stays, held views stay good, pages go back when they are dropped."""
         with self._lock:
             self._closed = True
             attached, self._attached = self._attached, None

@@ -183,6 +183,19 @@ def test_after_close_calls_raise_and_close_is_idempotent(handler: MaruHandler) -
             call()
 
 
+def test_a_handle_that_outlives_its_handler_gives_its_memory_back_when_dropped(url: str) -> None:
+    handler = MaruHandler(config(url))
+    handler.connect()
+    handle = handler.alloc(CHUNK)
+    handler.close()
+    handle.buf[:] = b"w" * CHUNK  # Still its own memory, and nobody else's.
+    with maru.Pool.attach(url) as pool:
+        assert pool.allocate(512 << 10) is not None
+        before = pool.stats()["counters"]["discarded"]
+        del handle
+        assert pool.stats()["counters"]["discarded"] == before + 1
+
+
 # Storing and reading
 
 
