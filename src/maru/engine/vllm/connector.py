@@ -1,0 +1,166 @@
+"""What vLLM calls. Each call goes to the scheduler's side or the worker's side; nothing is decided here but failure.
+
+Raises at start for what will never work: a bad address, an unknown setting, a model that does not fit. A pool that
+fails, at start or later, turns the connector off: one line in the log, and vLLM computes.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorWorkerMetadata,
+)
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+from maru.address import read_address
+from maru.engine.vllm.fit import CHUNK_TOKENS, identity_of, shape_of
+from maru.engine.vllm.plan import Done, Plan
+from maru.engine.vllm.scheduler import SchedulerSide
+from maru.engine.vllm.worker import WorkerSide
+from maru.errors import BadUrl, MaruError
+from maru.pool import Pool
+
+log = logging.getLogger("maru.vllm")
+
+_SETTINGS = {"pool", "chunk_tokens", "tenant"}
+
+
+class MaruConnector(KVConnectorBase_V1):  # type: ignore[misc]
+    """vLLM's KV in a pool: what one instance computed, every other one of the host finds.
+
+    `kv_connector_extra_config`: `pool` (an address, as maru:///NAME?size=8GiB), `chunk_tokens` (256, rounded down to
+    whole blocks), `tenant`.
+    """
+
+    _cache_hit_source = CacheHitSource.HOST
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        settings = dict(self._kv_transfer_config.kv_connector_extra_config or {})
+        unknown = sorted(set(settings) - _SETTINGS)
+        if unknown or not settings.get("pool"):
+            raise BadUrl(
+                f"kv_connector_extra_config knows {', '.join(sorted(_SETTINGS))}"
+                + (f", not {', '.join(unknown)}" if unknown else "; `pool` is missing")
+            )
+        if self._kv_transfer_config.kv_load_failure_policy != "recompute" and role == KVConnectorRole.SCHEDULER:
+            log.warning('kv_load_failure_policy is not "recompute": a chunk that cannot be loaded fails its request')
+        self._shape = shape_of(vllm_config, kv_cache_config, int(settings.get("chunk_tokens", CHUNK_TOKENS)))
+        self._identity = identity_of(vllm_config, kv_cache_config, self._shape, str(settings.get("tenant", "default")))
+        self._ranks = int(vllm_config.parallel_config.tensor_parallel_size)
+        address = read_address(str(settings["pool"]))
+        self._is_off = False
+        self._pool: Pool | None = None
+        self._scheduler: SchedulerSide | None = None
+        self._worker: WorkerSide | None = None
+        try:
+            self._pool = Pool.open(address.url)
+            namespace = self._pool.namespace(self._identity)
+        except (MaruError, OSError) as error:
+            self._turn_off("open the pool", error)
+            return
+        if role == KVConnectorRole.SCHEDULER:
+            self._scheduler = SchedulerSide(self._pool, namespace, self._shape, self._ranks, self._turn_off)
+        else:
+            self._worker = WorkerSide(
+                self._pool, namespace, self._shape, _rank(self._ranks), self._ranks, self._turn_off
+            )
+        log.info("%s in pool %s, chunks of %d tokens", role.name, self._pool.config.url, self._shape.chunk_tokens)
+
+    def _turn_off(self, doing: str, error: Exception) -> None:
+        """Everything is a miss from now on."""
+        if not self._is_off:
+            self._is_off = True
+            log.error("could not %s: %s; vLLM computes everything itself from now on", doing, error)
+
+    def _works(self) -> bool:
+        """Is there a pool? One that was destroyed under us is not looked for again."""
+        if not self._is_off and self._pool is not None and self._pool.destroyed:
+            self._turn_off("go on", MaruError("the pool was destroyed"))
+        return not self._is_off
+
+    # The scheduler's side
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        """Tokens in the pool beyond those computed. They are loaded in the step that schedules the request."""
+        if self._scheduler is None or not self._works():
+            return 0, False
+        return self._scheduler.matched_tokens(request, num_computed_tokens), False
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        if self._scheduler:
+            self._scheduler.allocated(request, blocks, num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
+        return self._scheduler.plan(scheduler_output) if self._scheduler else Plan()
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        done = connector_output.kv_connector_worker_meta
+        if self._scheduler and isinstance(done, Done):
+            self._scheduler.done(done)
+        if self._scheduler and connector_output.invalid_block_ids:
+            self._scheduler.not_loaded(connector_output.invalid_block_ids)
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        """Nothing is pending: what was computed is stored in the step that computed it."""
+        if self._scheduler:
+            self._scheduler.finished(request.request_id)
+        return False, None
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """A cache: what is not stored is a miss later."""
+        return False
+
+    # The worker's side
+
+    def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        if self._worker:
+            self._worker.register(kv_caches)
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Fill all layers' blocks: on a CPU there is no copy engine that a layer's computing could hide."""
+        plan = self._get_connector_metadata()
+        assert isinstance(plan, Plan)
+        if self._worker:
+            self._works()
+            self._worker.load(plan.loads)
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        return
+
+    def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
+        return
+
+    def wait_for_save(self) -> None:
+        """Store what this step computed, of all layers, before anybody may overwrite its blocks."""
+        plan = self._get_connector_metadata()
+        assert isinstance(plan, Plan)
+        if plan.saves and self._worker and self._works():
+            self._worker.save(plan.saves)
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return self._worker.take_invalid() if self._worker else set()
+
+    def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
+        return self._worker.take_done() if self._worker else None
+
+    def shutdown(self) -> None:
+        if self._scheduler:
+            self._scheduler.close()
+        if self._pool:
+            self._pool.close()
+
+
+def _rank(ranks: int) -> int:
+    """This worker's number among those that hold slices of the same chunk."""
+    if ranks == 1:
+        return 0
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    return int(get_tensor_model_parallel_rank())

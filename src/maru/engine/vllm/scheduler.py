@@ -1,0 +1,207 @@
+"""The scheduler's side: which chunks a request finds in the pool, which blocks they go to, and what it leaves behind.
+
+Holds:      for each request its keys, what of its prefix is pinned, its blocks, and how far it was stored.
+Promises:   what a request was told stays pinned until every worker has loaded it, or the request has gone, or
+            `PIN_AGE_S` is over. Asking twice changes nothing. Any trouble with the pool is a miss.
+Leaves:     bytes to the workers.
+
+Only prompts are stored, not answers: what decoding computes differs from what a prefill would in the last bits, and the
+next turn's prefill brings it anyway.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from maru.engine.vllm.fit import Shape, request_seed
+from maru.engine.vllm.plan import Done, Load, Plan, Save
+from maru.errors import MaruError
+from maru.native import core
+from maru.pool import Namespace, PinnedPrefix, Pool
+
+KEY_BYTES = 16
+PIN_AGE_S = 120.0
+
+
+@dataclass
+class _Request:
+    keys: bytes
+    """Of the prompt's whole chunks."""
+    pinned: PinnedPrefix | None = None
+    pinned_at_s: float = 0.0
+    local_tokens: int = 0
+    """Computed by this engine before, as it said when it asked."""
+    load: tuple[int, int] | None = None
+    """Tokens to load: from, to."""
+    blocks: list[int] = field(default_factory=list)
+    stored_chunks: int = 0
+    """Leading chunks that are in the pool, or were handed to a worker to store."""
+
+    @property
+    def chunk_count(self) -> int:
+        return len(self.keys) // KEY_BYTES
+
+    def let_go(self) -> None:
+        if self.pinned is not None:
+            self.pinned.release()
+            self.pinned = None
+
+
+class SchedulerSide:
+    """One a scheduler. Not thread-safe, as the scheduler is not."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        namespace: Namespace,
+        shape: Shape,
+        worker_count: int,
+        failed: Callable[[str, Exception], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pool = pool
+        self._namespace = namespace
+        self._shape = shape
+        self._worker_count = worker_count
+        self._failed = failed
+        self._clock = clock
+        self._requests: dict[str, _Request] = {}
+        self._loaded: dict[str, int] = {}
+
+    def matched_tokens(self, request: Any, computed_tokens: int) -> int:
+        """How many tokens beyond `computed_tokens` are in the pool, and pinned from now on."""
+        state = self._state_of(request)
+        # The last token is always computed: the model needs one to answer from.
+        usable = min(state.chunk_count, (request.num_tokens - 1) // self._shape.chunk_tokens)
+        state.local_tokens = computed_tokens
+        if usable * self._shape.chunk_tokens <= computed_tokens:
+            return 0
+        if state.pinned is None or len(state.pinned) < usable:
+            self._pin(state, usable)
+        found = min(usable, len(state.pinned) if state.pinned else 0) * self._shape.chunk_tokens
+        return int(max(0, found - computed_tokens))
+
+    def allocated(self, request: Any, blocks: Any, external_tokens: int) -> None:
+        """vLLM has blocks for the request; `external_tokens` of them are ours to fill."""
+        state = self._state_of(request)
+        state.load = (state.local_tokens, state.local_tokens + external_tokens) if external_tokens > 0 else None
+        state.blocks = list(blocks.get_block_ids()[0])
+        if external_tokens == 0:
+            state.let_go()
+
+    def plan(self, output: Any) -> Plan:
+        """What the workers do in this step."""
+        plan = Plan()
+        for new in output.scheduled_new_reqs:
+            self._step(plan, new.req_id, list(new.block_ids[0]), True, new.num_computed_tokens, output)
+        cached = output.scheduled_cached_reqs
+        for at, request_id in enumerate(cached.req_ids):
+            added = cached.new_block_ids[at]
+            blocks = list(added[0]) if added is not None else []
+            whole = request_id in cached.resumed_req_ids
+            self._step(plan, request_id, blocks, whole, cached.num_computed_tokens[at], output)
+        self._let_go_of_the_old()
+        return plan
+
+    def done(self, done: Done) -> None:
+        """Workers have loaded: the last of them ends the pins, for the worker's copies need them no more."""
+        for request_id, count in done.loaded.items():
+            self._loaded[request_id] = self._loaded.get(request_id, 0) + count
+            if self._loaded[request_id] >= self._worker_count:
+                del self._loaded[request_id]
+                if request_id in self._requests:
+                    self._requests[request_id].let_go()
+
+    def not_loaded(self, blocks: set[int]) -> None:
+        """These blocks could not be filled: vLLM computes them again, and what comes after them is stored again."""
+        for state in self._requests.values():
+            if not blocks.isdisjoint(state.blocks):
+                state.stored_chunks = 0
+                state.let_go()
+
+    def finished(self, request_id: str) -> None:
+        """The request has gone, however."""
+        self._loaded.pop(request_id, None)
+        state = self._requests.pop(request_id, None)
+        if state is not None:
+            state.let_go()
+
+    def close(self) -> None:
+        for request_id in list(self._requests):
+            self.finished(request_id)
+
+    @property
+    def pinned_requests(self) -> int:
+        return sum(state.pinned is not None for state in self._requests.values())
+
+    def _state_of(self, request: Any) -> _Request:
+        state = self._requests.get(request.request_id)
+        if state is None:
+            state = self._requests[request.request_id] = _Request(self._keys_of(request))
+        return state
+
+    def _keys_of(self, request: Any) -> bytes:
+        """Empty for a prompt that has no token ids: embeddings have no keys."""
+        tokens = request.prompt_token_ids
+        if tokens is None or getattr(request, "prompt_embeds", None) is not None:
+            return b""
+        seed = request_seed(self._namespace.digest, request)
+        return core.chunk_keys(array("q", tokens), self._shape.chunk_tokens, seed)
+
+    def _pin(self, state: _Request, usable: int) -> None:
+        try:
+            pinned = self._pool.pin(memoryview(state.keys)[: usable * KEY_BYTES])
+        except MaruError as error:
+            self._failed("look a prompt up", error)
+            return
+        state.let_go()
+        if len(pinned) == 0:
+            pinned.release()
+            return
+        state.pinned, state.pinned_at_s = pinned, self._clock()
+        state.stored_chunks = max(state.stored_chunks, len(pinned))
+
+    def _step(self, plan: Plan, request_id: str, blocks: list[int], whole: bool, computed: int, output: Any) -> None:
+        state = self._requests.get(request_id)
+        if state is None:
+            return
+        state.blocks = blocks if whole else state.blocks + blocks
+        if state.load is not None:
+            plan.loads.append(self._load(request_id, state, *state.load))
+            state.load = None
+        done = (computed + output.num_scheduled_tokens[request_id]) // self._shape.chunk_tokens
+        done = min(done, state.chunk_count, len(state.blocks) // self._shape.blocks_per_chunk)
+        if done > state.stored_chunks:
+            plan.saves.append(self._save(request_id, state, state.stored_chunks, done))
+            state.stored_chunks = done
+
+    def _load(self, request_id: str, state: _Request, first_token: int, end_token: int) -> Load:
+        shape = self._shape
+        first_chunk, end_chunk = first_token // shape.chunk_tokens, -(-end_token // shape.chunk_tokens)
+        first_block, end_block = first_token // shape.block_tokens, end_token // shape.block_tokens
+        return Load(
+            request_id,
+            state.keys[first_chunk * KEY_BYTES : end_chunk * KEY_BYTES],
+            tuple(state.blocks[first_block:end_block]),
+            first_block - first_chunk * shape.blocks_per_chunk,
+        )
+
+    def _save(self, request_id: str, state: _Request, first: int, end: int) -> Save:
+        per_chunk = self._shape.blocks_per_chunk
+        return Save(
+            request_id,
+            state.keys[first * KEY_BYTES : end * KEY_BYTES],
+            state.keys[(first - 1) * KEY_BYTES : first * KEY_BYTES] if first else None,
+            tuple(state.blocks[first * per_chunk : end * per_chunk]),
+        )
+
+    def _let_go_of_the_old(self) -> None:
+        """A request that waits for a place longer than this asks again, and may find less."""
+        too_old = self._clock() - PIN_AGE_S
+        for state in self._requests.values():
+            if state.pinned is not None and state.pinned_at_s < too_old and state.load is None:
+                state.let_go()
