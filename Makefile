@@ -85,6 +85,7 @@ hit-rates: setup  ## Replay traces of requests through a pool smaller than they 
 bench-lmcache: setup engines  ## Measure vLLM with LMCache, with Maru and in every other way it has (20 min).
 	@$(ENGINES_PIP) install --quiet --no-deps nixl==1.5.1 nixl-cu12==1.5.1
 	@$(ENGINES_PYTHON) -m maru.bench lmcache
+	@$(ENGINES_PYTHON) -m maru.bench lmcache-copies
 
 stress: setup  ## Kill processes at random, alone and in pairs, for MINUTES (default 10), with a seed that can be run again.
 	@MARU_CORE=testing $(VENV_PYTHON) -m maru.testing.stress --seconds $$(( $(MINUTES) * 60 )) --seed $(SEED)

@@ -11,5 +11,6 @@ compared with. Needs numpy, which the `bench` extra installs.
     machine             the facts that a figure means nothing without
     report              the table, the progress bar and the JSON file
     rivals              the pool beside other stores, each in processes of its own: `python -m maru.bench rivals`
-    engines             whole serving engines: vLLM with LMCache, way by way: `python -m maru.bench lmcache`
+    engines             whole serving engines: vLLM with LMCache, way by way: `python -m maru.bench lmcache`; and what
+                        LMCache copies into stores and out: `python -m maru.bench lmcache-copies`
 """

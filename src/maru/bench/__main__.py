@@ -1,4 +1,4 @@
-"""`python -m maru.bench`: measure, show the table, write the JSON file. `… rivals` and `… lmcache` hand over."""
+"""`python -m maru.bench`: measure, show the table, write the JSON file. `… rivals`, `… lmcache[-copies]` hand over."""
 
 from __future__ import annotations
 
@@ -31,13 +31,18 @@ def main() -> None:
 
         lmcache_ttft(sys.argv[2:])
         return
+    if sys.argv[1:2] == ["lmcache-copies"]:
+        from maru.bench.engines.lmcache_copies import main as lmcache_copies
+
+        lmcache_copies(sys.argv[2:])
+        return
     from maru.bench import ground, machine, pool_figures, report
 
     parser = argparse.ArgumentParser(
         prog="python -m maru.bench",
         description="Measure the pool on this machine.",
         epilog="`python -m maru.bench rivals` measures it beside what one would use instead, `… lmcache` measures "
-        "vLLM with LMCache.",
+        "vLLM with LMCache, `… lmcache-copies` what LMCache copies into stores and out.",
     )
     parser.add_argument("--json", type=Path, default=DEFAULT_JSON, metavar="PATH", help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a few seconds, for a first look; figures are rough")
