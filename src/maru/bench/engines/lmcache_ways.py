@@ -90,6 +90,7 @@ class Way:
 
 WAYS = (
     Way("prefix-cache", "vLLM's own prefix cache, one process", False, "enable_prefix_caching"),
+    Way("maru-connector", "Maru's own connector, no LMCache", True, "kv_connector: MaruConnector, pool: maru:///NAME"),
     Way(
         "maru", "LMCache + Maru", True,
         f"maru_path: maru:///NAME, maru_pool_size: {CACHE_GIB}, max_local_cpu_size: 0",
@@ -150,6 +151,16 @@ def _local_cpu(setting: Setting, _number: int) -> tuple[dict[str, Any], dict[str
     return _in_process(setting, "local-cpu", {"local_cpu": True, "max_local_cpu_size": CACHE_GIB})
 
 
+def _own_connector(_setting: Setting, _number: int) -> tuple[dict[str, Any], dict[str, str]]:
+    return {
+        "kv_connector": "MaruConnector",
+        "kv_connector_module_path": "maru.engine.vllm",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {"pool": f"maru:///{_POOL}?size={CACHE_GIB}GiB", "chunk_tokens": CHUNK_TOKENS},
+    }, {}
+
+
 def _none(_setting: Setting, _number: int) -> tuple[None, dict[str, str]]:
     return None, {}
 
@@ -171,6 +182,7 @@ def _server_client(port: int) -> tuple[dict[str, Any], dict[str, str]]:
 
 _CONFIGURE: dict[str, Configure] = {
     "prefix-cache": _none,
+    "maru-connector": _own_connector,
     "maru": _maru,
     "maru-local-cpu": _maru_local_cpu,
     "local-cpu": _local_cpu,

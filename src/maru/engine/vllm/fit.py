@@ -1,9 +1,9 @@
 """Which vLLM configurations fit, and what makes two instances interchangeable.
 
-A chunk is some whole blocks of vLLM's, of every layer, as bytes: on a CPU the kernels pack keys and values inside a block
-as they like. So everything that decides how those bytes lie is part of the identity, and what this file does not know
-is refused: a model whose layers have different kinds of KV (sliding windows beside full attention, state-space layers,
-MLA) needs more than one kind of chunk.
+A chunk is some whole blocks of vLLM's, of every layer, as bytes: on a CPU the kernels pack keys and values inside a
+block as they like. So everything that decides how those bytes lie is part of the identity, and what this file does not
+know is refused: a model whose layers have different kinds of KV (sliding windows beside full attention, state-space
+layers, MLA) needs more than one kind of chunk.
 """
 
 from __future__ import annotations
