@@ -74,7 +74,7 @@ test: lint engines  ## Lint, then run every test.
 	@echo '==> pytest'
 	@$(VENV_PYTHON) -m pytest
 	@echo '==> pytest, with vLLM and LMCache'
-	@PYTHONHASHSEED=0 $(ENGINES_PYTHON) -m pytest -o filterwarnings=default tests/with_lmcache
+	@PYTHONHASHSEED=0 $(ENGINES_PYTHON) -m pytest -o filterwarnings=default tests/with_lmcache tests/with_vllm
 
 bench: setup  ## Measure the pool on this machine.
 	@$(VENV_PYTHON) -m maru.bench

@@ -57,6 +57,11 @@ class EngineConfig:
     """The one core it computes on; None: all of them."""
     prefix_caching: bool = False
     max_tokens: int = 8192
+    """Of a prompt with its answer."""
+    batched_tokens: int | None = None
+    """At most so many in one step; None: a whole prompt."""
+    block_count: int | None = None
+    """vLLM's blocks; None: as many as `kv_gib` holds."""
     kv_gib: int = 1
     log: Path | None = None
 
@@ -105,18 +110,29 @@ class VllmInstance:
         self.send(prompt_ids, max_tokens)
         return self.receive()
 
+    def ask_many(self, prompts: Sequence[Sequence[int]], max_tokens: int = 1) -> list[Answer]:
+        """Answer all of them at once; each answer's times are those of the whole. Raises EngineFailed."""
+        self._send([list(prompt) for prompt in prompts], max_tokens)
+        return self._answers(ANSWER_DEADLINE_S)
+
     def send(self, prompt_ids: Sequence[int], max_tokens: int = 1) -> None:
-        """Ask, and do something else meanwhile."""
-        try:
-            self._conn.send((list(prompt_ids), max_tokens))
-        except OSError as error:
-            raise self._failed(f"is gone: {error}") from None
+        """Ask, and do something else meanwhile. Raises EngineFailed."""
+        self._send([list(prompt_ids)], max_tokens)
 
     def receive(self, timeout_s: float = ANSWER_DEADLINE_S) -> Answer:
         """The answer to the oldest question. Raises EngineFailed."""
-        answer = self._receive(timeout_s)
-        assert isinstance(answer, Answer)
-        return answer
+        return self._answers(timeout_s)[0]
+
+    def _send(self, prompts: list[list[int]], max_tokens: int) -> None:
+        try:
+            self._conn.send((prompts, max_tokens))
+        except OSError as error:
+            raise self._failed(f"is gone: {error}") from None
+
+    def _answers(self, timeout_s: float) -> list[Answer]:
+        answers = self._receive(timeout_s)
+        assert isinstance(answers, list)
+        return answers
 
     def kill(self) -> None:
         """SIGKILL, as a machine out of memory would."""
@@ -170,8 +186,8 @@ def _run(conn: Connection, config: EngineConfig) -> None:
         engine = _start(config)
         conn.send((True, None))
         while True:
-            prompt_ids, max_tokens = conn.recv()
-            conn.send((True, _answer(engine, prompt_ids, max_tokens)))
+            prompts, max_tokens = conn.recv()
+            conn.send((True, _answer(engine, prompts, max_tokens)))
     except EOFError:
         os._exit(0)
     except BaseException as error:
@@ -188,7 +204,7 @@ def _start(config: EngineConfig) -> Any:
         "dtype": "float32",
         "max_model_len": config.max_tokens,
         "max_num_seqs": 4,
-        "max_num_batched_tokens": config.max_tokens,
+        "max_num_batched_tokens": config.batched_tokens or config.max_tokens,
         "enable_prefix_caching": config.prefix_caching,
         "enforce_eager": True,
         "disable_log_stats": False,
@@ -196,22 +212,26 @@ def _start(config: EngineConfig) -> Any:
     }
     if config.kv_transfer is not None:
         settings["kv_transfer_config"] = dict(config.kv_transfer)
+    if config.block_count is not None:
+        settings["num_gpu_blocks_override"] = config.block_count
     engine = LLM(**settings)
-    _answer(engine, [7] * 40, 2)  # What is compiled or allocated at the first question belongs to the start.
+    _answer(engine, [[7] * 40], 2)  # What is compiled or allocated at the first question belongs to the start.
     return engine
 
 
-def _answer(engine: Any, prompt_ids: list[int], max_tokens: int) -> Answer:
+def _answer(engine: Any, prompts: list[list[int]], max_tokens: int) -> list[Answer]:
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
     begun = time.monotonic()
-    output = engine.generate({"prompt_token_ids": prompt_ids}, sampling, use_tqdm=False)[0]
+    outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
     total_s = time.monotonic() - begun
-    ttft_s = getattr(getattr(output, "metrics", None), "first_token_latency", None)
-    return Answer(
-        output_ids=tuple(output.outputs[0].token_ids),
-        ttft_s=total_s if max_tokens == 1 or not ttft_s else ttft_s,
-        total_s=total_s,
-        cached_tokens=int(output.num_cached_tokens or 0),
-    )
+    return [
+        Answer(
+            output_ids=tuple(output.outputs[0].token_ids),
+            ttft_s=total_s if max_tokens == 1 else getattr(output.metrics, "first_token_latency", 0.0) or total_s,
+            total_s=total_s,
+            cached_tokens=int(output.num_cached_tokens or 0),
+        )
+        for output in outputs
+    ]

@@ -27,6 +27,7 @@ from maru.pool import Pool
 
 log = logging.getLogger("maru.vllm")
 
+_told: set[str] = set()
 _SETTINGS = {"pool", "chunk_tokens", "tenant"}
 
 
@@ -73,10 +74,12 @@ class MaruConnector(KVConnectorBase_V1):  # type: ignore[misc]
         log.info("%s in pool %s, chunks of %d tokens", role.name, self._pool.config.url, self._shape.chunk_tokens)
 
     def _turn_off(self, doing: str, error: Exception) -> None:
-        """Everything is a miss from now on."""
-        if not self._is_off:
-            self._is_off = True
-            log.error("could not %s: %s; vLLM computes everything itself from now on", doing, error)
+        """Everything is a miss from now on. Two sides in one process say so once."""
+        self._is_off = True
+        told = f"could not {doing}: {error}"
+        if told not in _told:
+            _told.add(told)
+            log.error("%s; vLLM computes everything itself from now on", told)
 
     def _works(self) -> bool:
         """Is there a pool? One that was destroyed under us is not looked for again."""

@@ -64,7 +64,7 @@ class SchedulerSide:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
-        self._namespace = namespace
+        self._digest = namespace.digest
         self._shape = shape
         self._worker_count = worker_count
         self._failed = failed
@@ -149,7 +149,7 @@ class SchedulerSide:
         tokens = request.prompt_token_ids
         if tokens is None or getattr(request, "prompt_embeds", None) is not None:
             return b""
-        seed = request_seed(self._namespace.digest, request)
+        seed = request_seed(self._digest, request)
         return core.chunk_keys(array("q", tokens), self._shape.chunk_tokens, seed)
 
     def _pin(self, state: _Request, usable: int) -> None:
