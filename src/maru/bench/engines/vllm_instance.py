@@ -157,7 +157,7 @@ class VllmInstance:
             if not self._conn.poll(timeout_s):
                 raise self._failed(f"gave no answer in {timeout_s:.0f} s")
             good, value = self._conn.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
             self.process.join(10)
             raise self._failed(f"died (exit code {self.process.exitcode})") from None
         if not good:
