@@ -19,7 +19,7 @@ CORE_SOURCES := $(wildcard pool/*.cpp pool/*.h)
 CPP_SOURCES := $(CORE_SOURCES) $(wildcard tests/native/*.cpp tests/native/*.h)
 
 # Read from pyproject.toml, so that a version is written down once.
-TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml | sort -u)
 NANOBIND := $(shell sed -n 's/^requires = .*"\(nanobind[^"]*\)".*/\1/p' pyproject.toml)
 SCIKIT_BUILD := $(shell sed -n 's/^requires = .*"\(scikit-build-core[^"]*\)".*/\1/p' pyproject.toml)
 

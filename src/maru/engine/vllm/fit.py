@@ -9,6 +9,7 @@ layers, MLA) needs more than one kind of chunk.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,9 @@ def identity_of(vllm_config: Any, kv_cache_config: Any, shape: Shape, tenant: st
         f"spec {spec!r}",
     ]
     return Identity(
-        model=Path(str(model.model)).name,
+        model=_name(model.model),
         revision=_revision(model),
-        tokenizer=Path(str(model.tokenizer)).name,
+        tokenizer=_name(model.tokenizer),
         dtype=f"{model.dtype} kv {cache.cache_dtype}, quantization {model.quantization}",
         kv_layout="; ".join(layout),
         parallel=f"tp={parallel.tensor_parallel_size}",
@@ -113,13 +114,24 @@ def _platform() -> str:
     return f"cpu {torch.backends.cpu.get_cpu_capability()}"
 
 
+def _name(model: Any) -> str:
+    """A hub's name with its owner; of a local folder its own name, wherever it lies."""
+    path = Path(str(model))
+    return path.name if path.is_dir() else str(model)
+
+
 def _revision(model: Any) -> str:
-    """The weights' commit where there is one; of a local folder, its files' names and sizes and a sample of each."""
-    commit = getattr(getattr(model, "hf_config", None), "_commit_hash", None) or model.revision
+    """Digest of the configuration as vLLM runs it, overrides and all, and of which weights these are.
+
+    The weights' commit where there is one; of a local folder, its files' names and sizes and a sample of each.
+    """
+    facts = model.hf_config.to_dict()
+    for where in ("_name_or_path", "transformers_version"):
+        facts.pop(where, None)
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=16)
     folder = Path(str(model.model))
     if not folder.is_dir():
-        return str(commit or "")
-    digest = hashlib.blake2b(digest_size=16)
+        digest.update(str(getattr(model.hf_config, "_commit_hash", None) or model.revision).encode())
     for file in sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern)):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\n".encode())
