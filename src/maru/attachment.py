@@ -21,10 +21,11 @@ from maru.string_keys import lmcache_namespace
 class Page:
     """Memory that has no key yet. Its one owner is whoever holds it: dropped, it goes back."""
 
-    __slots__ = ("__weakref__", "_draft", "after_store", "size")
+    __slots__ = ("__weakref__", "_draft", "after_store", "pool", "size")
 
-    def __init__(self, draft: Draft) -> None:
+    def __init__(self, draft: Draft, pool: Pool) -> None:
         self._draft: Draft | None = draft
+        self.pool = pool
         self.size = draft.size
         self.after_store: Callable[[memoryview | None], None] | None = None
         """Called with the read-only view of what was stored."""
@@ -79,7 +80,7 @@ class Attachment:
 
     def page_of(self, draft: Draft) -> tuple[Page, int, int]:
         """New memory as (page, region, page index), to be found again as long as the page lives."""
-        page = Page(draft)
+        page = Page(draft, self.pool)
         self._pages[draft.offset] = page
         return page, *self._place_of(draft.offset)
 

@@ -486,4 +486,6 @@ def _with(url: str, parameter: str) -> str:
 
 
 def _page_behind(attached: Attachment, handle: AllocHandle) -> Page | None:
-    return handle.page or attached.page_at(handle.region_id, handle.page_index)
+    """None also for memory of a pool that was destroyed since: the one in its place has other memory."""
+    page = handle.page or attached.page_at(handle.region_id, handle.page_index)
+    return page if page and page.pool is attached.pool else None

@@ -383,7 +383,7 @@ def test_a_pool_destroyed_under_a_handler_is_a_miss_until_there_is_one_again(
 ) -> None:
     monkeypatch.setattr("maru.handler.REATTACH_PAUSE_S", 0.0)
     put(handler, "a")
-    unstored = handler.alloc(CHUNK)
+    unstored, of_the_old_pool = handler.alloc(CHUNK), handler.alloc(CHUNK)
     maru.Pool.destroy(url, force=True)
     assert read(handler, "a") == [None]
     assert not handler.healthcheck()
@@ -394,6 +394,8 @@ def test_a_pool_destroyed_under_a_handler_is_a_miss_until_there_is_one_again(
         put(newcomer, "c")
         assert read(handler, "c") == [content("c")]
         assert handler.healthcheck()
+        assert not handler.store("d", of_the_old_pool)
+        assert not handler.exists("d")
 
 
 def test_two_tenants_on_one_pool_do_not_see_each_other(handler: MaruHandler, url: str) -> None:
