@@ -20,6 +20,8 @@ CPP_SOURCES := $(CORE_SOURCES) $(wildcard tests/native/*.cpp tests/native/*.h)
 
 # Read from pyproject.toml, so that a version is written down once.
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml | sort -u)
+CORE_REQUIREMENTS := $(shell sed -n 's/^dependencies = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
+ENGINES_REQUIREMENTS := $(shell sed -n '/^engines = \[/,/^\]/s/^ *\("[^"]*"\),*/\1/p' pyproject.toml)
 NANOBIND := $(shell sed -n 's/^requires = .*"\(nanobind[^"]*\)".*/\1/p' pyproject.toml)
 SCIKIT_BUILD := $(shell sed -n 's/^requires = .*"\(scikit-build-core[^"]*\)".*/\1/p' pyproject.toml)
 
@@ -60,14 +62,10 @@ $(ENGINES_STAMP): pyproject.toml CMakeLists.txt $(CORE_SOURCES)
 	@test -x $(ENGINES_PYTHON) || { echo '==> Making .venv-engines'; $(PYTHON) -m venv .venv-engines; }
 	@echo '==> Installing vLLM and LMCache (some GB)'
 	@$(ENGINES_PIP) install --quiet 'pip>=24.1' '$(SCIKIT_BUILD)' '$(NANOBIND)' 'cmake>=3.20,<5' 'ninja>=1.11,<2'
-ifneq ($(strip $(TORCH_INDEX)),)
-	@$(ENGINES_PIP) install --index-url '$(TORCH_INDEX)' '$(TORCH)'
-else
-	@$(ENGINES_PIP) install --quiet '$(TORCH)'
-endif
-	@$(ENGINES_PIP) install --quiet --no-build-isolation --config-settings=build-dir=build/engines \
-	  --config-settings=cmake.define.MARU_TEST_BUILD=ON --editable '.[engines]'
-	@$(ENGINES_PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
+	@PIP='$(ENGINES_PIP)' REQUIREMENTS='$(CORE_REQUIREMENTS) $(ENGINES_REQUIREMENTS)' sh scripts/install_engines.sh
+	@$(ENGINES_PIP) install --no-build-isolation --no-deps --config-settings=build-dir=build/engines \
+	  --config-settings=cmake.define.MARU_TEST_BUILD=ON --editable .
+	@$(ENGINES_PIP) uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
 	@touch $(ENGINES_STAMP)
 
 test: lint engines  ## Lint, then run every test.

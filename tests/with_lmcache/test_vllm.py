@@ -6,6 +6,7 @@ LMCache supports no CPU with vLLM; `lmcache_on_cpu` gives it the one function th
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import inspect
 import json
 import os
@@ -24,7 +25,11 @@ ROOT = Path(__file__).parents[2]
 CHUNK_TOKENS = 256
 ANSWER_TOKENS = 12
 
-pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.engines,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="no vLLM: see make engines"),
+]
 
 
 @pytest.fixture(scope="module")
