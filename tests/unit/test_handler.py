@@ -103,22 +103,28 @@ def test_the_environment_wins_over_arguments(monkeypatch: pytest.MonkeyPatch) ->
     [("DEBUG", "ERROR", "DEBUG"), ("", "error", "ERROR"), ("", "", "INFO"), ("loud", "", "INFO")],
 )
 def test_the_log_level_is_marus_then_lmcaches_then_info(
-    monkeypatch: pytest.MonkeyPatch, maru_level: str, lmcache_level: str, wanted: str
+    maru_log: logging.Logger, monkeypatch: pytest.MonkeyPatch, maru_level: str, lmcache_level: str, wanted: str
 ) -> None:
-    log = logging.getLogger("maru")
-    monkeypatch.setattr(log, "level", logging.NOTSET)
     monkeypatch.setenv("MARU_LOG_LEVEL", maru_level)
     monkeypatch.setenv("LMCACHE_LOG_LEVEL", lmcache_level)
+    maru_log.setLevel(logging.NOTSET)
     show_log()
-    assert logging.getLevelName(log.level) == wanted
-    log.setLevel(logging.NOTSET)
+    assert logging.getLevelName(maru_log.level) == wanted
 
 
-def test_a_program_that_set_its_own_level_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_set_its_own_level_keeps_it(maru_log: logging.Logger) -> None:
+    maru_log.setLevel(logging.CRITICAL)
+    show_log()
+    assert maru_log.level == logging.CRITICAL
+
+
+@pytest.fixture
+def maru_log() -> Iterator[logging.Logger]:
+    """The logger, and afterwards its level as it was: by setLevel, which alone makes loggers forget levels."""
     log = logging.getLogger("maru")
-    monkeypatch.setattr(log, "level", logging.CRITICAL)
-    show_log()
-    assert log.level == logging.CRITICAL
+    level = log.level
+    yield log
+    log.setLevel(level)
 
 
 # Connecting
