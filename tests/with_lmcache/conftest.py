@@ -14,6 +14,7 @@ import maru
 
 os.environ.setdefault("LMCACHE_TRACK_USAGE", "false")
 os.environ.setdefault("LMCACHE_LOG_LEVEL", "ERROR")
+os.environ.setdefault("MARU_LOG_LEVEL", "INFO")  # Else LMCache's level is ours too.
 
 collect_ignore_glob = [] if importlib.util.find_spec("lmcache") else ["test_*.py"]
 
