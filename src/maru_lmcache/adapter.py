@@ -49,7 +49,7 @@ class LayoutRefused(MaruError, ValueError):
     hint = "give every group the same number of tokens in its third dimension, or use another storage backend"
 
 
-class PoolMemoryObj(TensorMemoryObj):  # type: ignore[misc]
+class PoolMemoryObj(TensorMemoryObj):
     """A tensor in the pool. Dropping it is enough: what it holds, memory or a pin, goes with it."""
 
     def __init__(self, raw: torch.Tensor, meta: MemoryObjMetadata, parent: CxlMemoryAdapter) -> None:
@@ -73,7 +73,7 @@ class PoolMemoryObj(TensorMemoryObj):  # type: ignore[misc]
             handle.page.discard()
 
 
-class CxlMemoryAdapter(MemoryAllocatorInterface):  # type: ignore[misc]
+class CxlMemoryAdapter(MemoryAllocatorInterface):
     """Allocates LMCache's objects in the pool, and finds stored ones there. Thread-safe."""
 
     def __init__(

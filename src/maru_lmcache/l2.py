@@ -85,7 +85,7 @@ def key_bytes(key: ObjectKey) -> bytes:
     return b"".join((_KEY_MARK, numbers, model, salt, key.chunk_hash))
 
 
-class MaruL2Adapter(L2AdapterInterface):  # type: ignore[misc]
+class MaruL2Adapter(L2AdapterInterface):
     """LMCache's second cache level in a pool that other servers of this host use too."""
 
     def __init__(self, params: dict[str, Any], l1_memory_desc: Any = None) -> None:

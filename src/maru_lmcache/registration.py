@@ -26,6 +26,7 @@ import torch
 
 PIECE_BYTES = 8 << 30
 PIECE_BYTES_MIN = 64 << 20
+CLOSE_DEADLINE_S = 30.0
 _PORTABLE_AND_MAPPED = 3
 
 _log = logging.getLogger("maru.lmcache")
@@ -115,7 +116,9 @@ class Registration:
             self._closing = True
             worker = self._worker
         if worker is not None:
-            worker.join()
+            worker.join(CLOSE_DEADLINE_S)
+            if worker.is_alive():
+                return False  # A driver that hangs: what it holds must stay where it is.
         with self._lock:
             starts, self._starts, self._ends = self._starts, [], []
         refused = [start for start in starts if not self._device.unpin_memory(self._address + start)]

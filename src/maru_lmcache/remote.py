@@ -65,7 +65,7 @@ class SettingRefused(MaruError, ValueError):
     hint = "use remote_serde: naive"
 
 
-class MaruConnectorAdapter(ConnectorAdapter):  # type: ignore[misc]
+class MaruConnectorAdapter(ConnectorAdapter):
     """Tells LMCache that `maru://` URLs, and the plug-in `maru`, are ours."""
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class MaruConnectorAdapter(ConnectorAdapter):  # type: ignore[misc]
         )
 
 
-class IdleConnector(RemoteConnector):  # type: ignore[misc]
+class IdleConnector(RemoteConnector):
     """The plug-in's own backend while `remote_url` has one already: knows nothing, keeps nothing."""
 
     async def exists(self, key: CacheEngineKey) -> bool:
@@ -132,7 +132,7 @@ class IdleConnector(RemoteConnector):  # type: ignore[misc]
         """Nothing to let go of."""
 
 
-class MaruConnector(RemoteConnector):  # type: ignore[misc]
+class MaruConnector(RemoteConnector):
     """LMCache's remote storage in a pool of this host. Works for workers and, without buffers, for schedulers."""
 
     def __init__(

@@ -10,6 +10,7 @@ import os
 import time
 from typing import Any
 
+SETTLE_DEADLINE_S = 30
 LAYERS, HEADS, HEAD_DIM, CHUNK_TOKENS = 4, 2, 16, 32
 
 
@@ -115,11 +116,11 @@ class EngineProcess:
 
     def settle(self) -> None:
         """Wait until LMCache's background puts are through."""
+        deadline = time.monotonic() + SETTLE_DEADLINE_S
         for backend in self.engine.storage_manager.storage_backends.values():
-            for _ in range(10_000):
-                if not getattr(backend, "put_tasks", None):
-                    break
-                backend.loop.call_soon_threadsafe(lambda: None)
+            while getattr(backend, "put_tasks", None):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{backend} still stores")
                 time.sleep(0.001)
 
     def lookup(self, prompt: int, count: int) -> int:

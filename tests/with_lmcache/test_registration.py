@@ -101,6 +101,16 @@ def test_closing_takes_back_every_piece_and_says_when_it_cannot() -> None:
     assert not registration.close()
 
 
+def test_a_driver_that_hangs_does_not_hang_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maru_lmcache.registration.CLOSE_DEADLINE_S", 0.01)
+    may = threading.Event()
+    registration = Registration(Notes(may=may), 0x1000, GIB, 256 * MIB)
+    registration.begin()
+    assert not registration.close()
+    may.set()
+    assert registration.wait(DEADLINE_S)
+
+
 @pytest.fixture
 def handler(pool_name: str) -> Iterator[maru.MaruHandler]:
     connected = maru.MaruHandler(

@@ -192,6 +192,23 @@ def test_killed_while_it_stores_it_hurts_nobody(
     assert a.ask(prompt, ANSWER).output_ids == plain.ask(prompt, ANSWER).output_ids
 
 
+def test_what_a_worker_cannot_load_is_computed_and_never_guessed(
+    three: tuple[VllmInstance, ...], config: Callable[..., EngineConfig], text_ids: list[int], pool_of_module: str
+) -> None:
+    a, _, plain = three
+    prompt = cut(text_ids, 18_000, 3 * CHUNK + 11)
+    wanted = a.ask(prompt, ANSWER).output_ids
+    assert wanted == plain.ask(prompt, ANSWER).output_ids
+    made = config("forgetful", 1, import_path=(str(Path(__file__).parent),))
+    own = {"kv_connector": "ForgetfulConnector", "kv_connector_module_path": "forgetful_connector"}
+    with VllmInstance(replace(made, kv_transfer={**(made.kv_transfer or {}), **own})) as forgetful:
+        answer = forgetful.wait_ready().ask(prompt, ANSWER)
+    assert answer.output_ids == wanted
+    with maru.Pool.attach(f"maru:///{pool_of_module}") as pool:
+        pool.reap()
+        assert pool.check() == []
+
+
 def test_with_few_blocks_requests_are_preempted_and_answer_right(
     three: tuple[VllmInstance, ...], config: Callable[..., EngineConfig], text_ids: list[int], pool_name: str
 ) -> None:

@@ -31,7 +31,7 @@ _told: set[str] = set()
 _SETTINGS = {"pool", "chunk_tokens", "tenant"}
 
 
-class MaruConnector(KVConnectorBase_V1):  # type: ignore[misc]
+class MaruConnector(KVConnectorBase_V1):
     """vLLM's KV in a pool: what one instance computed, every other one of the host finds.
 
     `kv_connector_extra_config`: `pool` (an address, as maru:///NAME?size=8GiB), `chunk_tokens` (256, rounded down to
@@ -59,6 +59,7 @@ class MaruConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._pool: Pool | None = None
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
+        self._unfilled: set[int] = set()
         try:
             self._pool = Pool.open(address.url)
             namespace = self._pool.namespace(self._identity)
@@ -133,6 +134,9 @@ class MaruConnector(KVConnectorBase_V1):  # type: ignore[misc]
         if self._worker:
             self._works()
             self._worker.load(plan.loads)
+        else:
+            # The scheduler has a pool and this worker has none: blocks that nobody fills must not be taken for filled.
+            self._unfilled.update(block for load in plan.loads for block in load.blocks)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         return
@@ -148,7 +152,8 @@ class MaruConnector(KVConnectorBase_V1):  # type: ignore[misc]
             self._worker.save(plan.saves)
 
     def get_block_ids_with_load_errors(self) -> set[int]:
-        return self._worker.take_invalid() if self._worker else set()
+        unfilled, self._unfilled = self._unfilled, set()
+        return unfilled | (self._worker.take_invalid() if self._worker else set())
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
         return self._worker.take_done() if self._worker else None

@@ -34,7 +34,7 @@ class Save:
 
 
 @dataclass
-class Plan(KVConnectorMetadata):  # type: ignore[misc]
+class Plan(KVConnectorMetadata):
     """One step."""
 
     loads: list[Load] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Plan(KVConnectorMetadata):  # type: ignore[misc]
 
 
 @dataclass
-class Done(KVConnectorWorkerMetadata):  # type: ignore[misc]
+class Done(KVConnectorWorkerMetadata):
     """How many workers have loaded what a request was promised. Pins may end when all of them have."""
 
     loaded: dict[str, int] = field(default_factory=dict)
