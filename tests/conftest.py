@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 import maru
+from pools import with_force_gone
 
 _numbers = itertools.count()
 
@@ -29,11 +30,3 @@ def pool(pool_url: str) -> Iterator[maru.Pool]:
     with maru.Pool.create(pool_url) as fresh:
         assert fresh.wait_ready(20)
         yield fresh
-
-
-def with_force_gone(url: str) -> None:
-    """Destroy the pool if it is there."""
-    try:
-        maru.Pool.destroy(url, force=True)
-    except maru.MaruError:
-        return

@@ -7,55 +7,11 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from handler_kit import CHUNK, config, content, counters, put, read
 
 import maru
 from maru import AllocHandle, MaruConfig, MaruHandler
 from maru.handler_config import show_log
-
-CHUNK = 64 << 10
-
-
-def config(url: str, **fields: object) -> MaruConfig:
-    return MaruConfig(server_url=url, pool_size=8 << 20, chunk_size_bytes=CHUNK, **fields)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def url(pool_url: str) -> str:
-    return pool_url
-
-
-@pytest.fixture
-def handler(url: str) -> Iterator[MaruHandler]:
-    with MaruHandler(config(url)) as connected:
-        assert connected.connected
-        yield connected
-
-
-@pytest.fixture
-def other(url: str, handler: MaruHandler) -> Iterator[MaruHandler]:
-    with MaruHandler(config(url)) as connected:
-        yield connected
-
-
-def put(handler: MaruHandler, *keys: str | int, size: int = CHUNK) -> list[bool]:
-    handles = [handler.alloc(size) for _ in keys]
-    for key, handle in zip(keys, handles, strict=True):
-        handle.buf[:] = content(key, size)
-    return handler.batch_store(keys, handles)
-
-
-def content(key: str | int, size: int = CHUNK) -> bytes:
-    return (repr(key).encode() * size)[:size]
-
-
-def read(handler: MaruHandler, *keys: str | int) -> list[bytes | None]:
-    return [bytes(info.view) if info else None for info in handler.batch_retrieve(keys)]
-
-
-def counters(handler: MaruHandler) -> dict[str, int]:
-    assert handler._attached is not None
-    return dict(handler._attached.pool.stats()["counters"])
-
 
 # Configuration
 
@@ -130,23 +86,26 @@ def maru_log() -> Iterator[logging.Logger]:
 # Connecting
 
 
-def test_making_a_handler_does_no_io(url: str) -> None:
-    handler = MaruHandler(config(url))
+def test_making_a_handler_does_no_io(pool_url: str) -> None:
+    handler = MaruHandler(config(pool_url))
     assert not handler.connected
     with pytest.raises(maru.errors.PoolNotFound):
-        maru.Pool.attach(url)
+        maru.Pool.attach(pool_url)
 
 
-def test_connect_is_idempotent_and_makes_the_pool(url: str) -> None:
-    handler = MaruHandler(config(url))
+def test_connect_is_idempotent_and_makes_the_pool(pool_url: str) -> None:
+    handler = MaruHandler(config(pool_url))
     assert handler.connect()
     assert handler.connect()
     assert handler.healthcheck()
     handler.close()
 
 
-def test_tcp_with_three_slashes_is_this_hosts_pool(url: str) -> None:
-    with MaruHandler(config(url.replace("maru://", "tcp://"))) as first, MaruHandler(config(url)) as second:
+def test_tcp_with_three_slashes_is_this_hosts_pool(pool_url: str) -> None:
+    with (
+        MaruHandler(config(pool_url.replace("maru://", "tcp://"))) as first,
+        MaruHandler(config(pool_url)) as second,
+    ):
         put(first, "a")
         assert second.exists("a")
 
@@ -160,20 +119,24 @@ def test_what_cannot_be_used_is_false_and_one_line_in_the_log(address: str, capl
     assert not handler.healthcheck()
 
 
-def test_another_size_asked_for_is_a_warning_and_no_failure(handler: MaruHandler, url: str) -> None:
-    assert MaruHandler(config(url.replace("size=8MiB", "size=64MiB"))).connect()
+def test_another_size_asked_for_is_a_warning_and_no_failure(
+    handler: MaruHandler, pool_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with MaruHandler(config(pool_url.replace("size=8MiB", "size=64MiB"))) as larger:
+        assert larger.connected
+    assert "64 MiB asked for are ignored" in caplog.text
 
 
 def test_a_chunk_that_no_slab_holds_is_refused_at_connect(
-    handler: MaruHandler, url: str, caplog: pytest.LogCaptureFixture
+    handler: MaruHandler, pool_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    large = MaruHandler(MaruConfig(server_url=url, pool_size=8 << 20, chunk_size_bytes=4 << 20))
+    large = MaruHandler(MaruConfig(server_url=pool_url, pool_size=8 << 20, chunk_size_bytes=4 << 20))
     assert not large.connect()
     assert "does not fit" in caplog.text
 
 
-def test_the_constructor_never_connects_and_enter_does_when_asked(url: str) -> None:
-    with MaruHandler(config(url, auto_connect=False)) as handler:
+def test_the_constructor_never_connects_and_enter_does_when_asked(pool_url: str) -> None:
+    with MaruHandler(config(pool_url, auto_connect=False)) as handler:
         assert not handler.connected
         with pytest.raises(RuntimeError, match="connect"):
             handler.alloc(1)
@@ -189,13 +152,13 @@ def test_after_close_calls_raise_and_close_is_idempotent(handler: MaruHandler) -
             call()
 
 
-def test_a_handle_that_outlives_its_handler_gives_its_memory_back_when_dropped(url: str) -> None:
-    handler = MaruHandler(config(url))
+def test_a_handle_that_outlives_its_handler_gives_its_memory_back_when_dropped(pool_url: str) -> None:
+    handler = MaruHandler(config(pool_url))
     handler.connect()
     handle = handler.alloc(CHUNK)
     handler.close()
     handle.buf[:] = b"w" * CHUNK  # Still its own memory, and nobody else's.
-    with maru.Pool.attach(url) as pool:
+    with maru.Pool.attach(pool_url) as pool:
         assert pool.allocate(512 << 10) is not None
         before = pool.stats()["counters"]["discarded"]
         del handle
@@ -361,8 +324,8 @@ def test_regions_are_told_when_asked_and_belong_to_everybody(handler: MaruHandle
     assert handler.pool_handle == (0, 0, 8 << 20, 0)
 
 
-def test_figures_have_the_references_shape(handler: MaruHandler, url: str) -> None:
-    with MaruHandler(config(url, enable_stats=True)) as counting:
+def test_figures_have_the_references_shape(handler: MaruHandler, pool_url: str) -> None:
+    with MaruHandler(config(pool_url, enable_stats=True)) as counting:
         put(counting, "a", "b")
         figures = counting.get_stats()
         manager = counting.owned_region_manager
@@ -385,18 +348,18 @@ def test_figures_have_the_references_shape(handler: MaruHandler, url: str) -> No
 
 
 def test_a_pool_destroyed_under_a_handler_is_a_miss_until_there_is_one_again(
-    handler: MaruHandler, url: str, monkeypatch: pytest.MonkeyPatch
+    handler: MaruHandler, pool_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("maru.handler.REATTACH_PAUSE_S", 0.0)
     put(handler, "a")
     unstored, of_the_old_pool = handler.alloc(CHUNK), handler.alloc(CHUNK)
-    maru.Pool.destroy(url, force=True)
+    maru.Pool.destroy(pool_url, force=True)
     assert read(handler, "a") == [None]
     assert not handler.healthcheck()
     assert not handler.store("b", unstored)
     with pytest.raises(ValueError, match="exhausted"):
         handler.alloc(CHUNK)
-    with MaruHandler(config(url)) as newcomer:
+    with MaruHandler(config(pool_url)) as newcomer:
         put(newcomer, "c")
         assert read(handler, "c") == [content("c")]
         assert handler.healthcheck()
@@ -404,8 +367,8 @@ def test_a_pool_destroyed_under_a_handler_is_a_miss_until_there_is_one_again(
         assert not handler.exists("d")
 
 
-def test_two_tenants_on_one_pool_do_not_see_each_other(handler: MaruHandler, url: str) -> None:
+def test_two_tenants_on_one_pool_do_not_see_each_other(handler: MaruHandler, pool_url: str) -> None:
     put(handler, "a")
-    with MaruHandler(config(url + "&tenant=other")) as stranger:
+    with MaruHandler(config(pool_url + "&tenant=other")) as stranger:
         assert not stranger.exists("a")
         assert put(stranger, "a") == [True]

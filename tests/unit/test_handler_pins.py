@@ -3,55 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 
 import pytest
+from handler_kit import CHUNK, config, counters, put
 from rich.console import Console
 
 import maru
-from maru import MaruConfig, MaruHandler
+from maru import MaruHandler
 from maru.stat_view import show_pool
-
-CHUNK = 64 << 10
-
-
-def config(url: str, **fields: object) -> MaruConfig:
-    return MaruConfig(server_url=url, pool_size=8 << 20, chunk_size_bytes=CHUNK, **fields)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def url(pool_url: str) -> str:
-    return pool_url
-
-
-@pytest.fixture
-def handler(url: str) -> Iterator[MaruHandler]:
-    with MaruHandler(config(url)) as connected:
-        assert connected.connected
-        yield connected
-
-
-@pytest.fixture
-def other(url: str, handler: MaruHandler) -> Iterator[MaruHandler]:
-    with MaruHandler(config(url)) as connected:
-        yield connected
-
-
-def put(handler: MaruHandler, *keys: str | int, size: int = CHUNK) -> list[bool]:
-    handles = [handler.alloc(size) for _ in keys]
-    for key, handle in zip(keys, handles, strict=True):
-        handle.buf[:] = content(key, size)
-    return handler.batch_store(keys, handles)
-
-
-def content(key: str | int, size: int = CHUNK) -> bytes:
-    return (repr(key).encode() * size)[:size]
-
-
-def counters(handler: MaruHandler) -> dict[str, int]:
-    assert handler._attached is not None
-    return dict(handler._attached.pool.stats()["counters"])
-
 
 # Order
 
@@ -87,8 +46,8 @@ def test_single_questions_tell_nothing_about_order(handler: MaruHandler) -> None
     assert parent_counts(handler) == (1, 0, 0)
 
 
-def test_a_linked_prefix_leaves_from_its_end(url: str) -> None:
-    with MaruHandler(config(url)) as handler:
+def test_a_linked_prefix_leaves_from_its_end(pool_url: str) -> None:
+    with MaruHandler(config(pool_url)) as handler:
         handler.batch_exists([f"p{n}" for n in range(20)])
         put(handler, *[f"p{n}" for n in range(20)])
         left = 20
@@ -121,8 +80,8 @@ def test_a_batch_of_pins_stops_at_the_first_miss(handler: MaruHandler) -> None:
     assert handler.batch_unpin(["a", "b", "c", "d"]) == [True, True, False, False]
 
 
-def test_pins_that_nobody_drops_end_at_their_age_and_are_counted(url: str) -> None:
-    with MaruHandler(config(url + "&pin_max_age=0.01")) as handler, maru.Pool.attach(url) as pool:
+def test_pins_that_nobody_drops_end_at_their_age_and_are_counted(pool_url: str) -> None:
+    with MaruHandler(config(pool_url + "&pin_max_age=0.01")) as handler, maru.Pool.attach(pool_url) as pool:
         put(handler, "a")
         assert handler.pin("a")
         for _ in range(100_000):
@@ -133,12 +92,12 @@ def test_pins_that_nobody_drops_end_at_their_age_and_are_counted(url: str) -> No
         assert pool.stats()["counters"]["key_pins_expired"] == 1
 
 
-def test_the_pool_shows_key_pins_apart_from_views(handler: MaruHandler, url: str) -> None:
+def test_the_pool_shows_key_pins_apart_from_views(handler: MaruHandler, pool_url: str) -> None:
     put(handler, "a", "b")
     handler.batch_pin(["a", "b"])
     held = handler.retrieve("a")
     assert held is not None
-    with maru.Pool.attach(url) as pool:
+    with maru.Pool.attach(pool_url) as pool:
         row = pool.stats()["processes"][0]
     assert (row["key_pins"], row["pins"]) == (2, 3)
     assert (handler.key_pin_count, handler.view_pin_count) == (2, 1)
@@ -201,12 +160,14 @@ def test_a_buffer_view_that_reaches_outside_is_none(handler: MaruHandler, region
     assert handler.get_buffer_view(region, offset, size) is None
 
 
-def test_stat_tells_pins_by_key_from_views_and_how_many_suffixes_are_orphans(handler: MaruHandler, url: str) -> None:
+def test_stat_tells_pins_by_key_from_views_and_how_many_suffixes_are_orphans(
+    handler: MaruHandler, pool_url: str
+) -> None:
     put(handler, "a", "b")
     handler.batch_exists(["a", "b", "c"])
     put(handler, "c")
     handler.batch_pin(["a", "b"])
-    with maru.Pool.attach(url) as pool:
+    with maru.Pool.attach(pool_url) as pool:
         console = Console(width=160, record=True, file=io.StringIO())
         show_pool(console, pool.stats())
     text = console.export_text()

@@ -5,23 +5,16 @@ LMCache supports no CPU with vLLM; `lmcache_on_cpu` gives it the one function th
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import inspect
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
 
 import maru
 from maru.bench.engines.vllm_instance import EngineConfig, EngineFailed, VllmInstance
-from maru.demo.model import ensure_model
 
-ROOT = Path(__file__).parents[2]
 CHUNK_TOKENS = 256
 ANSWER_TOKENS = 12
 
@@ -30,18 +23,6 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="no vLLM: see make engines"),
 ]
-
-
-@pytest.fixture(scope="module")
-def model() -> Path:
-    return ensure_model(Path(os.environ.get("MARU_DEMO_CACHE", ROOT / ".cache")))
-
-
-@pytest.fixture(scope="module")
-def text_ids(model: Path) -> list[int]:
-    """Tokens of real source code: enough for many prompts."""
-    source = inspect.getsource(argparse) + inspect.getsource(json.decoder) + inspect.getsource(inspect)
-    return list(Tokenizer.from_file(str(model / "tokenizer.json")).encode(source).ids)
 
 
 def config(folder: Path, model: Path, pool: str, number: int, size_gib: float) -> EngineConfig:
@@ -63,16 +44,6 @@ def config(folder: Path, model: Path, pool: str, number: int, size_gib: float) -
         core=number,
         log=folder / f"vllm-{number}.log",
     )
-
-
-@pytest.fixture(scope="module")
-def pool_of_module() -> Iterator[str]:
-    name = "test-lmcache-vllm"
-    yield name
-    try:
-        maru.Pool.destroy(f"maru:///{name}", force=True)
-    except maru.MaruError:
-        return
 
 
 @pytest.fixture(scope="module")

@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-import inspect
-import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
 
 import maru
 from maru.bench.engines.vllm_instance import EngineConfig, EngineFailed, VllmInstance
-from maru.demo.model import ensure_model
 
-ROOT = Path(__file__).parents[2]
 CHUNK = 256
 ANSWER = 12
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def model() -> Path:
-    return ensure_model(Path(os.environ.get("MARU_DEMO_CACHE", ROOT / ".cache")))
-
-
-@pytest.fixture(scope="module")
-def text_ids(model: Path) -> list[int]:
-    """Tokens of real source code."""
-    source = inspect.getsource(argparse) + inspect.getsource(json.decoder) + inspect.getsource(inspect)
-    return list(Tokenizer.from_file(str(model / "tokenizer.json")).encode(source).ids)
-
-
-@pytest.fixture(scope="module")
-def pool_of_module() -> Iterator[str]:
-    name = f"test-vllm-module-{os.getpid()}"
-    yield name
-    try:
-        maru.Pool.destroy(f"maru:///{name}", force=True)
-    except maru.MaruError:
-        return
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ Here the scheduler's side and the worker's side live in different processes.
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import signal
@@ -19,12 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
 
 import maru
-from maru.demo.model import ensure_model
 
-ROOT = Path(__file__).parents[2]
 CHUNK = 256
 START_DEADLINE_S = 300
 ANSWER_DEADLINE_S = 120
@@ -106,21 +102,6 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def model() -> Path:
-    return ensure_model(Path(os.environ.get("MARU_DEMO_CACHE", ROOT / ".cache")))
-
-
-@pytest.fixture(scope="module")
-def pool_of_module() -> Iterator[str]:
-    name = f"test-vllm-servers-{os.getpid()}"
-    yield name
-    try:
-        maru.Pool.destroy(f"maru:///{name}", force=True)
-    except maru.MaruError:
-        return
-
-
-@pytest.fixture(scope="module")
 def two(model: Path, pool_of_module: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
     folder = tmp_path_factory.mktemp("servers")
     servers = [Server(model, pool_of_module, core, folder / f"server-{core}.log") for core in (0, 1)]
@@ -131,11 +112,6 @@ def two(model: Path, pool_of_module: str, tmp_path_factory: pytest.TempPathFacto
     finally:
         for server in servers:
             server.kill()
-
-
-@pytest.fixture(scope="module")
-def text_ids(model: Path) -> list[int]:
-    return list(Tokenizer.from_file(str(model / "tokenizer.json")).encode(inspect.getsource(inspect)).ids)
 
 
 def stored(pool_name: str) -> int:
