@@ -12,7 +12,8 @@ import weakref
 from collections.abc import Callable
 
 from maru.address import Address
-from maru.errors import NotAttached, PoolError
+from maru.config import format_size, redact
+from maru.errors import ChunkTooLarge, NotAttached, PoolError
 from maru.key_pins import KeyPins
 from maru.pool import Draft, Pool
 from maru.string_keys import lmcache_namespace
@@ -152,3 +153,15 @@ class Attachment:
     def _tell_expired(self, count: int) -> None:
         if not self.pool.closed:
             self.pool._count("key_pins_expired", count)
+
+
+def refuse_small_slabs(pool: Pool, chunk_bytes: int) -> None:
+    """A chunk that no slab holds could never be stored: better said at the start. Raises ChunkTooLarge."""
+    slab_bytes = pool.stats()["slab_bytes"]
+    if chunk_bytes > slab_bytes:
+        raise ChunkTooLarge(
+            f"a chunk of {format_size(chunk_bytes)} does not fit the slabs of {format_size(slab_bytes)} that pool "
+            f"{redact(pool.config.url)} was made with",
+            wanted_bytes=chunk_bytes,
+            slab_bytes=slab_bytes,
+        )

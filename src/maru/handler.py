@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from maru.address import Address, read_address
-from maru.attachment import Attachment, Page
-from maru.config import format_size, redact
-from maru.errors import MaruError, PoolError
+from maru.attachment import Attachment, Page, refuse_small_slabs
+from maru.config import redact
+from maru.errors import MaruError
 from maru.handler_config import MaruConfig, show_log
 from maru.handler_stats import Allocator, RegionManager, handler_stats
 from maru.pool import Outcome, Pool
@@ -127,13 +127,13 @@ class MaruHandler:
         config = self._config
         self._address = address = read_address(config.server_url, config.pool_size, config.chunk_size_bytes)
         url = address.url if config.populate or "populate=" in address.url else _with(address.url, "populate=off")
-        attached = Attachment(Pool.open(url), address)
-        if attached.slab_bytes < config.chunk_size_bytes:
-            attached.pool.close()
-            raise PoolError(
-                f"a chunk of {format_size(config.chunk_size_bytes)} does not fit the pool's slabs of "
-                f"{format_size(attached.slab_bytes)}; destroy the pool and let it be made anew, or name another one"
-            )
+        pool = Pool.open(url)
+        try:
+            refuse_small_slabs(pool, config.chunk_size_bytes)
+            attached = Attachment(pool, address)
+        except BaseException:
+            pool.close()
+            raise
         _log.info("attached to %s", attached.pool.config.url)
         return attached
 

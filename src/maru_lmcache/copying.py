@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from maru.address import read_address
+from maru.attachment import refuse_small_slabs
 from maru.config import format_size, redact
-from maru.errors import ChunkTooLarge, MaruError
+from maru.errors import MaruError
 from maru.native import core
 from maru.pool import Namespace, Outcome, Pool
 from maru.string_keys import KEY_BYTES, Lookups, lmcache_namespace, pack_keys
@@ -75,7 +76,7 @@ class PoolCopies:
 
     def _attach(self, pool: Pool, chunk_bytes: int) -> _Attached:
         try:
-            _refuse_small_slabs(pool, chunk_bytes)
+            refuse_small_slabs(pool, chunk_bytes)
             return _Attached(pool, lmcache_namespace(pool, self.address.tenant))
         except BaseException:
             pool.close()
@@ -232,14 +233,3 @@ class PoolCopies:
         with self._lock:
             self._next_attempt_s = float("inf")
         self._attached.pool.close()
-
-
-def _refuse_small_slabs(pool: Pool, chunk_bytes: int) -> None:
-    slab_bytes = pool.stats()["slab_bytes"]
-    if chunk_bytes > slab_bytes:
-        raise ChunkTooLarge(
-            f"a chunk of {format_size(chunk_bytes)} does not fit the slabs of {format_size(slab_bytes)} that pool "
-            f"{redact(pool.config.url)} was made with",
-            wanted_bytes=chunk_bytes,
-            slab_bytes=slab_bytes,
-        )
