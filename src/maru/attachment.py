@@ -29,7 +29,7 @@ class Page:
         self.pool = pool
         self.size = draft.size
         self.after_store: Callable[[memoryview | None], None] | None = None
-        """Called with the read-only view of what was stored."""
+        """Called with the read-only view of what was stored, in place of leaving it in the handle."""
 
     @property
     def buffer(self) -> memoryview | None:

@@ -272,7 +272,8 @@ class MaruHandler:
                 handle = handles[number]
                 if view is not None:
                     view = attached.keep_stored(handle.region_id, handle.page_index, view)
-                handle.buf = view if view is not None else memoryview(b"")
+                # One owner: a handle may outlive the object that was stored, in an executor's queue for instance.
+                handle.buf = view if view is not None and not page.after_store else memoryview(b"")
                 if page.after_store:
                     page.after_store(view)
             elif outcome != Outcome.LOST:

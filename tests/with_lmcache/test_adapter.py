@@ -143,6 +143,20 @@ def test_a_size_that_is_not_the_chunks_is_none(
     assert adapter.get_by_location(info.region_id, info.page_index, size, token) is None
 
 
+def test_a_stored_object_that_was_dropped_holds_nothing_though_its_handle_lives(
+    adapter: CxlMemoryAdapter, handler: maru.MaruHandler
+) -> None:
+    obj = adapter.allocate(SHAPES, DTYPES)
+    assert obj is not None
+    handle = adapter.create_store_handle(obj)
+    assert handler.store("a", handle)
+    assert handler.view_pin_count == 1
+    obj.ref_count_down()
+    assert handler.view_pin_count == 0
+    assert handler.delete("a")
+    assert handle.buf == b""
+
+
 def test_freeing_twice_is_freeing_once(adapter: CxlMemoryAdapter, handler: maru.MaruHandler) -> None:
     first = adapter.allocate(SHAPES, DTYPES)
     assert first is not None
