@@ -118,6 +118,17 @@ void stream_copy(void* dst, const void* src, size_t size) {
   copy(static_cast<uint8_t*>(dst), static_cast<const uint8_t*>(src), size);
 }
 
+void copy_pieces(const uint64_t* targets, const uint64_t* sources, size_t count, size_t size) {
+  for (size_t first = 0; first < count;) {
+    size_t end = first + 1;
+    while (end < count && targets[end] == targets[end - 1] + size && sources[end] == sources[end - 1] + size)
+      ++end;
+    stream_copy(reinterpret_cast<void*>(targets[first]), reinterpret_cast<const void*>(sources[first]),
+                (end - first) * size);
+    first = end;
+  }
+}
+
 const char* stream_copy_path() { return best_path().name; }
 
 bool stream_copy_with(const char* path, void* dst, const void* src, size_t size) {

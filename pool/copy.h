@@ -5,11 +5,16 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace maru {
 
 // Copies `size` bytes between places that do not overlap, at any alignment.
 void stream_copy(void* dst, const void* src, size_t size);
+
+// Copies `count` pieces of `size` bytes each, by their addresses; the i-th target gets the i-th source.
+// Pieces that follow each other in both lists' memory go as one. No target may overlap any source.
+void copy_pieces(const uint64_t* targets, const uint64_t* sources, size_t count, size_t size);
 
 // What stream_copy uses for large copies here: "avx512-nt", "avx2-nt", "sse2-nt" or "memcpy".
 const char* stream_copy_path();

@@ -166,6 +166,28 @@ void bind_functions(nb::module_& m) {
       "Copy the bytes of `src` into the writable buffer `dst`, past the caches if they are many.\n\n"
       "When it returns, a following release store (the seal) publishes the bytes to other processes.\n"
       "Raises ValueError if the sizes differ or the buffers overlap, BufferError if `dst` is read-only.");
+  m.def(
+      "_copy_pieces",
+      [](nb::object targets, nb::object sources, uint64_t size) {
+        const Buffer to(targets), from(sources);
+        const auto* target_list = reinterpret_cast<const uint64_t*>(to.data());
+        const auto* source_list = reinterpret_cast<const uint64_t*>(from.data());
+        const auto lies_well = [](const uint64_t* list) {
+          return reinterpret_cast<uintptr_t>(list) % alignof(uint64_t) == 0;
+        };
+        if (to.size() != from.size() || to.size() % sizeof(uint64_t) != 0 || !lies_well(target_list) ||
+            !lies_well(source_list))
+          throw nb::value_error("targets and sources must be equally many aligned addresses of 8 bytes");
+        const nb::gil_scoped_release no_gil;
+        copy_pieces(target_list, source_list, to.size() / sizeof(uint64_t), size);
+      },
+      "targets"_a, "sources"_a, "size"_a,
+      nb::sig("def _copy_pieces(targets: object, sources: object, size: int) -> None"),
+      "Copy n pieces of `size` bytes from `sources` to `targets`: two buffers of n native 64-bit "
+      "addresses.\n\n"
+      "Without the GIL, as stream_copy. The addresses are the caller's to answer for: memory that is mapped, "
+      "lives\n"
+      "until this returns, and does not overlap. Raises ValueError for lists of different lengths.");
   m.def("stream_copy_path", &stream_copy_path,
         "What `stream_copy` uses for large copies here: 'avx512-nt', 'avx2-nt', 'sse2-nt' or 'memcpy'.");
 }

@@ -227,6 +227,10 @@ void bind_writing(nb::module_& m) {
           },
           nb::sig("def buffer(self) -> WritableBuffer"),
           "The chunk's memory, or this part's slice of it. Raises NotReserved.")
+      .def_prop_ro(
+          "offset", [](const PyReservation& r) { return r.open().offset(); },
+          "Where `buffer` begins in the pool's data, in bytes, as PinnedPrefix.extents() counts. Raises "
+          "NotReserved.")
       .def(
           "seal",
           [](const PyReservation& r, bool allow_exports) {
@@ -279,6 +283,18 @@ void bind_writing(nb::module_& m) {
           },
           nb::sig("def buffers(self) -> list[WritableBuffer | None]"),
           "Memory of each reserved chunk; None for the others.")
+      .def_prop_ro(
+          "offsets",
+          [](const PyBatch& b) {
+            nb::list l;
+            for (const WindowRef& w : b.windows) {
+              if (w) w->need_open();
+              l.append(w ? nb::cast(w->offset()) : nb::none());
+            }
+            return l;
+          },
+          nb::sig("def offsets(self) -> list[int | None]"),
+          "Where each of `buffers` begins in the pool's data, in bytes. Raises NotReserved when it ended.")
       .def("seal", &seal_batch, nb::arg("allow_exports") = false,
            nb::sig("def seal(self, allow_exports: bool = False) -> list[Outcome]"),
            "Publish all that was reserved; returns one outcome a key. Raises BufferError, before sealing "

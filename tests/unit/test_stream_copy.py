@@ -82,3 +82,26 @@ def test_buffers_that_touch_do_not_overlap() -> None:
     room = bytearray(b"ab" * 50 + bytes(100))
     _native.stream_copy(memoryview(room)[100:], memoryview(room)[:100])
     assert room == b"ab" * 100
+
+
+@pytest.mark.parametrize("size", [1, 64, 4096, 200_000])
+def test_pieces_go_where_each_is_told_and_nowhere_else(size: int) -> None:
+    count = 12
+    room, source = line_aligned(3 * count * size), line_aligned(count * size)
+    room[:] = GUARD
+    source[:] = np.resize(NOISE, count * size)
+    # The first five lie in order in both, the next two only in the source, the rest in neither.
+    places = [0, 1, 2, 3, 4, 9, 30, 20, 33, 11, 35, 7]
+    origins = [0, 1, 2, 3, 4, 5, 6, 9, 8, 7, 11, 10]
+    targets = np.array([room.ctypes.data + at * size for at in places], dtype=np.uint64)
+    sources = np.array([source.ctypes.data + at * size for at in origins], dtype=np.uint64)
+    _native._copy_pieces(targets, sources, size)
+    wanted = np.full((3 * count, size), GUARD, dtype=np.uint8)
+    wanted[places] = source.reshape(count, size)[origins]
+    assert (room.reshape(3 * count, size) == wanted).all()
+
+
+def test_lists_of_pieces_that_do_not_match_are_refused() -> None:
+    with pytest.raises(ValueError, match="equally many"):
+        _native._copy_pieces(np.zeros(2, dtype=np.uint64), np.zeros(1, dtype=np.uint64), 1)
+    _native._copy_pieces(np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64), 1)

@@ -21,15 +21,35 @@ def keys(count: int, first: int = 1) -> bytes:
 class Engine:
     """A worker's side over layers of blocks [block, heads, tokens, 2 x head size] filled at random."""
 
-    def __init__(self, pool: maru.Pool, seed: int, rank: int = 0, ranks: int = 1, heads: int = 2) -> None:
+    def __init__(
+        self, pool: maru.Pool, seed: int, rank: int = 0, ranks: int = 1, heads: int = 2, in_background: bool = True
+    ) -> None:
         namespace = pool.namespace(maru.Identity(model="m", kv_layout="test"))
         self.failures: list[str] = []
-        self.side = WorkerSide(pool, namespace, SHAPE, rank, ranks, lambda what, _: self.failures.append(what))
+        self.side = WorkerSide(
+            pool, namespace, SHAPE, rank, ranks, lambda what, _: self.failures.append(what), in_background
+        )
         generator = torch.Generator().manual_seed(seed)
         self.layers = {
             name: torch.randn(BLOCKS, heads, SHAPE.block_tokens, 16, generator=generator) for name in SHAPE.layer_names
         }
         self.side.register(self.layers)
+
+    def load(self, loads: list[Load]) -> None:
+        """A step that only loads, and comes to no layer."""
+        self.side.begin(loads)
+        self.side.end([])
+
+    def save(self, saves: list[Save]) -> None:
+        self.side.end(saves)
+
+    def compute(self, loads: list[Load], saves: list[Save]) -> None:
+        """A step in which vLLM comes to all layers."""
+        self.side.begin(loads)
+        for name in SHAPE.layer_names:
+            self.side.before_layer(name, saves)
+            self.side.after_layer(name, saves)
+        self.side.end(saves)
 
     def has(self, mine: int, other: Engine, theirs: int) -> bool:
         """Is my block the other's, in every layer?"""
@@ -39,8 +59,8 @@ class Engine:
 def test_what_one_stored_another_loads_bit_by_bit(pool: maru.Pool) -> None:
     a, b = Engine(pool, 1), Engine(pool, 2)
     untouched = b.layers["a"][0].clone()
-    a.side.save([Save("r", keys(3), None, (3, 1, 4, 7, 5, 9))])
-    b.side.load([Load("s", keys(3), (2, 6, 5, 3, 8, 11))])
+    a.save([Save("r", keys(3), None, (3, 1, 4, 7, 5, 9))])
+    b.load([Load("s", keys(3), (2, 6, 5, 3, 8, 11))])
     assert all(b.has(mine, a, theirs) for mine, theirs in zip((2, 6, 5, 3, 8, 11), (3, 1, 4, 7, 5, 9), strict=True))
     assert torch.equal(b.layers["a"][0], untouched)
     assert b.side.take_invalid() == set()
@@ -51,18 +71,18 @@ def test_what_one_stored_another_loads_bit_by_bit(pool: maru.Pool) -> None:
 
 def test_the_first_chunk_may_be_wanted_from_its_middle(pool: maru.Pool) -> None:
     a, b = Engine(pool, 1), Engine(pool, 2)
-    a.side.save([Save("r", keys(2), None, (0, 1, 2, 3))])
+    a.save([Save("r", keys(2), None, (0, 1, 2, 3))])
     kept = b.layers["b"][5].clone()
-    b.side.load([Load("s", keys(2), (7, 8, 9), skip_blocks=1)])
+    b.load([Load("s", keys(2), (7, 8, 9), skip_blocks=1)])
     assert [b.has(7, a, 1), b.has(8, a, 2), b.has(9, a, 3)] == [True] * 3
     assert torch.equal(b.layers["b"][5], kept)
 
 
 def test_a_chunk_that_is_gone_is_reported_with_all_after_it(pool: maru.Pool) -> None:
     a, b = Engine(pool, 1), Engine(pool, 2)
-    a.side.save([Save("r", keys(3), None, (0, 1, 2, 3, 4, 5))])
+    a.save([Save("r", keys(3), None, (0, 1, 2, 3, 4, 5))])
     assert pool.remove(keys(1, first=2))
-    b.side.load([Load("s", keys(3), (6, 7, 8, 9, 10, 11))])
+    b.load([Load("s", keys(3), (6, 7, 8, 9, 10, 11))])
     assert [b.has(6, a, 0), b.has(7, a, 1)] == [True, True]
     assert b.side.take_invalid() == {8, 9, 10, 11}
     assert b.side.take_invalid() == set()
@@ -71,29 +91,28 @@ def test_a_chunk_that_is_gone_is_reported_with_all_after_it(pool: maru.Pool) -> 
 
 def test_a_chunk_of_another_size_is_reported_and_never_taken(pool: maru.Pool) -> None:
     a, b = Engine(pool, 1, heads=4), Engine(pool, 2)
-    a.side.save([Save("r", keys(1), None, (0, 1))])
+    a.save([Save("r", keys(1), None, (0, 1))])
     before = b.layers["c"][6].clone()
-    b.side.load([Load("s", keys(1), (6, 7))])
+    b.load([Load("s", keys(1), (6, 7))])
     assert b.side.take_invalid() == {6, 7}
     assert torch.equal(b.layers["c"][6], before)
 
 
 def test_what_was_computed_upon_blocks_that_failed_is_not_stored(pool: maru.Pool) -> None:
     a = Engine(pool, 1)
-    a.side.load([Load("r", keys(1), (0, 1))])
-    a.side.save([Save("r", keys(1, first=2), keys(1), (2, 3)), Save("s", keys(1, first=9), None, (4, 5))])
+    saves = [Save("r", keys(1, first=2), keys(1), (2, 3)), Save("s", keys(1, first=9), None, (4, 5))]
+    a.compute([Load("r", keys(1), (0, 1))], saves)
     assert not pool.exists(keys(1, first=2))
     assert pool.exists(keys(1, first=9))
-    a.side.load([])
-    a.side.save([Save("r", keys(1, first=2), keys(1), (2, 3))])
+    a.save([Save("r", keys(1, first=2), keys(1), (2, 3))])
     assert pool.exists(keys(1, first=2))
 
 
 def test_a_pool_that_failed_is_reported_and_told_once_a_step(pool: maru.Pool) -> None:
     a = Engine(pool, 1)
     pool.close()
-    a.side.load([Load("r", keys(2), (0, 1, 2, 3))])
-    a.side.save([Save("s", keys(1), None, (4, 5))])
+    a.load([Load("r", keys(2), (0, 1, 2, 3))])
+    a.save([Save("s", keys(1), None, (4, 5))])
     assert a.side.take_invalid() == {0, 1, 2, 3}
     assert a.failures == ["load a prefix", "store a prompt"]
 
@@ -103,7 +122,7 @@ def test_a_full_pool_ends_a_chain_and_no_reservation_stays(pool: maru.Pool) -> N
     while (draft := pool.allocate(512 << 10)) is not None:
         drafts.append(draft)
     a = Engine(pool, 1)
-    a.side.save([Save("r", keys(3), None, (0, 1, 2, 3, 4, 5))])
+    a.save([Save("r", keys(3), None, (0, 1, 2, 3, 4, 5))])
     assert a.side.counters.tokens_stored == 0
     drafts.clear()
     assert pool.stats()["reservations"] == []
@@ -112,8 +131,8 @@ def test_a_full_pool_ends_a_chain_and_no_reservation_stays(pool: maru.Pool) -> N
 
 def test_storing_a_second_time_goes_on_with_what_is_missing(pool: maru.Pool) -> None:
     a = Engine(pool, 1)
-    a.side.save([Save("r", keys(1), None, (0, 1))])
-    a.side.save([Save("s", keys(2), None, (0, 1, 2, 3))])
+    a.save([Save("r", keys(1), None, (0, 1))])
+    a.save([Save("s", keys(2), None, (0, 1, 2, 3))])
     assert pool.lookup(keys(2)) == 2
     assert a.side.counters.tokens_stored == 16
 
@@ -121,12 +140,12 @@ def test_storing_a_second_time_goes_on_with_what_is_missing(pool: maru.Pool) -> 
 def test_ranks_write_parts_of_one_chunk_and_each_reads_its_own(pool: maru.Pool) -> None:
     ranks = [Engine(pool, rank + 1, rank, 2) for rank in (0, 1)]
     readers = [Engine(pool, rank + 10, rank, 2) for rank in (0, 1)]
-    ranks[0].side.save([Save("r", keys(1), None, (0, 1))])
+    ranks[0].save([Save("r", keys(1), None, (0, 1))])
     assert not pool.exists(keys(1))
-    ranks[1].side.save([Save("r", keys(1), None, (0, 1))])
+    ranks[1].save([Save("r", keys(1), None, (0, 1))])
     assert pool.exists(keys(1))
     for rank, reader in zip(ranks, readers, strict=True):
-        reader.side.load([Load("s", keys(1), (4, 5))])
+        reader.load([Load("s", keys(1), (4, 5))])
         assert reader.has(4, rank, 0)
         assert reader.has(5, rank, 1)
 

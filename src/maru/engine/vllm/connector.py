@@ -19,7 +19,7 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from maru.address import read_address
 from maru.engine.vllm.fit import CHUNK_TOKENS, identity_of, shape_of
-from maru.engine.vllm.plan import Done, Plan
+from maru.engine.vllm.plan import Done, Plan, Save
 from maru.engine.vllm.scheduler import SchedulerSide
 from maru.engine.vllm.worker import WorkerSide
 from maru.errors import BadUrl, MaruError
@@ -28,14 +28,14 @@ from maru.pool import Pool
 log = logging.getLogger("maru.vllm")
 
 _told: set[str] = set()
-_SETTINGS = {"pool", "chunk_tokens", "tenant"}
+_SETTINGS = {"pool", "chunk_tokens", "tenant", "background_copies"}
 
 
 class MaruConnector(KVConnectorBase_V1):
     """vLLM's KV in a pool: what one instance computed, every other one of the host finds.
 
     `kv_connector_extra_config`: `pool` (an address, as maru:///NAME?size=8GiB), `chunk_tokens` (256, rounded down to
-    whole blocks), `tenant`.
+    whole blocks), `tenant`, `background_copies` (true: copy layer by layer while the model computes).
     """
 
     _cache_hit_source = CacheHitSource.HOST
@@ -69,8 +69,9 @@ class MaruConnector(KVConnectorBase_V1):
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = SchedulerSide(self._pool, namespace, self._shape, self._ranks, self._turn_off)
         else:
+            background = bool(settings.get("background_copies", True))
             self._worker = WorkerSide(
-                self._pool, namespace, self._shape, _rank(self._ranks), self._ranks, self._turn_off
+                self._pool, namespace, self._shape, _rank(self._ranks), self._ranks, self._turn_off, background
             )
         log.info("%s in pool %s, chunks of %d tokens", role.name, self._pool.config.url, self._shape.chunk_tokens)
 
@@ -128,28 +129,36 @@ class MaruConnector(KVConnectorBase_V1):
             self._worker.register(kv_caches)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Fill all layers' blocks: on a CPU there is no copy engine that a layer's computing could hide."""
-        plan = self._get_connector_metadata()
-        assert isinstance(plan, Plan)
+        """Begin filling blocks. Steps without loads come here after they have computed."""
+        plan = self._plan()
         if self._worker:
             self._works()
-            self._worker.load(plan.loads)
+            self._worker.begin(plan.loads)
         else:
             # The scheduler has a pool and this worker has none: blocks that nobody fills must not be taken for filled.
             self._unfilled.update(block for load in plan.loads for block in load.blocks)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        return
+        if self._worker:
+            self._worker.before_layer(layer_name, self._saves())
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
-        return
+        if self._worker:
+            self._worker.after_layer(layer_name, self._saves())
 
     def wait_for_save(self) -> None:
         """Store what this step computed, of all layers, before anybody may overwrite its blocks."""
+        if self._worker:
+            self._worker.end(self._saves())
+
+    def _plan(self) -> Plan:
         plan = self._get_connector_metadata()
         assert isinstance(plan, Plan)
-        if plan.saves and self._worker and self._works():
-            self._worker.save(plan.saves)
+        return plan
+
+    def _saves(self) -> list[Save]:
+        saves = self._plan().saves
+        return saves if saves and self._works() else []
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         unfilled, self._unfilled = self._unfilled, set()
@@ -161,6 +170,8 @@ class MaruConnector(KVConnectorBase_V1):
     def shutdown(self) -> None:
         if self._scheduler:
             self._scheduler.close()
+        if self._worker:
+            self._worker.close()
         if self._pool:
             self._pool.close()
 
