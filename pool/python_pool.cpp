@@ -132,6 +132,12 @@ void bind_pool(nb::module_& m) {
            nb::sig("def exists(self, key: typing_extensions.Buffer) -> bool"),
            "Is this one chunk sealed and readable now? A hint, as lookup.")
       .def(
+          "being_written",
+          [](Handle& handle, nb::handle key) { return is_reserved(handle.pool(), one_key(key)); },
+          nb::arg("key"), nb::sig("def being_written(self, key: typing_extensions.Buffer) -> bool"),
+          "Is somebody writing this one chunk now? A hint: whoever writes may die, or be too late. Raises "
+          "BadKey, NotAttached.")
+      .def(
           "pin",
           [](Handle& handle, nb::handle keys) {
             return std::make_unique<PinnedPrefix>(handle.session(), PackedKeys(keys));

@@ -41,6 +41,7 @@ NOT_CONTIGUOUS = [np.zeros((4, 32), np.uint8)[:, :16], np.zeros(32, np.uint8)[::
 def test_what_is_not_one_key_is_refused_everywhere(pool: maru.Pool, key: Any) -> None:
     acts: list[Callable[[], object]] = [
         lambda: pool.get(key), lambda: pool.exists(key), lambda: pool.remove(key), lambda: pool.wait(key, 0),
+        lambda: pool.being_written(key),
         lambda: pool.put(key, b"x"), lambda: pool.reserve(key, 1),
         lambda: pool.put(key_of(0), b"x", parent=key),
     ]  # fmt: skip

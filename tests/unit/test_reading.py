@@ -144,7 +144,9 @@ def test_wait_sees_a_seal_and_a_change_of_mind(pool: maru.Pool) -> None:
     waiter.join(20)
     assert waiter_result == [True]
     abandoned = pool.reserve(key_of(1), SIZE)
+    assert [pool.being_written(key_of(number)) for number in (0, 1, 2)] == [False, True, False]
     abandoned.discard()
+    assert not pool.being_written(key_of(1))
     assert not pool.wait(key_of(1), 20)  # Nobody is writing it any more: no need to wait for the end.
 
 

@@ -16,6 +16,7 @@ class Request:
     cache_salt: str | None = None
     mm_features: list[Any] = field(default_factory=list)
     prompt_embeds: Any = None
+    block_hashes: list[bytes] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:

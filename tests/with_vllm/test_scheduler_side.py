@@ -11,7 +11,7 @@ from requests_of_vllm import Request, blocks_of, step
 import maru
 from maru.engine.vllm.fit import Shape, request_seed
 from maru.engine.vllm.plan import Done, Load, Save
-from maru.engine.vllm.scheduler import PIN_AGE_S, SchedulerSide
+from maru.engine.vllm.scheduler import BETWEEN_STEPS_S, IDLE_WAIT_S, PIN_AGE_S, SchedulerSide
 
 SHAPE = Shape(block_tokens=4, blocks_per_chunk=2, layer_names=("a", "b"))
 CHUNK = SHAPE.chunk_tokens
@@ -20,14 +20,15 @@ CHUNK = SHAPE.chunk_tokens
 class Side:
     """A scheduler's side with a clock that is moved by hand, and what it said of failures."""
 
-    def __init__(self, pool: maru.Pool, workers: int = 1) -> None:
+    def __init__(self, pool: maru.Pool, workers: int = 1, wait_s: float = 0.0) -> None:
         self.pool = pool
         self.now = 1000.0
         self.failures: list[str] = []
         self.namespace = pool.namespace(maru.Identity(model="m", kv_layout="test"))
         self.side = SchedulerSide(
-            pool, self.namespace, SHAPE, workers, lambda what, _: self.failures.append(what), lambda: self.now
+            pool, self.namespace, SHAPE, workers, lambda what, _: self.failures.append(what), lambda: self.now, wait_s
         )
+        self.side.plan(step(new={"another": ([0], 0, 1)}))  # Nothing sleeps while there is something to compute.
 
     def keys(self, tokens: list[int]) -> bytes:
         return self.namespace.chunk_keys(array("q", tokens), CHUNK)
@@ -242,3 +243,113 @@ def test_equal_tokens_that_mean_other_kv_have_other_keys() -> None:
     assert seeds[0] == digest
     assert request_seed(digest, Request("b", [], cache_salt="x")) == seeds[1]
     assert request_seed(bytes(16), Request("b", [], cache_salt="x")) != seeds[1]
+
+
+class Rival:
+    """Another instance that computes a prompt: what it computes just now is reserved."""
+
+    def __init__(self, side: Side, tokens: list[int]) -> None:
+        self.side = side
+        self.tokens = tokens
+        self.writing: maru.ReservationBatch | None = None
+
+    def begin(self, first: int, end: int) -> None:
+        keys = self.side.keys(self.tokens)[16 * first : 16 * end]
+        self.writing = self.side.pool.reserve_many(keys, 2, namespace=self.side.namespace)
+
+    def finish(self) -> None:
+        assert self.writing is not None
+        for buffer in self.writing.buffers:
+            assert buffer is not None
+            buffer[:] = b"kv"
+        self.writing.seal()
+
+    def give_up(self) -> None:
+        assert self.writing is not None
+        self.writing.discard()
+
+
+@pytest.fixture
+def patient(pool: maru.Pool) -> Side:
+    return Side(pool, wait_s=10.0)
+
+
+def test_a_request_waits_for_what_another_instance_computes_step_after_step(patient: Side) -> None:
+    rival, request = Rival(patient, TOKENS), Request("r", TOKENS)
+    rival.begin(0, 2)
+    assert patient.side.matched_tokens(request, 0) is None
+    patient.now += 3.0
+    assert patient.side.matched_tokens(request, 0) is None
+    rival.finish()  # The next two are not begun yet: a moment is granted.
+    assert patient.side.matched_tokens(request, 0) is None
+    assert patient.is_pinned(TOKENS, 1)
+    patient.now += BETWEEN_STEPS_S / 2
+    assert patient.side.matched_tokens(request, 0) is None
+    rival.begin(2, 5)
+    patient.now += BETWEEN_STEPS_S / 2
+    assert patient.side.matched_tokens(request, 0) is None
+    rival.finish()
+    assert patient.side.matched_tokens(request, 0) == 5 * CHUNK
+    assert patient.side.stats.data["counters"]["waits"] == 1
+    assert patient.side.stats.data["counters"]["wait_seconds"] == pytest.approx(3.0 + BETWEEN_STEPS_S)
+
+
+def test_a_request_computes_itself_when_the_other_gave_up(patient: Side) -> None:
+    rival, request = Rival(patient, TOKENS), Request("r", TOKENS)
+    rival.begin(0, 2)
+    assert patient.side.matched_tokens(request, 0) is None
+    rival.give_up()
+    patient.now += BETWEEN_STEPS_S + 0.01
+    assert patient.side.matched_tokens(request, 0) == 0
+    rival.begin(0, 2)  # It waited once; that was enough.
+    assert patient.side.matched_tokens(request, 0) == 0
+
+
+def test_no_request_waits_longer_than_it_is_allowed_to(patient: Side) -> None:
+    rival, request = Rival(patient, TOKENS), Request("r", TOKENS)
+    patient.store(TOKENS, 1)
+    rival.begin(1, 2)
+    for _ in range(100):
+        assert patient.side.matched_tokens(request, 0) is None
+        patient.now += 0.1
+    patient.now += 0.1
+    assert patient.side.matched_tokens(request, 0) == CHUNK
+
+
+def test_nobody_waits_for_what_nobody_computes(patient: Side) -> None:
+    patient.store(TOKENS, 2)
+    assert patient.side.matched_tokens(Request("r", TOKENS), 0) == 2 * CHUNK
+    assert "waits" not in patient.side.stats.data["counters"]
+
+
+def test_without_the_setting_nobody_waits(side: Side) -> None:
+    rival = Rival(side, TOKENS)
+    rival.begin(0, 2)
+    assert side.side.matched_tokens(Request("r", TOKENS), 0) == 0
+
+
+def test_an_idle_scheduler_sleeps_at_most_a_moment_while_it_waits(patient: Side) -> None:
+    slept: list[float] = []
+    rival, request = Rival(patient, TOKENS), Request("r", TOKENS)
+    rival.begin(0, 2)
+    assert patient.side.matched_tokens(request, 0) is None
+    patient.side._pool = Watched(patient.pool, slept)
+    assert patient.side.matched_tokens(request, 0) is None
+    assert slept == []
+    patient.side.plan(step())
+    assert patient.side.matched_tokens(request, 0) is None
+    assert slept == [IDLE_WAIT_S]
+
+
+class Watched:
+    """A pool whose waits are written down and not waited."""
+
+    def __init__(self, pool: maru.Pool, slept: list[float]) -> None:
+        self._pool, self._slept = pool, slept
+
+    def wait(self, _: bytes, timeout: float) -> bool:
+        self._slept.append(timeout)
+        return False
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._pool, name)

@@ -1,29 +1,24 @@
-"""Two OpenAI API servers over one pool, each as a user starts it: processes for the API, the engine, and computing.
-
-Here the scheduler's side and the worker's side live in different processes.
-"""
+"""Two OpenAI API servers over one pool, each as a user starts it."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import zmq
+from vllm_server import ANSWER_DEADLINE_S, Server, free_port
 
 import maru
 
 CHUNK = 256
-START_DEADLINE_S = 300
-ANSWER_DEADLINE_S = 120
 ASK = """
 import sys, urllib.request as web
 web.urlopen(web.Request(sys.argv[1], sys.stdin.buffer.read(), {"Content-Type": "application/json"}))
@@ -32,79 +27,22 @@ web.urlopen(web.Request(sys.argv[1], sys.stdin.buffer.read(), {"Content-Type": "
 pytestmark = [pytest.mark.engines, pytest.mark.crash, pytest.mark.timeout(900)]
 
 
-class Server:
-    """One `python -m vllm.entrypoints.openai.api_server`, with everything it starts in a group of its own."""
-
-    def __init__(self, model: Path, pool: str, core: int, log: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        transfer = {
-            "kv_connector": "MaruConnector",
-            "kv_connector_module_path": "maru.engine.vllm",
-            "kv_role": "kv_both",
-            "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"pool": f"maru:///{pool}?size=1GiB"},
-        }
-        command = [
-            sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
-            "--served-model-name", "m", "--host", "127.0.0.1",
-            "--port", str(self.port), "--dtype", "float32", "--max-model-len", "4096",
-            "--max-num-seqs", "4", "--no-enable-prefix-caching", "--enforce-eager", "--seed", "0",
-            "--kv-transfer-config", json.dumps(transfer),
-        ]  # fmt: skip
-        environment = os.environ | {
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": str(core),
-            "VLLM_NO_USAGE_STATS": "1",
-            "DO_NOT_TRACK": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
-        with log.open("ab") as out:
-            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
-
-    def wait_ready(self) -> None:
-        deadline = time.monotonic() + START_DEADLINE_S
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2):
-                    return
-            except OSError:
-                self.process_wait(0.5)
-        raise AssertionError("the server did not start")
-
-    def process_wait(self, seconds: float) -> None:
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return
-
-    def ask(self, prompt: list[int], max_tokens: int = 8) -> tuple[list[int], int]:
-        """(tokens of the answer, prompt tokens that were not computed)."""
-        with urllib.request.urlopen(self.request(prompt, max_tokens), timeout=ANSWER_DEADLINE_S) as answer:
-            said: dict[str, Any] = json.load(answer)
-        details = said["usage"].get("prompt_tokens_details") or {}
-        return said["choices"][0]["token_ids"], details.get("cached_tokens") or 0
-
-    def request(self, prompt: list[int], max_tokens: int) -> urllib.request.Request:
-        body = {
-            "model": "m", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True,
-            "return_token_ids": True,
-        }  # fmt: skip
-        url = f"http://127.0.0.1:{self.port}/v1/completions"
-        return urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-
-    def kill(self) -> None:
-        """SIGKILL for all of it."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(30)
+@pytest.fixture(scope="module")
+def event_port() -> int:
+    return free_port()
 
 
 @pytest.fixture(scope="module")
-def two(model: Path, pool_of_module: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+def two(
+    model: Path, pool_of_module: str, event_port: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Server]]:
+    """B tells what it has in the pool by KV events."""
     folder = tmp_path_factory.mktemp("servers")
-    servers = [Server(model, pool_of_module, core, folder / f"server-{core}.log") for core in (0, 1)]
+    events = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": f"tcp://*:{event_port}"}
+    servers = [
+        Server(model, pool_of_module, "0", folder / "a.log"),
+        Server(model, pool_of_module, "1", folder / "b.log", ("--kv-events-config", json.dumps(events))),
+    ]
     try:
         for server in servers:
             server.wait_ready()
@@ -112,6 +50,14 @@ def two(model: Path, pool_of_module: str, tmp_path_factory: pytest.TempPathFacto
     finally:
         for server in servers:
             server.kill()
+
+
+def until(there: Callable[[], bool]) -> None:
+    """Look again and again."""
+    deadline = time.monotonic() + ANSWER_DEADLINE_S
+    while not there() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    assert there()
 
 
 def stored(pool_name: str) -> int:
@@ -138,6 +84,72 @@ def test_what_one_server_computed_the_other_answers_from(
     assert loaded_chunks(pool_of_module) == before + 8  # Four by the scheduler, four by the worker.
 
 
+def test_metrics_say_what_was_loaded_and_stored_and_how_the_pool_is(two: list[Server], text_ids: list[int]) -> None:
+    a, b = two
+    prompt = text_ids[1_000 : 1_000 + 3 * CHUNK + 20]
+    before = [server.metrics() for server in two]
+    a.ask(prompt)
+    b.ask(prompt)
+    after = [server.metrics() for server in two]
+    grown = [{name: now[name] - then[name] for name in now} for now, then in zip(after, before, strict=True)]
+    assert (grown[0]["stored_tokens_total"], grown[0]["loaded_tokens_total"]) == (3 * CHUNK, 0)
+    assert (grown[1]["stored_tokens_total"], grown[1]["loaded_tokens_total"]) == (0, 3 * CHUNK)
+    assert grown[0]["stored_bytes_total"] == grown[1]["loaded_bytes_total"] > 0
+    assert grown[1]["load_seconds_total"] > 0
+    assert grown[1]["lookups_total"] >= 1
+    assert after[1]["pool_bytes"] == 1 << 30
+
+
+def test_kv_events_tell_what_can_be_taken_from_the_pool(
+    two: list[Server], text_ids: list[int], event_port: int
+) -> None:
+    a, b = two
+    with zmq.Context() as context, context.socket(zmq.SUB) as line:
+        line.setsockopt(zmq.SUBSCRIBE, b"")
+        line.connect(f"tcp://127.0.0.1:{event_port}")
+
+        def told(within_ms: int) -> list[dict[str, Any]]:
+            """Our events of the next batch that has some."""
+            while line.poll(within_ms):
+                batch = msgspec.msgpack.decode(line.recv_multipart()[-1])
+                if ours := [one for one in batch[1] if one.get("ownership") == "maru"]:
+                    return ours
+            return []
+
+        for attempt in range(20):  # A subscriber hears what comes after it joined, and joining takes a moment.
+            b.ask(text_ids[20_000 + 10 * attempt :][: CHUNK + 10])
+            if told(500):
+                break
+        prompt = text_ids[2_000 : 2_000 + 2 * CHUNK + 20]
+        a.ask(prompt)
+        b.ask(prompt)
+        events = told(ANSWER_DEADLINE_S * 1000)
+    assert [one["type"] for one in events] == ["BlockStored"] * 2
+    assert [token for one in events for token in one["token_ids"]] == prompt[: 2 * CHUNK]
+    assert all(len(one["block_hashes"]) * one["block_size"] == CHUNK for one in events)
+    assert events[1]["parent_block_hash"] == events[0]["block_hashes"][-1]
+
+
+def test_a_request_that_is_aborted_leaves_nothing_behind(
+    two: list[Server], text_ids: list[int], pool_of_module: str
+) -> None:
+    a, b = two
+    prompt = text_ids[7_000 : 7_000 + 6 * CHUNK + 20]
+    wanted, _ = a.ask(prompt)
+    with maru.Pool.attach(f"maru:///{pool_of_module}") as pool:
+        for tokens in (1, 64, 500):
+            body = b.request(prompt, tokens).data
+            assert isinstance(body, bytes)
+            with socket.create_connection(("127.0.0.1", b.port), timeout=ANSWER_DEADLINE_S) as line:
+                before = b.metrics()["lookups_total"]
+                line.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: m\r\nContent-Type: application/json\r\n")
+                line.sendall(b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                until(lambda before=before: b.metrics()["lookups_total"] > before)
+            until(lambda: not any(row["pins"] for row in pool.stats()["processes"]))
+            assert pool.stats()["reservations"] == []
+    assert b.ask(prompt)[0] == wanted
+
+
 def test_a_server_killed_in_a_store_leaves_the_other_untouched(
     two: list[Server], text_ids: list[int], pool_of_module: str
 ) -> None:
@@ -153,15 +165,12 @@ def test_a_server_killed_in_a_store_leaves_the_other_untouched(
         assert asking.stdin is not None
         asking.stdin.write(request.data or b"")  # type: ignore[arg-type]
         asking.stdin.close()
-        deadline = time.monotonic() + ANSWER_DEADLINE_S
-        while pool.stats()["counters"]["stored"] == before and time.monotonic() < deadline:
-            pool.wait(b"nobody's".ljust(16), 0.0005)
+        until(lambda: bool(pool.stats()["reservations"]))
+        assert pool.stats()["counters"]["stored"] == before
         a.kill()
         asking.wait(30)
         # The server's children die a moment after it: gigabytes of mappings are taken down first.
-        deadline = time.monotonic() + ANSWER_DEADLINE_S
-        while pool.stats()["reservations"] and time.monotonic() < deadline:
-            pool.wait(b"nobody's".ljust(16), 0.01)
+        until(lambda: not pool.stats()["reservations"])
         pool.reap()
         assert pool.stats()["reservations"] == []
         assert pool.check() == []

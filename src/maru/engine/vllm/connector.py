@@ -7,18 +7,23 @@ fails, at start or later, turns the connector off: one line in the log, and vLLM
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
+from vllm.distributed.kv_events import KVCacheEvent
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
     KVConnectorRole,
     KVConnectorWorkerMetadata,
 )
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from maru.address import read_address
+from maru.engine.vllm.events import Announcer
 from maru.engine.vllm.fit import CHUNK_TOKENS, identity_of, shape_of
+from maru.engine.vllm.metrics import MaruPromMetrics, MaruStats, PoolWatch
 from maru.engine.vllm.plan import Done, Plan, Save
 from maru.engine.vllm.scheduler import SchedulerSide
 from maru.engine.vllm.worker import WorkerSide
@@ -28,14 +33,15 @@ from maru.pool import Pool
 log = logging.getLogger("maru.vllm")
 
 _told: set[str] = set()
-_SETTINGS = {"pool", "chunk_tokens", "tenant", "background_copies"}
+_SETTINGS = {"pool", "chunk_tokens", "tenant", "background_copies", "wait_for_others_s"}
 
 
 class MaruConnector(KVConnectorBase_V1):
     """vLLM's KV in a pool: what one instance computed, every other one of the host finds.
 
     `kv_connector_extra_config`: `pool` (an address, as maru:///NAME?size=8GiB), `chunk_tokens` (256, rounded down to
-    whole blocks), `tenant`, `background_copies` (true: copy layer by layer while the model computes).
+    whole blocks), `tenant`, `background_copies` (true: copy layer by layer while the model computes),
+    `wait_for_others_s` (0: how long a request may be held back because another instance computes its beginning).
     """
 
     _cache_hit_source = CacheHitSource.HOST
@@ -59,6 +65,8 @@ class MaruConnector(KVConnectorBase_V1):
         self._pool: Pool | None = None
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
+        self._announcer: Announcer | None = None
+        self._watch: PoolWatch | None = None
         self._unfilled: set[int] = set()
         try:
             self._pool = Pool.open(address.url)
@@ -67,7 +75,14 @@ class MaruConnector(KVConnectorBase_V1):
             self._turn_off("open the pool", error)
             return
         if role == KVConnectorRole.SCHEDULER:
-            self._scheduler = SchedulerSide(self._pool, namespace, self._shape, self._ranks, self._turn_off)
+            events = vllm_config.kv_events_config
+            if events is not None and events.enable_kv_cache_events:
+                self._announcer = Announcer(self._pool.exists, self._shape)
+            self._scheduler = SchedulerSide(
+                self._pool, namespace, self._shape, self._ranks, self._turn_off,
+                wait_for_others_s=float(settings.get("wait_for_others_s", 0)), announcer=self._announcer,
+            )  # fmt: skip
+            self._watch = PoolWatch(self._pool.stats)
         else:
             background = bool(settings.get("background_copies", True))
             self._worker = WorkerSide(
@@ -92,7 +107,7 @@ class MaruConnector(KVConnectorBase_V1):
     # The scheduler's side
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """Tokens in the pool beyond those computed. They are loaded in the step that schedules the request."""
+        """Tokens in the pool beyond those computed, None to ask later. They are loaded in the request's first step."""
         if self._scheduler is None or not self._works():
             return 0, False
         return self._scheduler.matched_tokens(request, num_computed_tokens), False
@@ -121,6 +136,14 @@ class MaruConnector(KVConnectorBase_V1):
     def requires_kv_delivery(self) -> bool:
         """A cache: what is not stored is a miss later."""
         return False
+
+    def take_events(self) -> Iterable[KVCacheEvent]:
+        """Blocks that this instance has seen come into the pool, and leave it."""
+        try:
+            return self._announcer.take() if self._announcer and self._works() else ()
+        except MaruError as error:
+            self._turn_off("announce what is stored", error)
+            return ()
 
     # The worker's side
 
@@ -167,7 +190,29 @@ class MaruConnector(KVConnectorBase_V1):
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
         return self._worker.take_done() if self._worker else None
 
+    # Both sides
+
+    def get_kv_connector_stats(self) -> KVConnectorStats | None:
+        """What was done since the last call, None for nothing."""
+        stats = self._worker.take_stats() if self._worker else MaruStats()
+        if self._scheduler:
+            stats, self._scheduler.stats = self._scheduler.stats, MaruStats()
+        if self._watch:
+            stats.data["gauges"].update(self._watch.take())
+        return None if stats.is_empty() else stats
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats | None:
+        return MaruStats(data)
+
+    @classmethod
+    def build_prom_metrics(cls, *described: Any) -> KVConnectorPromMetrics:
+        """`described`: what KVConnectorPromMetrics takes."""
+        return MaruPromMetrics(*described)
+
     def shutdown(self) -> None:
+        if self._watch:
+            self._watch.close()
         if self._scheduler:
             self._scheduler.close()
         if self._worker:

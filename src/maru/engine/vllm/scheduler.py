@@ -2,7 +2,8 @@
 
 Holds:      for each request its keys, what of its prefix is pinned, its blocks, and how far it was stored.
 Promises:   what a request was told stays pinned until every worker has loaded it, or the request has gone, or
-            `PIN_AGE_S` is over. Asking twice changes nothing. Any trouble with the pool is a miss.
+            `PIN_AGE_S` is over. Asking twice changes nothing. Any trouble with the pool is a miss. No request is held
+            back longer than it was allowed to be, nor when nobody is computing what it waits for.
 Leaves:     bytes to the workers.
 
 Only prompts are stored, not answers: what decoding computes differs from what a prefill would in the last bits, and the
@@ -17,7 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from maru.engine.vllm.events import Announcer
 from maru.engine.vllm.fit import Shape, request_seed
+from maru.engine.vllm.metrics import MaruStats
 from maru.engine.vllm.plan import Done, Load, Plan, Save
 from maru.errors import MaruError
 from maru.native import core
@@ -25,12 +28,17 @@ from maru.pool import Namespace, PinnedPrefix, Pool
 
 KEY_BYTES = 16
 PIN_AGE_S = 120.0
+BETWEEN_STEPS_S = 0.25
+"""Another instance that computes a prompt in pieces has none of them reserved for this long at most."""
+IDLE_WAIT_S = 0.01
 
 
 @dataclass
 class _Request:
     keys: bytes
     """Of the prompt's whole chunks."""
+    request: Any = None
+    """vLLM's own, kept only to announce what is stored of it."""
     pinned: PinnedPrefix | None = None
     pinned_at_s: float = 0.0
     local_tokens: int = 0
@@ -40,10 +48,21 @@ class _Request:
     blocks: list[int] = field(default_factory=list)
     stored_chunks: int = 0
     """Leading chunks that are in the pool, or were handed to a worker to store."""
+    waits_since_s: float | None = None
+    """Since when it is held back, None when it never was."""
+    seen_written_s: float = 0.0
+    waited: bool = False
+    """It was held back, and is no more."""
 
     @property
     def chunk_count(self) -> int:
         return len(self.keys) // KEY_BYTES
+
+    @property
+    def first_missing(self) -> bytes:
+        """Key of the first chunk that is not pinned."""
+        found = len(self.pinned) if self.pinned else 0
+        return self.keys[found * KEY_BYTES : (found + 1) * KEY_BYTES]
 
     def let_go(self) -> None:
         if self.pinned is not None:
@@ -62,18 +81,29 @@ class SchedulerSide:
         worker_count: int,
         failed: Callable[[str, Exception], None],
         clock: Callable[[], float] = time.monotonic,
+        wait_for_others_s: float = 0.0,
+        announcer: Announcer | None = None,
     ) -> None:
+        """`wait_for_others_s`: how long a request may be held back because another instance computes its beginning."""
         self._pool = pool
         self._digest = namespace.digest
         self._shape = shape
         self._worker_count = worker_count
         self._failed = failed
         self._clock = clock
+        self._wait_for_others_s = wait_for_others_s
+        self._announcer = announcer
+        self._is_idle = True
+        """The last step had nothing to compute."""
+        self.stats = MaruStats()
         self._requests: dict[str, _Request] = {}
         self._loaded: dict[str, int] = {}
 
-    def matched_tokens(self, request: Any, computed_tokens: int) -> int:
-        """How many tokens beyond `computed_tokens` are in the pool, and pinned from now on."""
+    def matched_tokens(self, request: Any, computed_tokens: int) -> int | None:
+        """How many tokens beyond `computed_tokens` are in the pool, and pinned from now on.
+
+        None: ask again, for another instance is computing more of it just now.
+        """
         state = self._state_of(request)
         # The last token is always computed: the model needs one to answer from.
         usable = min(state.chunk_count, (request.num_tokens - 1) // self._shape.chunk_tokens)
@@ -81,9 +111,68 @@ class SchedulerSide:
         if usable * self._shape.chunk_tokens <= computed_tokens:
             return 0
         if state.pinned is None or len(state.pinned) < usable:
+            if self._still_waits(state):
+                return None
             self._pin(state, usable)
+            if self._begins_to_wait(state, usable):
+                return None
+            self._announce(request, state)
         found = min(usable, len(state.pinned) if state.pinned else 0) * self._shape.chunk_tokens
         return int(max(0, found - computed_tokens))
+
+    def _still_waits(self, state: _Request) -> bool:
+        """Is it held back, and the chunk it waits for not there yet?"""
+        if state.waits_since_s is None or state.waited:
+            return False
+        missing = state.first_missing
+        try:
+            if self._is_idle:
+                self._pool.wait(missing, IDLE_WAIT_S)  # vLLM would ask again at once, and again.
+            if self._pool.exists(missing):
+                state.seen_written_s = self._clock()
+                return False
+        except MaruError:
+            return False  # Pinning says so.
+        return self._may_wait(state)
+
+    def _begins_to_wait(self, state: _Request, usable: int) -> bool:
+        """Pinned as far as possible: is the first chunk that is missing on its way?"""
+        if state.waited or self._wait_for_others_s <= 0:
+            return False
+        if state.pinned is not None and len(state.pinned) >= usable:
+            self._end_wait(state)
+            return False
+        return self._may_wait(state)
+
+    def _may_wait(self, state: _Request) -> bool:
+        """Whoever began earlier ends earlier, so waiting for what is under way beats computing it a second time. The
+        bound is for those who got slower than we are, or stopped.
+        """
+        now = self._clock()
+        try:
+            if self._pool.being_written(state.first_missing):
+                state.seen_written_s = now
+                if state.waits_since_s is None:
+                    state.waits_since_s = now
+                    self.stats.add("waits", 1)
+        except MaruError as error:
+            self._failed("look a prompt up", error)
+            return False
+        if state.waits_since_s is None:
+            return False
+        over = now - state.waits_since_s > self._wait_for_others_s or now - state.seen_written_s > BETWEEN_STEPS_S
+        if over:
+            self._end_wait(state)
+        return not over
+
+    def _end_wait(self, state: _Request) -> None:
+        if state.waits_since_s is not None and not state.waited:
+            state.waited = True
+            self.stats.add("wait_seconds", self._clock() - state.waits_since_s)
+
+    def _announce(self, request: Any, state: _Request) -> None:
+        if self._announcer and state.pinned:
+            self._announcer.expect(request, state.keys, 0, len(state.pinned))
 
     def allocated(self, request: Any, blocks: Any, external_tokens: int) -> None:
         """vLLM has blocks for the request; `external_tokens` of them are ours to fill."""
@@ -96,6 +185,7 @@ class SchedulerSide:
     def plan(self, output: Any) -> Plan:
         """What the workers do in this step."""
         plan = Plan()
+        self._is_idle = not output.num_scheduled_tokens
         for new in output.scheduled_new_reqs:
             self._step(plan, new.req_id, list(new.block_ids[0]), True, new.num_computed_tokens, output)
         cached = output.scheduled_cached_reqs
@@ -141,7 +231,8 @@ class SchedulerSide:
     def _state_of(self, request: Any) -> _Request:
         state = self._requests.get(request.request_id)
         if state is None:
-            state = self._requests[request.request_id] = _Request(self._keys_of(request))
+            kept = request if self._announcer else None
+            state = self._requests[request.request_id] = _Request(self._keys_of(request), kept)
         return state
 
     def _keys_of(self, request: Any) -> bytes:
@@ -153,11 +244,14 @@ class SchedulerSide:
         return core.chunk_keys(array("q", tokens), self._shape.chunk_tokens, seed)
 
     def _pin(self, state: _Request, usable: int) -> None:
+        begun = time.perf_counter()
         try:
             pinned = self._pool.pin(memoryview(state.keys)[: usable * KEY_BYTES])
         except MaruError as error:
             self._failed("look a prompt up", error)
             return
+        self.stats.add("lookups", 1)
+        self.stats.add("lookup_seconds", time.perf_counter() - begun)
         state.let_go()
         if len(pinned) == 0:
             pinned.release()
@@ -177,6 +271,8 @@ class SchedulerSide:
         done = min(done, state.chunk_count, len(state.blocks) // self._shape.blocks_per_chunk)
         if done > state.stored_chunks:
             plan.saves.append(self._save(request_id, state, state.stored_chunks, done))
+            if self._announcer and state.request is not None:
+                self._announcer.expect(state.request, state.keys, state.stored_chunks, done)
             state.stored_chunks = done
 
     def _load(self, request_id: str, state: _Request, first_token: int, end_token: int) -> Load:

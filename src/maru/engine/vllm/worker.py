@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from maru.engine.vllm.blocks import NO_PIECES, Blocks, Pieces, joined
 from maru.engine.vllm.fit import Shape
 from maru.engine.vllm.lane import CopyLane
+from maru.engine.vllm.metrics import MaruStats
 from maru.engine.vllm.plan import Done, Load, Save
 from maru.errors import MaruError
 from maru.native import core
@@ -96,6 +97,7 @@ class WorkerSide:
         self._stuck: list[object] = []
         """What a copy that never ended may still touch: kept as long as this process."""
         self.counters = WorkerCounters()
+        self._told = WorkerCounters()
 
     def register(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Each layer's blocks, block index first. Raises ModelRefused where a block does not lie in one piece."""
@@ -105,6 +107,8 @@ class WorkerSide:
 
     def begin(self, loads: list[Load]) -> None:
         """Pin and start filling the blocks; those that cannot be filled are reported."""
+        if not loads:
+            return
         begun = time.monotonic()
         self._step.loads += loads
         pieces = joined([piece for load in loads for piece in self._pieces_of(load)])
@@ -142,18 +146,15 @@ class WorkerSide:
 
     def end(self, saves: list[Save]) -> None:
         """The step is computed: store what is not stored yet, seal, and let go of what was loaded."""
-        begun = time.monotonic()
-        if self._step.loading:
-            self._wait_for_loads(max(self._step.loading.values()))
-        for prefix in self._step.pinned:
-            prefix.release()
-        for load in self._step.loads:
-            self._done.loaded[load.request_id] = 1
-        self.counters.load_s += time.monotonic() - begun
-        begun = time.monotonic()
-        self._reserve(saves)
-        self._finish_storing()
-        self.counters.store_s += time.monotonic() - begun
+        if self._step.loads:
+            begun = time.monotonic()
+            self._finish_loading()
+            self.counters.load_s += time.monotonic() - begun
+        if saves or self._step.reserved:
+            begun = time.monotonic()
+            self._reserve(saves)
+            self._finish_storing()
+            self.counters.store_s += time.monotonic() - begun
         if self._step.asked:
             self._asks_for_layers = sorted(self._step.asked) == list(range(len(self._numbers)))
         self._step = _Step()
@@ -167,6 +168,20 @@ class WorkerSide:
         """Requests loaded since the last call."""
         done, self._done = self._done, Done()
         return done if done.loaded else None
+
+    def take_stats(self) -> MaruStats:
+        """What this worker did since the last call."""
+        now, before = self.counters, self._told
+        self._told = replace(now)
+        stats = MaruStats()
+        stats.add("loaded_tokens", now.tokens_loaded - before.tokens_loaded)
+        stats.add("loaded_bytes", now.bytes_loaded - before.bytes_loaded)
+        stats.add("load_seconds", now.load_s - before.load_s)
+        stats.add("stored_tokens", now.tokens_stored - before.tokens_stored)
+        stats.add("stored_bytes", now.bytes_stored - before.bytes_stored)
+        stats.add("store_seconds", now.store_s - before.store_s)
+        stats.add("failed_blocks", now.blocks_failed - before.blocks_failed)
+        return stats
 
     def close(self) -> None:
         """End the thread that copies."""
@@ -201,6 +216,14 @@ class WorkerSide:
             self._blocks.block_bytes * self._blocks.layer_count if self._blocks else 0
         )
         return found
+
+    def _finish_loading(self) -> None:
+        if self._step.loading:
+            self._wait_for_loads(max(self._step.loading.values()))
+        for prefix in self._step.pinned:
+            prefix.release()
+        for load in self._step.loads:
+            self._done.loaded[load.request_id] = 1
 
     def _spoil(self, load: Load, filled: int) -> None:
         self._invalid.update(load.blocks[filled:])
