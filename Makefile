@@ -28,7 +28,7 @@ SCIKIT_BUILD := $(shell sed -n 's/^requires = .*"\(scikit-build-core[^"]*\)".*/\
 export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engines demo test bench bench-lmcache hit-rates stress fuzz instructions lint format clean
+.PHONY: help setup engines demo test bench bench-vllm bench-lmcache hit-rates stress fuzz instructions lint format clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -84,6 +84,9 @@ bench-lmcache: setup engines  ## Measure vLLM with LMCache, with Maru and in eve
 	@$(ENGINES_PIP) install --quiet --no-deps nixl==1.5.1 nixl-cu12==1.5.1
 	@$(ENGINES_PYTHON) -m maru.bench lmcache
 	@$(ENGINES_PYTHON) -m maru.bench lmcache-copies
+
+bench-vllm: setup engines  ## Measure what a hit through Maru's own vLLM connector costs, and its limits (25 min).
+	@$(ENGINES_PYTHON) -m maru.bench vllm
 
 stress: setup  ## Kill processes at random, alone and in pairs, for MINUTES (default 10), with a seed that can be run again.
 	@MARU_CORE=testing $(VENV_PYTHON) -m maru.testing.stress --seconds $$(( $(MINUTES) * 60 )) --seed $(SEED)

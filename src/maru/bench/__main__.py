@@ -1,4 +1,4 @@
-"""`python -m maru.bench`: measure, show the table, write the JSON file. `… rivals`, `… lmcache[-copies]` hand over."""
+"""`python -m maru.bench`: measure, show the table, write the JSON file. `… rivals` and the like hand over."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ def main() -> None:
 
         rivals(sys.argv[2:])
         return
+    if sys.argv[1:2] == ["vllm"]:
+        from maru.bench.engines.vllm_hits import main as vllm_hits
+
+        vllm_hits(sys.argv[2:])
+        return
     if sys.argv[1:2] == ["lmcache"]:
         from maru.bench.engines.lmcache_ttft import main as lmcache_ttft
 
@@ -41,8 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m maru.bench",
         description="Measure the pool on this machine.",
-        epilog="`python -m maru.bench rivals` measures it beside what one would use instead, `… lmcache` measures "
-        "vLLM with LMCache, `… lmcache-copies` what LMCache copies into stores and out.",
+        epilog="`python -m maru.bench rivals` measures it beside what one would use instead, `… vllm` hits through our "
+        "own connector, `… lmcache` vLLM with LMCache, `… lmcache-copies` what LMCache copies into stores and out.",
     )
     parser.add_argument("--json", type=Path, default=DEFAULT_JSON, metavar="PATH", help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a few seconds, for a first look; figures are rough")

