@@ -28,7 +28,8 @@ SCIKIT_BUILD := $(shell sed -n 's/^requires = .*"\(scikit-build-core[^"]*\)".*/\
 export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engines demo test bench bench-vllm bench-lmcache hit-rates stress fuzz instructions lint format clean
+.PHONY: help setup engines demo demo-vllm test bench bench-vllm bench-lmcache hit-rates stress \
+  fuzz instructions lint format clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +55,9 @@ endif
 
 demo: setup  ## Watch separate processes share one KV cache, on a real trained model.
 	@$(VENV_PYTHON) -m maru demo --cache-dir .cache
+
+demo-vllm: engines  ## Watch the same on vLLM's own API servers.
+	@$(ENGINES_PYTHON) -m maru demo --engine vllm --cache-dir .cache
 
 # A second environment: vLLM and LMCache pin half of PyPI, and bring packages that do not load beside a CPU's torch.
 engines: $(ENGINES_STAMP)  ## Make .venv-engines with vLLM and LMCache, for the tests and measurements with real engines.

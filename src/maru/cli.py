@@ -9,6 +9,7 @@ carries one JSON document and nothing else; people's messages go to stderr. Exit
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -240,8 +241,22 @@ def _seen(pool: SeenPool) -> PoolSeen:
 # ---- maru pool --------------------------------------------------------------------------------------------
 
 
+class DemoEngine(StrEnum):
+    """What computes in the demo."""
+
+    transformers = "transformers"
+    vllm = "vllm"
+
+
 @app.command()
 def demo(
+    engine: Annotated[
+        DemoEngine,
+        typer.Option(
+            help="transformers: processes that load the model with Hugging Face transformers. "
+            "vllm: vLLM's own OpenAI API servers, asked with OpenAI's client."
+        ),
+    ] = DemoEngine.transformers,
     cache_dir: Annotated[
         Path, typer.Option(metavar="PATH", help="Where the converted model and the text stay between runs.")
     ] = Path(".cache"),
@@ -258,6 +273,7 @@ def demo(
     [bold]Examples[/bold]
 
     [cyan]make demo[/cyan]   in a checkout: installs what it needs first
+    [cyan]make demo-vllm[/cyan]   the same job on vLLM's own servers: --engine vllm
     [cyan]maru demo --keep[/cyan]   then [cyan]maru stat[/cyan] shows the pool it left
     [cyan]maru demo --json > demo.json[/cyan]   the figures for programs
     """
@@ -266,7 +282,7 @@ def demo(
     try:
         from maru.demo import run_demo
 
-        code = run_demo(cache_dir=cache_dir, pool_url=pool, json_output=json_output, keep=keep)
+        code = run_demo(engine=engine.value, cache_dir=cache_dir, pool_url=pool, json_output=json_output, keep=keep)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in DEMO_MODULES:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from maru.demo import preflight, run_demo, story
+from maru.demo import preflight, run_demo, story, telling
 from maru.demo.cast import Actor, ActorLost
 from maru.demo.turns import Turn
 
@@ -112,7 +112,7 @@ CLEAN_KILL = {"signal": 9, "readable": 0, "reservation": "RESERVED", "violations
 
 
 def test_a_faultless_run_keeps_every_promise() -> None:
-    facts = story.Facts(turns=[turn_of("B"), turn_of("C")], kill=CLEAN_KILL)
+    facts = telling.Facts(turns=[turn_of("B"), turn_of("C")], kill=CLEAN_KILL)
     assert all(story.promises_of(facts).values())
 
 
@@ -129,7 +129,7 @@ def test_a_faultless_run_keeps_every_promise() -> None:
     ],
 )
 def test_each_broken_promise_is_noticed(turns: list[Turn], kill: dict[str, Any]) -> None:
-    promises = story.promises_of(story.Facts(turns=turns, kill=kill))
+    promises = story.promises_of(telling.Facts(turns=turns, kill=kill))
     assert sum(not kept for kept in promises.values()) == 1
 
 

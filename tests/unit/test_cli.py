@@ -351,9 +351,11 @@ def test_demo_passes_its_options_on_and_exits_with_its_code(monkeypatch: pytest.
         return 7
 
     monkeypatch.setattr(maru.demo, "run_demo", run_demo)
-    result = run("demo", "--cache-dir", "somewhere", "--pool", "maru:///kv", "--json", "--keep")
+    options = ("--engine", "vllm", "--cache-dir", "somewhere", "--pool", "maru:///kv", "--json", "--keep")
+    result = run("demo", *options)
     assert result.exit_code == 7
     assert told == {
+        "engine": "vllm",
         "cache_dir": Path("somewhere"),
         "pool_url": "maru:///kv",
         "json_output": True,

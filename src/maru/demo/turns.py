@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from maru.demo.cast import Actor
-
-__all__ = ["MAX_NEW_TOKENS", "Turn", "take_turn"]
+__all__ = ["MAX_NEW_TOKENS", "Answering", "Turn", "take_turn"]
 
 # Long enough for a sentence, short enough for the demo's three minutes.
 MAX_NEW_TOKENS = 24
 
 
+class Answering(Protocol):
+    """A process that answers: an `Actor`, or a `Server`."""
+
+    name: str
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send one request and wait for its report. Raises ActorLost."""
+        ...
+
+
 @dataclass(frozen=True)
 class Turn:
-    """What one process measured for one turn. Times in seconds, sizes in bytes."""
+    """What one process measured for one turn. Times in seconds, sizes in bytes; None: not measured."""
 
     process: str
     question: str
@@ -23,13 +31,14 @@ class Turn:
     reused_tokens: int
     ttft_cold_s: float
     ttft_pool_s: float
-    bytes_shared: int  # Read in place from the pool, where another process wrote them.
-    bytes_copied: int | None  # Moved through files, pipes and sockets meanwhile; None: Linux does not tell.
-    bytes_loaded: int  # The one copy, from the pool into the model's own cache.
-    bytes_stored: int
+    bytes_shared: int | None  # Read in place from the pool, where another process wrote them.
+    bytes_copied: int | None  # Moved through files, pipes and sockets meanwhile; Linux does not always tell.
+    bytes_loaded: int | None  # The one copy, from the pool into the model's own cache.
+    bytes_stored: int | None
     answer: str
     answer_cold: str
     same_answer: bool
+    reused_tokens_cold: int = 0
 
     @property
     def speedup(self) -> float:
@@ -39,7 +48,7 @@ class Turn:
         return {**asdict(self), "speedup": self.speedup}
 
 
-def take_turn(actor: Actor, messages: list[dict[str, str]], *, cold_first: bool) -> Turn:
+def take_turn(actor: Answering, messages: list[dict[str, str]], *, cold_first: bool) -> Turn:
     """Let `actor` answer `messages` both ways; the order alternates, so that neither profits from it.
 
     Raises ActorLost.
@@ -70,4 +79,5 @@ def take_turn(actor: Actor, messages: list[dict[str, str]], *, cold_first: bool)
         answer=pooled["answer"],
         answer_cold=cold["answer"],
         same_answer=pooled["output_ids"] == cold["output_ids"],
+        reused_tokens_cold=cold["reused_tokens"],
     )
