@@ -71,11 +71,11 @@ def measure(way: Way, setting: Setting, contexts: Sequence[int], rounds: int, pr
         finally:
             for engine in engines:
                 engine.close()
-                _remove_shared_kv(engine.process.pid)
+                remove_shared_kv(engine.process.pid)
     return found
 
 
-def _remove_shared_kv(pid: int | None) -> None:
+def remove_shared_kv(pid: int | None) -> None:
     """LMCache's MP connector leaves the memory that its server maps when its process does not end by itself."""
     for file in Path("/dev/shm").glob(f"lmcache_kv_{pid}_*"):
         file.unlink(missing_ok=True)

@@ -51,6 +51,8 @@ class Setting:
     """For configuration and logs."""
     shared_memory: Path
     """For what a rival keeps in memory as files."""
+    cache_gib: int = CACHE_GIB
+    """Of every cache, or of all servers of one way together."""
 
 
 @dataclass(frozen=True)
@@ -142,26 +144,30 @@ def _in_process(setting: Setting, way: str, settings: dict[str, Any]) -> tuple[d
 
 
 def _maru(setting: Setting, _number: int) -> tuple[dict[str, Any], dict[str, str]]:
-    address = {"maru_path": f"maru:///{_POOL}", "maru_pool_size": CACHE_GIB}
+    address = {"maru_path": f"maru:///{_POOL}", "maru_pool_size": setting.cache_gib}
     return _in_process(setting, "maru", {"local_cpu": False, "max_local_cpu_size": 0, **address})
 
 
 def _maru_local_cpu(setting: Setting, _number: int) -> tuple[dict[str, Any], dict[str, str]]:
-    address = {"maru_path": f"maru:///{_POOL}", "maru_pool_size": CACHE_GIB}
-    return _in_process(setting, "maru-local-cpu", {"local_cpu": True, "max_local_cpu_size": CACHE_GIB, **address})
+    address = {"maru_path": f"maru:///{_POOL}", "maru_pool_size": setting.cache_gib}
+    local = {"local_cpu": True, "max_local_cpu_size": setting.cache_gib}
+    return _in_process(setting, "maru-local-cpu", {**local, **address})
 
 
 def _local_cpu(setting: Setting, _number: int) -> tuple[dict[str, Any], dict[str, str]]:
-    return _in_process(setting, "local-cpu", {"local_cpu": True, "max_local_cpu_size": CACHE_GIB})
+    return _in_process(setting, "local-cpu", {"local_cpu": True, "max_local_cpu_size": setting.cache_gib})
 
 
-def _own_connector(_setting: Setting, _number: int) -> tuple[dict[str, Any], dict[str, str]]:
+def _own_connector(setting: Setting, _number: int) -> tuple[dict[str, Any], dict[str, str]]:
     return {
         "kv_connector": "MaruConnector",
         "kv_connector_module_path": "maru.engine.vllm",
         "kv_role": "kv_both",
         "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": {"pool": f"maru:///{_POOL}?size={CACHE_GIB}GiB", "chunk_tokens": CHUNK_TOKENS},
+        "kv_connector_extra_config": {
+            "pool": f"maru:///{_POOL}?size={setting.cache_gib}GiB",
+            "chunk_tokens": CHUNK_TOKENS,
+        },
     }, {}
 
 
@@ -215,11 +221,11 @@ def _lmcache_server(port: int, size_gb: float, *more: str) -> tuple[list[str], s
     return command, f"http://127.0.0.1:{port + 1000}/healthcheck"
 
 
-def _mp_servers(_setting: Setting) -> list[tuple[list[str], str]]:
-    return [_lmcache_server(_PORTS["mp"], CACHE_GIB)]
+def _mp_servers(setting: Setting) -> list[tuple[list[str], str]]:
+    return [_lmcache_server(_PORTS["mp"], setting.cache_gib)]
 
 
-def _p2p_servers(_setting: Setting) -> list[tuple[list[str], str]]:
+def _p2p_servers(setting: Setting) -> list[tuple[list[str], str]]:
     port = _PORTS["coordinator"]
     coordinator = [
         str(Path(sys.executable).with_name("lmcache")), "coordinator", "--host", "127.0.0.1", "--port", str(port),
@@ -227,7 +233,7 @@ def _p2p_servers(_setting: Setting) -> list[tuple[list[str], str]]:
     ]  # fmt: skip
     peers = [
         _lmcache_server(
-            _PORTS[f"server-{number}"], CACHE_GIB / 2, "--instance-id", f"server-{number}",
+            _PORTS[f"server-{number}"], setting.cache_gib / 2, "--instance-id", f"server-{number}",
             "--coordinator-url", f"http://127.0.0.1:{port}", "--coordinator-advertise-ip", "127.0.0.1",
             "--p2p-advertise-url", f"127.0.0.1:{port + 1 + number}",
         )
@@ -236,20 +242,21 @@ def _p2p_servers(_setting: Setting) -> list[tuple[list[str], str]]:
     return [(coordinator, f"tcp://127.0.0.1:{port}"), *peers]
 
 
-def _l2_servers(l2: dict[str, Any]) -> list[tuple[list[str], str]]:
+def _l2_servers(setting: Setting, l2: dict[str, Any]) -> list[tuple[list[str], str]]:
     return [
-        _lmcache_server(_PORTS[f"server-{number}"], CACHE_GIB / 2, "--l2-adapter", json.dumps(l2)) for number in (0, 1)
+        _lmcache_server(_PORTS[f"server-{number}"], setting.cache_gib / 2, "--l2-adapter", json.dumps(l2))
+        for number in (0, 1)
     ]
 
 
-def _l2_maru_servers(_setting: Setting) -> list[tuple[list[str], str]]:
+def _l2_maru_servers(setting: Setting) -> list[tuple[list[str], str]]:
     place = {"module_path": "maru_lmcache.l2", "class_name": "MaruL2Adapter"}
-    pool = {"pool": f"maru:///{_POOL}?size={CACHE_GIB}GiB"}
-    return _l2_servers({"type": "plugin", "shared": True, **place, "adapter_params": pool})
+    pool = {"pool": f"maru:///{_POOL}?size={setting.cache_gib}GiB"}
+    return _l2_servers(setting, {"type": "plugin", "shared": True, **place, "adapter_params": pool})
 
 
 def _l2_fs_servers(setting: Setting) -> list[tuple[list[str], str]]:
-    return _l2_servers({"type": "fs", "base_path": str(setting.shared_memory / "l2-fs")})
+    return _l2_servers(setting, {"type": "fs", "base_path": str(setting.shared_memory / "l2-fs")})
 
 
 _SERVERS: dict[str, Callable[[Setting], list[tuple[list[str], str]]]] = {

@@ -29,6 +29,7 @@ def cost_rows() -> dict[str, float]:
     shape = Shape(block_tokens=16, blocks_per_chunk=16, layer_names=("one",))
     rows: dict[str, float] = {}
     with ground.bench_pool("waiting", 256 * ground.MIB, "chunk_bytes=8192") as pool:
+        pool.wait_ready(60)
         namespace = pool.namespace(Identity(model="bench", kv_layout="bench/vllm"))
         for title, share in (("whole prompts stored", 1.0), ("half of each stored", 0.5), ("nothing stored", 0.0)):
             side = SchedulerSide(pool, namespace, shape, 1, _fail)

@@ -25,7 +25,7 @@ from rich.table import Table
 
 import maru
 from maru.bench import report
-from maru.bench.engines.lmcache_ttft import SETTLE_S, SHIMS, facts, prompts_of
+from maru.bench.engines.lmcache_ttft import SETTLE_S, SHIMS, facts, prompts_of, remove_shared_kv
 from maru.bench.engines.lmcache_ways import CHUNK_TOKENS, WAYS, Setting
 from maru.bench.engines.scheduler_cost import cost_rows
 from maru.bench.engines.vllm_instance import EngineFailed, VllmInstance
@@ -36,6 +36,8 @@ DEFAULT_JSON = Path("bench-results") / "vllm.json"
 CONTEXTS = (1024, 2048, 4096, 7936)
 SUFFIX_TOKENS = 30
 LONG_SUFFIX_TOKENS = 2048
+CACHE_GIB = 2
+"""Of each cache: five engines are in memory too."""
 HEAD_START_S = 0.7
 """By how much the second of two instances gets a prompt later than the first."""
 SAMPLES = ("compute", "prefix_cache", "first_hit", "hit", "example", "mp", "copy")
@@ -56,23 +58,32 @@ class Samples:
 
 
 class Field:
-    """The engines of one run. A context manager; all of them end with it."""
+    """The engines of one run, on one core each. A context manager; all of them end with it."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
-        self._stack = ExitStack()
         self._maru = _WAY["maru-connector"]
+        self._stack = ExitStack()
+        self._rivals = ExitStack()
 
     def __enter__(self) -> Field:
         self._stack.enter_context(self._maru.servers(self._setting))
-        self._stack.enter_context(_WAY["mp"].servers(self._setting))
-        self.plain = self._start(VllmInstance(_WAY["prefix-cache"].engine(self._setting, 0)))
-        self.a = self._start(VllmInstance(self._maru.engine(self._setting, 0)))
-        self.example = self._start(VllmInstance(_WAY["example"].engine(self._setting, 0)))
-        self.mp = self._start(VllmInstance(_WAY["mp"].engine(self._setting, 0)))
-        for engine in (self.plain, self.a, self.example, self.mp):
+        self._rivals.enter_context(_WAY["mp"].servers(self._setting))
+        self.a = VllmInstance(self._maru.engine(self._setting, 0))
+        self._stack.callback(self.a.close)
+        self.plain, self.example, self.mp = (
+            VllmInstance(_WAY[name].engine(self._setting, 0)) for name in ("prefix-cache", "example", "mp")
+        )
+        for engine in (self.plain, self.example, self.mp):
+            self._rivals.callback(remove_shared_kv, engine.process.pid)
+            self._rivals.callback(engine.close)
+        for engine in (self.a, self.plain, self.example, self.mp):
             engine.wait_ready()
         return self
+
+    def end_rivals(self) -> None:
+        """Everything but our own: two more of us need the memory."""
+        self._rivals.close()
 
     def newcomer(self, **settings: Any) -> VllmInstance:
         """Another instance on our pool, not ready yet. `settings`: of the connector."""
@@ -81,11 +92,8 @@ class Field:
         extra = {**config.kv_transfer["kv_connector_extra_config"], **settings}
         return VllmInstance(replace(config, kv_transfer={**config.kv_transfer, "kv_connector_extra_config": extra}))
 
-    def _start(self, engine: VllmInstance) -> VllmInstance:
-        self._stack.callback(engine.close)
-        return engine
-
     def __exit__(self, *_: object) -> None:
+        self._rivals.close()
         self._stack.close()
 
 
@@ -252,7 +260,7 @@ def main(arguments: Sequence[str]) -> None:
     found = {context: Samples() for context in contexts}
     with tempfile.TemporaryDirectory(prefix="maru-bench-", dir="/dev/shm") as memory:
         setting = Setting(
-            model, options.shims.resolve(), Path(tempfile.mkdtemp(prefix="maru-bench-vllm-")), Path(memory)
+            model, options.shims.resolve(), Path(tempfile.mkdtemp(prefix="maru-bench-vllm-")), Path(memory), CACHE_GIB
         )
         try:
             out.print("… starting engines", markup=False)
@@ -260,6 +268,7 @@ def main(arguments: Sequence[str]) -> None:
                 for number in range(options.rounds):
                     show(f"round {number + 1}", 0, 1)
                     one_round(engines, found, contexts[number % len(contexts)], prompts)
+                engines.end_rivals()
                 show("a long suffix", 0, 1)
                 waited = exposure(engines, prompts, options.rounds)
                 show("two at once", 0, 1)
