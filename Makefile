@@ -16,7 +16,7 @@ ENGINES_PYTHON := .venv-engines/bin/python
 ENGINES_PIP := $(ENGINES_PYTHON) -m pip --disable-pip-version-check
 ENGINES_STAMP := .venv-engines/.maru-setup
 CORE_SOURCES := $(wildcard pool/*.cpp pool/*.h)
-CPP_SOURCES := $(CORE_SOURCES) $(wildcard tests/native/*.cpp tests/native/*.h)
+CPP_SOURCES := $(CORE_SOURCES) $(wildcard tests/native/*.cpp tests/native/*.h tests/fake_cuda/*)
 
 # Read from pyproject.toml, so that a version is written down once.
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml | sort -u)
