@@ -13,7 +13,18 @@ EVERYTHING = 1 << 40
 def build(folder: Path) -> Path:
     """Compile it into `folder`; put that folder on LD_LIBRARY_PATH of a process that shall find it."""
     library = folder / "libcuda.so.1"
-    command = ["c++", "-std=c++20", "-O1", "-g", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library)]
+    command = [
+        "c++",
+        "-std=c++20",
+        "-O1",
+        "-g",
+        "-shared",
+        "-fPIC",
+        "-pthread",
+        "-Wl,-soname,libcuda.so.1",
+        "-o",
+        str(library),
+    ]
     subprocess.run([*command, str(SOURCE)], check=True)
     return library
 

@@ -3,7 +3,8 @@
 Holds what a person types. What they see is drawn in stat_view, watch, check and doctor. With `--json` stdout
 carries one JSON document and nothing else; people's messages go to stderr. Exit codes: 0 done, 1 a MaruError
 (one line, no traceback), 2 a command line that cannot be read; `maru demo` exits with what the demo returns, and
-`maru check` and `maru doctor` with their verdicts. The demo, and torch with it, is imported only by `maru demo`.
+`maru check`, `maru doctor` and `maru selftest` with their verdicts. The demo, and torch with it, is imported only by
+`maru demo`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import maru
 from maru.check import Report, check_pool
 from maru.check.show import show_report
 from maru.config import format_size, parse_url, shared_memory_root
-from maru.doctor import Machine, PoolSeen, document, examine, worst
+from maru.doctor import Machine, PoolSeen, document, examine, look_at_gpus, worst
 from maru.doctor.show import show_lines
 from maru.errors import MaruError
 from maru.pool_commands import pool_app
+from maru.selftest_commands import selftest_app
 from maru.stat_view import SeenPool, plain, show_pool, table_of_pools
 from maru.survey import look_at, pool_folders, survey
 from maru.terminal import SETTINGS, JsonFlag, PlaceOption, complain, config_of, console, print_json, say_none
@@ -46,6 +48,7 @@ class _MaruGroup(TyperGroup):
 
 app = typer.Typer(cls=_MaruGroup, name="maru", add_completion=False, pretty_exceptions_enable=False, **SETTINGS)
 app.add_typer(pool_app, name="pool", help="Create, list, rebuild and destroy pools.")
+app.add_typer(selftest_app, name="selftest", help="Test what only this machine has: a GPU.")
 
 
 def main() -> None:
@@ -209,7 +212,10 @@ def _check_one(folder: Path, read_data: bool, json_output: bool) -> Report:
 
 
 @app.command()
-def doctor(json_output: JsonFlag = False) -> None:
+def doctor(
+    gpu: Annotated[bool, typer.Option("--gpu", help="Also ask the CUDA driver, in a process of its own.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
     """Say what this machine offers to a pool, and what to do about what it lacks.
 
     Exit code 0 unless a line is bad. The fingerprint is equal on all hosts whose instances agree on keys.
@@ -218,13 +224,19 @@ def doctor(json_output: JsonFlag = False) -> None:
 
     [cyan]maru doctor[/cyan]   what is good here, and what could be better
     [cyan]maru doctor --json | jq -r .fingerprint[/cyan]   compare this between hosts
+    [cyan]maru doctor --gpu[/cyan]   and whether GPUs and pools go together
     [cyan]maru doctor --json > machine.json[/cyan]   for a bug report
     """
+    seen: list[SeenPool] = []
     try:
-        pools = [_seen(pool) for pool in survey(None)]
+        seen = survey(None)
+        pools = [_seen(pool) for pool in seen]
     except MaruError as error:
         pools = [PoolSeen(str(shared_memory_root()), "", error.message)]
     lines = examine(Machine(), pools, shared_memory_root())
+    if gpu:
+        segments = [Path(str(part["path"])) for pool in seen for part in pool.stats.get("segments", [])]
+        lines += look_at_gpus(Machine(), segments)
     if json_output:
         print_json(document(lines))
     else:

@@ -9,6 +9,9 @@
 //
 // It is stricter than a driver where a driver forgives silently: `fake_violations` tells what was done wrong.
 // Its rules come from published documentation and bug reports; it was never compared with a real driver.
+#include <chrono>
+#include <thread>
+
 #include "streams.h"
 
 namespace {
@@ -340,6 +343,16 @@ const bool is_environment_read = [] {
     const std::string text = script;
     const size_t first = text.find(':'), second = text.find(':', first + 1);
     fake_fail(text.substr(0, first).c_str(), atol(text.c_str() + first + 1), atoi(text.c_str() + second + 1));
+  }
+  if (getenv(
+          "FAKE_CUDA_SLOW")) {  // Copies take their time, in a thread: their process can be killed amid one.
+    is_late = true;
+    std::thread([] {
+      for (uint64_t step = 0;; step++) {
+        fake_run(step, 1);
+        std::this_thread::sleep_for(std::chrono::microseconds(20));
+      }
+    }).detach();
   }
   return true;
 }();

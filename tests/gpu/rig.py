@@ -95,7 +95,7 @@ class Rig:
             if outcomes is not None:
                 outcomes.append(told)
 
-        self.copier.store(self.rows(offset_in(self.pool, reservation), first_block), done, self.compute)
+        self.copier.store(self.rows(self.registration.offset_of(reservation.buffer), first_block), done, self.compute)
         return key
 
     def write_blocks(self, content: bytes, first_block: int = 0) -> None:
@@ -121,9 +121,3 @@ class Rig:
             self.fake.late(False)
             self.copier.close(DEADLINE_S)
             self.registration.close()
-
-
-def offset_in(pool: maru.Pool, reservation: Any) -> int:
-    from maru.testing.late_device import offset_of
-
-    return offset_of(pool, reservation.buffer)

@@ -18,7 +18,7 @@ from maru import Outcome
 from maru.engine.device_copy import Device, DeviceCopier, Registration
 from maru.testing.content import bytes_of, is_right, key_of
 from maru.testing.crash import Victim, mutants, spawn
-from maru.testing.late_device import LateDevice, offset_of
+from maru.testing.late_device import LateDevice
 
 pytestmark = pytest.mark.crash
 
@@ -49,7 +49,7 @@ def store_from_gpu(url: str, reservation_deadline: float, copy_deadline: float) 
                 reservation.discard()
                 told.append("discarded")
 
-        at, piece = offset_of(pool, reservation.buffer), SIZE // PIECES
+        at, piece = registration.offset_of(reservation.buffer), SIZE // PIECES
         copier.store([(at + n * piece, blocks + n * piece, piece) for n in range(PIECES)], done, compute)
         print(f"asked, {copier.poll()} pending", flush=True)
         while input() == "poll":

@@ -1,7 +1,7 @@
 """`maru doctor`: what this machine offers to a pool, and the command that makes it better.
 
 Rooms: machine (where facts are read), line (what a fact looks like), the facts: memory, devices, software, keys,
-lmcache; and show.
+lmcache, gpu; and show.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from maru.doctor.devices import look_at_devices
+from maru.doctor.gpu import look_at_gpus
 from maru.doctor.keys import fingerprint, look_at_keys
 from maru.doctor.line import Line, Verdict, worst
 from maru.doctor.lmcache import look_at_lmcache
@@ -24,7 +25,7 @@ from maru.doctor.software import (
     look_at_versions,
 )
 
-__all__ = ["Line", "Machine", "PoolSeen", "Verdict", "document", "examine", "worst"]
+__all__ = ["Line", "Machine", "PoolSeen", "Verdict", "document", "examine", "look_at_gpus", "worst"]
 
 SCHEMA = 1
 """Raised when a key of document() changes its meaning or goes; new lines and keys do not raise it."""

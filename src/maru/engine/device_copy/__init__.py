@@ -4,6 +4,7 @@
     registration   the pool's memory made reachable for a device, in the background
     bounce         a detour through pinned memory for what could not be
     copies         loads and stores on streams of their own, in the order that keeps bytes right
+    survey         which devices there are, asked in a process of its own
 
 A worker process uses them in this order, after its engine has chosen a device (never in a scheduler, never before a
 fork):

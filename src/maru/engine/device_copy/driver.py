@@ -15,6 +15,8 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from maru.errors import MaruError
@@ -67,7 +69,7 @@ def bindings() -> Any:
     try:
         code = int(driver.cuInit(0)[0])
     except (RuntimeError, OSError) as error:  # cuda-bindings finds no libcuda.so.1.
-        raise DeviceUnavailable(f"no CUDA driver: {error}") from error
+        raise DeviceUnavailable(f"no CUDA driver: {str(error).rstrip('.')}") from error
     if code:
         raise DeviceUnavailable(f"the CUDA driver does not start: {name_of(driver, code)}")
     return driver
@@ -79,6 +81,62 @@ def name_of(driver: Any, code: int) -> str:
         return str(driver.CUresult(code).name)
     except ValueError:
         return f"CUresult {code}"
+
+
+def describe() -> dict[str, Any]:
+    """The driver and its devices, as plain values; sizes in bytes. Makes no context. Raises DeviceUnavailable.
+
+    {"driver", "bindings", "copies_in_batches", "devices": [{"ordinal", "name", "memory_bytes", "pci", "numa_node",
+    "registers_host_memory", "registers_read_only_memory"}]}; versions as "13.0", a node that nobody knows as None.
+    """
+    cuda = bindings()
+
+    def ask(name: str, *args: Any) -> Any:
+        answer = getattr(cuda, name)(*args)
+        if int(answer[0]):
+            raise DeviceUnavailable(f"{name} answers {name_of(cuda, int(answer[0]))}")
+        return answer[1]
+
+    number = int(ask("cuDriverGetVersion"))
+    attribute = cuda.CUdevice_attribute
+    devices = []
+    for ordinal in range(int(ask("cuDeviceGetCount"))):
+        device = ask("cuDeviceGet", ordinal)
+        pci = _text(ask("cuDeviceGetPCIBusId", 32, device)).lower()
+        devices.append(
+            {
+                "ordinal": ordinal,
+                "name": _text(ask("cuDeviceGetName", 128, device)),
+                "memory_bytes": int(ask("cuDeviceTotalMem", device)),
+                "pci": pci,
+                "numa_node": numa_node_of(pci),
+                "registers_host_memory": bool(
+                    ask("cuDeviceGetAttribute", attribute.CU_DEVICE_ATTRIBUTE_HOST_REGISTER_SUPPORTED, device)
+                ),
+                "registers_read_only_memory": bool(
+                    ask("cuDeviceGetAttribute", attribute.CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED, device)
+                ),
+            }
+        )
+    return {
+        "driver": f"{number // 1000}.{number % 1000 // 10}",
+        "bindings": version("cuda-bindings"),
+        "copies_in_batches": number >= 12080 and number // 1000 >= int(version("cuda-bindings").partition(".")[0]),
+        "devices": devices,
+    }
+
+
+def numa_node_of(pci: str) -> int | None:
+    """The node of a PCI device, "0000:01:00.0"; None when the machine has one node or does not say."""
+    try:
+        node = int(Path(f"/sys/bus/pci/devices/{pci}/numa_node").read_text())
+    except (OSError, ValueError):
+        return None
+    return node if node >= 0 else None
+
+
+def _text(raw: bytes) -> str:
+    return raw.partition(b"\0")[0].decode(errors="replace")
 
 
 class Device:
@@ -100,8 +158,8 @@ class Device:
         self._is_open = True
         attribute = self._cuda.CUdevice_attribute
         self.registers_host_memory = bool(self._attribute(attribute.CU_DEVICE_ATTRIBUTE_HOST_REGISTER_SUPPORTED))
-        node = self._attribute(attribute.CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID)
-        self.numa_node: int | None = node if node >= 0 else None
+        pci = _text(self._call("ask for the PCI address", "cuDeviceGetPCIBusId", 32, self._device)).lower()
+        self.numa_node = numa_node_of(pci)
         self._has_batches = hasattr(self._cuda, "cuMemcpyBatchAsync")
         self._order = self._stream_order() if self._has_batches else None
 
