@@ -31,13 +31,13 @@ def gpu(
 ) -> None:
     """Register a pool with a GPU, compare bytes both ways, measure, and kill workers in the middle of their copies.
 
-    Exit code 0: as it should be, 1: it is not, 3: there is no GPU here, or no package to reach it with. The thousand
-    kills take some twenty minutes; nobody else's pool is touched.
+    Exit code 0: as it should be, 1: it is not, 3: there is no GPU here, or no package to reach it with. Each of
+    the thousand kills starts a process anew, which takes its time. Nobody else's pool is touched.
 
     [bold]Examples[/bold]
 
     [cyan]maru selftest gpu[/cyan]   all of it
-    [cyan]maru selftest gpu --kills 20[/cyan]   in a minute
+    [cyan]maru selftest gpu --kills 20[/cyan]   for a first impression
     [cyan]maru selftest gpu --pool 'maru:///test?data=/dev/dax0.0&medium=devdax'[/cyan]   in a device's memory
     [cyan]maru selftest gpu --json > gpu.json[/cyan]   for a report
     """

@@ -256,12 +256,20 @@ const std::map<std::string, void*> kFunctions = {
     NAMED(cuMemcpyDtoHAsync),
 };
 
+}  // namespace
+
+extern "C" int cuGetProcAddress_v2(const char* name, void** function, int version, uint64_t flags,
+                                   int* status);
+
+namespace {
+
 // cuMemcpyBatchAsync of 12.8 has an argument that 13.0 dropped; who asks says which one is meant.
 void* find(const std::string& name, int version) {
   if (missing.count(name)) return nullptr;
   if (name == "cuMemcpyBatchAsync")
     return reinterpret_cast<void*>(version >= 13000 ? reinterpret_cast<void (*)()>(cuMemcpyBatchAsync_13)
                                                     : reinterpret_cast<void (*)()>(cuMemcpyBatchAsync_12));
+  if (name == "cuGetProcAddress") return reinterpret_cast<void*>(cuGetProcAddress_v2);
   const auto found = kFunctions.find(name);
   return found == kFunctions.end() ? nullptr : found->second;
 }

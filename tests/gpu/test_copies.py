@@ -182,6 +182,19 @@ def test_a_store_that_fails_half_way_is_discarded_when_the_device_is_through(fak
     assert rig.read_pool(key_of(1)) is None
 
 
+def test_a_store_that_ends_in_any_other_error_is_never_sealed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(rig.copier._ring, "store", fails)
+    outcomes: list[object] = []
+    with pytest.raises(MemoryError):
+        rig.store(1, outcomes=outcomes)
+    assert rig.copier.poll() == 0
+    assert outcomes == [None]
+    assert rig.read_pool(key_of(1)) is None
+
+
 def test_after_a_context_broke_no_call_reaches_the_driver(fake: Fake, rig: Rig) -> None:
     fake.late()
     key = rig.put(1)

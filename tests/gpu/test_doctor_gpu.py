@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_selftest import ask
+from children import ask
 
 from fake_gpu import Fake
 from maru.doctor import Line, Machine, look_at_gpus, worst

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from children import say
 
 from fake_gpu import Fake
 from maru.engine.device_copy import Device, DeviceError, DeviceLost, DeviceUnavailable
@@ -36,18 +34,8 @@ def memory() -> Iterator[int]:
         del letter
 
 
-def say(environment: dict[str, str], program: str = ASK) -> str:
-    """What a process of its own prints."""
-    paths = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=dict(os.environ, PYTHONPATH=paths, **environment),
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return done.stdout.strip()
-
-
 def test_without_a_driver_the_error_says_what_to_install() -> None:
-    told = say({"LD_LIBRARY_PATH": ""})
+    told = say({"LD_LIBRARY_PATH": ""}, ASK)
     assert "no CUDA driver" in told
     assert "maru-kvcache[gpu]" in told
 

@@ -126,6 +126,16 @@ def begun(
     return made
 
 
+def test_closing_meanwhile_ends_the_walk(fake: Fake, gpu_pool: maru.Pool, device: Device) -> None:
+    fd = os.open(Path(gpu_pool.folder) / "lock", os.O_RDWR)
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 3, 1, 0))
+    made = Registration(gpu_pool, device)
+    made.begin()
+    assert made.close()  # It waits for its turn, and is told to stop.
+    os.close(fd)
+    assert fake.registered_bytes == 0
+
+
 def test_the_writable_mapping_is_registered_and_given_back(fake: Fake, gpu_pool: maru.Pool, device: Device) -> None:
     made = begun(gpu_pool, device, piece_bytes=2 * MIB)
     size = made.size_bytes
@@ -202,9 +212,9 @@ def test_a_process_that_sits_on_its_turn_does_not_stop_the_others(
     clock = Clock()
     fd = os.open(Path(gpu_pool.folder) / "lock", os.O_RDWR)
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 3, 1, 0))
-    made = begun(gpu_pool, device, clock)
+    made = begun(gpu_pool, device, clock, MIB)
     os.close(fd)
-    assert made.progress.registered_bytes == made.size_bytes
+    assert made.progress.registered_bytes == made.size_bytes  # Eight pieces, and one wait.
     assert clock.now == pytest.approx(registration.TURN_DEADLINE_S)
     assert "not waiting longer" in caplog.text
     made.close()
@@ -233,3 +243,30 @@ def test_a_context_that_breaks_meanwhile_ends_the_walk(fake: Fake, gpu_pool: mar
 @pytest.mark.parametrize(("text", "cpus"), [("0-2,5\n", {0, 1, 2, 5}), ("7", {7}), ("0,2-3", {0, 2, 3})])
 def test_the_kernels_list_of_cpus_is_read(text: str, cpus: set[int]) -> None:
     assert cpus_in(text) == cpus
+
+
+# Where the thread runs
+
+
+def test_the_registering_thread_runs_near_the_gpu_as_far_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[set[int]] = []
+    monkeypatch.setattr(registration.os, "sched_getaffinity", lambda _: {2, 3, 9})
+    monkeypatch.setattr(registration.os, "sched_setaffinity", lambda _, cpus: moved.append(cpus))
+    for text in ("0-3\n", "4-5", "nonsense"):
+        monkeypatch.setattr(Path, "read_text", lambda _, text=text: text)
+        registration.stay_near(1)
+    assert moved == [{2, 3}]
+
+
+def test_every_segment_is_registered_in_pieces_of_its_own(fake: Fake, pool_url: str, tmp_path: Path) -> None:
+    files = ",".join(str(tmp_path / name) for name in ("a", "b"))
+    url = pool_url.partition("?")[0] + f"?size=8MiB&slab_bytes=1MiB&data={files}&medium=file"
+    with maru.Pool.create(url) as pool:
+        assert pool.wait_ready(20)
+        made = begun(pool, Device(0))
+        segments = pool.stats()["segments"]
+        assert len(segments) == 2
+        assert fake.registrations == 2
+        assert all(made.covers(one["first_byte"], one["bytes"]) for one in segments)
+        assert not made.covers(segments[1]["first_byte"] - 1, 2)
+        made.close()

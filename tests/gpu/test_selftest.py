@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import ask
 
 import maru
 from fake_gpu import Fake
@@ -21,16 +18,6 @@ from maru.selftest.gpu import run
 from maru.selftest.kills import Killed, _look
 
 STEPS = ["registration", "pool to GPU", "GPU to pool", "across an edge", "bandwidth", "kills"]
-
-
-def ask(environment: dict[str, str], *words: str) -> tuple[int, dict[str, Any]]:
-    """Exit code and document of a `maru … --json` in a process of its own."""
-    paths = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(
-        [sys.executable, "-m", "maru", *words, "--json"], env=dict(os.environ, PYTHONPATH=paths, **environment),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return done.returncode, json.loads(done.stdout)
 
 
 @pytest.fixture

@@ -64,8 +64,8 @@ class _Pending:
     size_bytes: int
     keep: object = None
     done: Callable[[bool], object] | None = None
-    is_late: bool = False
-    """Past its deadline, or it failed half-way."""
+    is_late: bool = True
+    """Past its deadline, or not all of it was enqueued: so until it was."""
 
 
 class DeviceCopier:
@@ -126,8 +126,8 @@ class DeviceCopier:
             try:
                 self._device.copy_to_device(direct, self._load_stream)
                 self._ring.load(detour, self._load_stream, copy.deadline)
+                copy.is_late = False
             except DeviceError:
-                copy.is_late = True
                 self.counters.copies_failed += 1
                 raise
             finally:
@@ -156,8 +156,8 @@ class DeviceCopier:
             try:
                 self._device.copy_to_host(direct, self._store_stream)
                 self._ring.store(detour, self._store_stream, copy.deadline)
+                copy.is_late = False
             except DeviceError:
-                copy.is_late = True
                 self.counters.copies_failed += 1
                 raise
             finally:
@@ -229,10 +229,13 @@ class DeviceCopier:
         base = self._registration.address
         direct: list[Copy] = []
         detour: list[Copy] = []
+        covers = self._registration.covers
         for offset, address, size in rows:
-            first = offset
+            if covers(offset, size):  # As good as always: a chunk lies in one piece.
+                direct.append((address, base + offset, size) if is_load else (base + offset, address, size))
+                continue
             for part in self._registration.cut(offset, size):
-                host, there = base + part.offset, address + part.offset - first
+                host, there = base + part.offset, address + part.offset - offset
                 copies = direct if part.is_registered else detour
                 copies.append((there, host, part.size_bytes) if is_load else (host, there, part.size_bytes))
         return direct, detour

@@ -102,7 +102,7 @@ class Registration:
 
     def covers(self, offset: int, size_bytes: int) -> bool:
         """Does one registered piece hold all of these bytes of the pool's data?"""
-        return self._pieces.covers(offset, size_bytes)
+        return size_bytes >= 0 and self._pieces.covers(offset, size_bytes)
 
     def cut(self, offset: int, size_bytes: int) -> list[Part]:
         """These bytes in parts that no registered piece's edge crosses. ValueError for bytes outside the pool."""
@@ -156,6 +156,8 @@ class Registration:
             return
         except Exception as error:  # What is registered so far is used, and everything else takes the detour.
             _log.warning("registering ended early: %s", error)
+        if self._closing.is_set():
+            return
         done = self.progress
         told = _log.info if done.registered_bytes == done.size_bytes else _log.warning
         told(
@@ -198,12 +200,16 @@ class _DriverRegistrar:
         self._device = device
         self._lock_file = lock_file
         self._pause = pause
+        self._patience_s = TURN_DEADLINE_S
 
     def register(self, address: int, size_bytes: int) -> bool:
         if self._device.is_lost:
             return False
         try:
-            with turn(self._lock_file, self._pause):
+            with turn(self._lock_file, self._pause, self._patience_s) as is_ours:
+                self._patience_s = TURN_DEADLINE_S if is_ours else 0.0  # Whoever sits on it sits on it for long.
+                if self._pause(0.0):
+                    return False
                 self._device.register(address, size_bytes)
         except DeviceError as error:
             _log.info("%s", error.message)
@@ -233,26 +239,28 @@ class _DriverRegistrar:
 
 
 @contextlib.contextmanager
-def turn(lock_file: Path, pause: Callable[[float], bool]) -> Iterator[None]:
-    """This process registers, no other of the host. Past a deadline it goes on all the same, and may be refused."""
+def turn(lock_file: Path, pause: Callable[[float], bool], patience_s: float) -> Iterator[bool]:
+    """True: this process registers, no other of the host. Past the deadline it goes on all the same: False."""
     wanted = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _LOCK_BYTE, 1, 0)
     freed = struct.pack("hhqqi4x", fcntl.F_UNLCK, os.SEEK_SET, _LOCK_BYTE, 1, 0)
     try:
         fd = os.open(lock_file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:  # The pool was destroyed: there is nobody to take turns with.
-        yield
+        yield True
         return
     try:
-        for _ in range(round(TURN_DEADLINE_S / _TURN_STEP_S)):
-            try:
-                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
+        is_ours = False
+        for step in range(1 + round(patience_s / _TURN_STEP_S)):
+            if step and pause(_TURN_STEP_S):
                 break
-            except OSError:
-                if pause(_TURN_STEP_S):
-                    break
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
+                is_ours = True
+                break
         else:
-            _log.warning("another process has been registering memory for %.0f s; not waiting longer", TURN_DEADLINE_S)
-        yield
+            if patience_s:
+                _log.warning("another process has been registering memory for %.0f s; not waiting longer", patience_s)
+        yield is_ours
     finally:
         with contextlib.suppress(OSError):
             fcntl.fcntl(fd, fcntl.F_OFD_SETLK, freed)  # A child that was forked meanwhile has the descriptor too.
