@@ -10,7 +10,7 @@ import pytest
 from test_worker_side import SHAPE, Engine, keys
 
 import maru
-from maru.engine.vllm import lane, worker
+from maru.engine.vllm import host_copies, lane
 from maru.engine.vllm.plan import Load, Save
 from maru.native import core
 
@@ -145,7 +145,7 @@ def test_what_a_step_will_store_is_reserved_before_its_first_layer_is_computed(p
 def test_a_load_that_never_ends_is_reported_and_what_it_may_touch_stays(
     pool: maru.Pool, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "COPY_DEADLINE_S", 0.01)
+    monkeypatch.setattr(host_copies, "COPY_DEADLINE_S", 0.01)
     a, b = Engine(pool, 1), engine_that_asks(pool, 2)
     a.save([SAVE])
     later = Save("s", keys(1, first=9), keys(1, first=3), (2, 3))
@@ -163,7 +163,7 @@ def test_a_load_that_never_ends_is_reported_and_what_it_may_touch_stays(
 def test_a_store_that_never_ends_is_never_sealed_nor_given_back(
     pool: maru.Pool, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "COPY_DEADLINE_S", 0.01)
+    monkeypatch.setattr(host_copies, "COPY_DEADLINE_S", 0.01)
     a = Engine(pool, 1)
     a.compute([], [SAVE])
     assert a.failures == ["store a prompt"]

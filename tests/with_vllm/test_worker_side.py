@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import maru
+from maru.engine.vllm.blocks import Blocks
 from maru.engine.vllm.fit import ModelRefused, Shape
+from maru.engine.vllm.host_copies import HostCopies
 from maru.engine.vllm.plan import Done, Load, Save
 from maru.engine.vllm.worker import WorkerSide
 
@@ -26,14 +28,12 @@ class Engine:
     ) -> None:
         namespace = pool.namespace(maru.Identity(model="m", kv_layout="test"))
         self.failures: list[str] = []
-        self.side = WorkerSide(
-            pool, namespace, SHAPE, rank, ranks, lambda what, _: self.failures.append(what), in_background
-        )
+        self.side = WorkerSide(pool, namespace, SHAPE, rank, ranks, lambda what, _: self.failures.append(what))
         generator = torch.Generator().manual_seed(seed)
         self.layers = {
             name: torch.randn(BLOCKS, heads, SHAPE.block_tokens, 16, generator=generator) for name in SHAPE.layer_names
         }
-        self.side.register(self.layers)
+        self.side.register(HostCopies(pool, Blocks(SHAPE, self.layers, BLOCKS), in_background))
 
     def load(self, loads: list[Load]) -> None:
         """A step that only loads, and comes to no layer."""
@@ -157,8 +157,8 @@ def test_layers_that_do_not_fit_are_refused_at_start(pool: maru.Pool, what: str)
     if what == "a layer is missing":
         del layers["b"]
     elif what == "not contiguous":
-        layers["b"] = layers["b"].transpose(0, 1)
+        layers["b"] = layers["b"].repeat_interleave(2, dim=2)[:, :, ::2]
     else:
         layers["b"] = torch.zeros(BLOCKS, 3, SHAPE.block_tokens, 16)
     with pytest.raises(ModelRefused):
-        a.side.register(layers)
+        Blocks(SHAPE, layers, BLOCKS)

@@ -21,8 +21,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorProm
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from maru.address import read_address
+from maru.engine.vllm.blocks import Blocks
+from maru.engine.vllm.device_copies import DeviceCopies
 from maru.engine.vllm.events import Announcer
-from maru.engine.vllm.fit import CHUNK_TOKENS, identity_of, shape_of
+from maru.engine.vllm.fit import CHUNK_TOKENS, ModelRefused, identity_of, shape_of
+from maru.engine.vllm.host_copies import HostCopies
 from maru.engine.vllm.metrics import MaruPromMetrics, MaruStats, PoolWatch
 from maru.engine.vllm.plan import Done, Plan, Save
 from maru.engine.vllm.scheduler import SchedulerSide
@@ -33,7 +36,7 @@ from maru.pool import Pool
 log = logging.getLogger("maru.vllm")
 
 _told: set[str] = set()
-_SETTINGS = {"pool", "chunk_tokens", "tenant", "background_copies", "wait_for_others_s"}
+_SETTINGS = {"pool", "chunk_tokens", "tenant", "background_copies", "wait_for_others_s", "allow_gpu"}
 
 
 class MaruConnector(KVConnectorBase_V1):
@@ -41,7 +44,8 @@ class MaruConnector(KVConnectorBase_V1):
 
     `kv_connector_extra_config`: `pool` (an address, as maru:///NAME?size=8GiB), `chunk_tokens` (256, rounded down to
     whole blocks), `tenant`, `background_copies` (true: copy layer by layer while the model computes),
-    `wait_for_others_s` (0: how long a request may be held back because another instance computes its beginning).
+    `wait_for_others_s` (0: how long a request may be held back because another instance computes its beginning),
+    `allow_gpu` (false: on a GPU nobody has run it yet).
     """
 
     _cache_hit_source = CacheHitSource.HOST
@@ -61,6 +65,8 @@ class MaruConnector(KVConnectorBase_V1):
         self._identity = identity_of(vllm_config, kv_cache_config, self._shape, str(settings.get("tenant", "default")))
         self._ranks = int(vllm_config.parallel_config.tensor_parallel_size)
         address = read_address(str(settings["pool"]))
+        self._background = bool(settings.get("background_copies", True))
+        self._allow_gpu = bool(settings.get("allow_gpu", False))
         self._is_off = False
         self._pool: Pool | None = None
         self._scheduler: SchedulerSide | None = None
@@ -84,9 +90,8 @@ class MaruConnector(KVConnectorBase_V1):
             )  # fmt: skip
             self._watch = PoolWatch(self._pool.stats)
         else:
-            background = bool(settings.get("background_copies", True))
             self._worker = WorkerSide(
-                self._pool, namespace, self._shape, _rank(self._ranks), self._ranks, self._turn_off, background
+                self._pool, namespace, self._shape, _rank(self._ranks), self._ranks, self._turn_off
             )
         log.info("%s in pool %s, chunks of %d tokens", role.name, self._pool.config.url, self._shape.chunk_tokens)
 
@@ -148,8 +153,30 @@ class MaruConnector(KVConnectorBase_V1):
     # The worker's side
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        """Raises ModelRefused for caches whose blocks this door cannot address."""
+        if self._worker is None or self._pool is None:
+            return
+        blocks = Blocks(self._shape, kv_caches, int(self._kv_cache_config.num_blocks))
+        kinds = {cache.device.type for cache in kv_caches.values()}
+        if kinds == {"cpu"}:
+            self._worker.register(HostCopies(self._pool, blocks, self._background))
+        elif kinds != {"cuda"}:
+            raise ModelRefused(f"KV caches on {', '.join(sorted(kinds))}: only memory and CUDA are known here")
+        elif not self._allow_gpu:
+            raise ModelRefused(
+                'copies with a GPU were never run on one: try `maru selftest gpu`, then set "allow_gpu": true'
+            )
+        else:
+            try:
+                self._worker.register(device_copies(self._pool, blocks))
+            except MaruError as error:
+                self._turn_off("reach the GPU", error)
+
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        """vLLM does this before a step's first kernel, whatever the step."""
+        super().bind_connector_metadata(connector_metadata)
         if self._worker:
-            self._worker.register(kv_caches)
+            self._worker.before_step()
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Begin filling blocks. Steps without loads come here after they have computed."""
@@ -228,3 +255,10 @@ def _rank(ranks: int) -> int:
     from vllm.distributed import get_tensor_model_parallel_rank
 
     return int(get_tensor_model_parallel_rank())
+
+
+def device_copies(pool: Pool, blocks: Blocks) -> DeviceCopies:
+    """On the device and the streams that torch uses in this worker. Raises DeviceUnavailable, DeviceError."""
+    import torch
+
+    return DeviceCopies(pool, blocks, torch.cuda.current_device(), lambda: int(torch.cuda.current_stream().cuda_stream))

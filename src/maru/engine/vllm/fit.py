@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import vllm
+from vllm.platforms import current_platform
 
 from maru import Identity
 from maru.errors import MaruError
@@ -109,8 +110,9 @@ def request_seed(digest: bytes, request: Any) -> bytes:
 
 def _platform() -> str:
     """What the kernels were chosen for. Instances on other kinds of machine do not share."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()} {torch.cuda.get_device_capability()} {torch.version.cuda}"
+    if current_platform.is_cuda_alike():
+        # vLLM's answers come without a context: a scheduler must not have one.
+        return f"{current_platform.get_device_name()} {current_platform.get_device_capability()} {torch.version.cuda}"
     return f"cpu {torch.backends.cpu.get_cpu_capability()}"
 
 
