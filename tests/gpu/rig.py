@@ -95,7 +95,7 @@ class Rig:
             if outcomes is not None:
                 outcomes.append(told)
 
-        self.copier.store(self.rows(self.registration.offset_of(reservation.buffer), first_block), done, self.compute)
+        self.copier.store(self.rows(reservation.offset, first_block), done, self.compute)
         return key
 
     def write_blocks(self, content: bytes, first_block: int = 0) -> None:

@@ -270,7 +270,7 @@ def test_a_thread_of_our_own_seals_what_no_step_polls_for(rig: Rig) -> None:
     copier = DeviceCopier(rig.device, rig.registration, poll_s=0.0005)
     rig.write_blocks(b"\x44" * CHUNK)
     reservation = rig.pool.reserve(key_of(1), BLOCK, device=True)
-    row = (rig.registration.offset_of(reservation.buffer), rig.block(0), BLOCK)
+    row = (reservation.offset, rig.block(0), BLOCK)
     copier.store([row], lambda _: outcomes.append(reservation.seal()), rig.compute)
     assert rig.pool.wait(key_of(1), DEADLINE_S)
     assert copier.close(DEADLINE_S)

@@ -49,7 +49,7 @@ def store_from_gpu(url: str, reservation_deadline: float, copy_deadline: float) 
                 reservation.discard()
                 told.append("discarded")
 
-        at, piece = registration.offset_of(reservation.buffer), SIZE // PIECES
+        at, piece = reservation.offset, SIZE // PIECES
         copier.store([(at + n * piece, blocks + n * piece, piece) for n in range(PIECES)], done, compute)
         print(f"asked, {copier.poll()} pending", flush=True)
         while input() == "poll":

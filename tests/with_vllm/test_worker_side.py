@@ -7,6 +7,7 @@ import torch
 
 import maru
 from maru.engine.vllm.blocks import Blocks
+from maru.engine.vllm.connector import copies_for
 from maru.engine.vllm.fit import ModelRefused, Shape
 from maru.engine.vllm.host_copies import HostCopies
 from maru.engine.vllm.plan import Done, Load, Save
@@ -162,3 +163,16 @@ def test_layers_that_do_not_fit_are_refused_at_start(pool: maru.Pool, what: str)
         layers["b"] = torch.zeros(BLOCKS, 3, SHAPE.block_tokens, 16)
     with pytest.raises(ModelRefused):
         Blocks(SHAPE, layers, BLOCKS)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "allow_gpu", "told"),
+    [({"cuda"}, False, "allow_gpu"), ({"xpu"}, True, "KV caches on xpu"), ({"cpu", "cuda"}, True, "cpu, cuda")],
+)
+def test_caches_that_nobody_ran_this_on_are_refused_at_start(
+    pool: maru.Pool, kinds: set[str], allow_gpu: bool, told: str
+) -> None:
+    blocks = Blocks(SHAPE, Engine(pool, 1).layers, BLOCKS)
+    with pytest.raises(ModelRefused, match=told):
+        copies_for(kinds, pool, blocks, True, allow_gpu)
+    assert isinstance(copies_for({"cpu"}, pool, blocks, True, False), HostCopies)

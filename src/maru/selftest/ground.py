@@ -74,7 +74,7 @@ class Ground:
         self.copier.before_next_step(self.compute)
         self.write_blocks(bytes_of(key, self.chunk_bytes))
         self.copier.store(
-            self.rows(self.registration.offset_of(reservation.buffer)),
+            self.rows(reservation.offset),
             lambda arrived: reservation.seal() if arrived else reservation.discard(),
             self.compute,
         )

@@ -13,7 +13,6 @@ take read-only mappings everywhere, and a copy from one that is not registered i
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import logging
 import os
@@ -109,11 +108,6 @@ class Registration:
         if offset < 0 or size_bytes < 0 or offset + size_bytes > self.size_bytes:
             raise ValueError(f"{size_bytes} bytes at {offset} are not in a pool of {self.size_bytes}")
         return self._pieces.cut(offset, size_bytes)
-
-    def offset_of(self, buffer: object) -> int:
-        """Where a reservation's `buffer` begins in the pool's data, in bytes: what rows of copies name it by."""
-        with memoryview(buffer) as memory:  # type: ignore[arg-type]
-            return ctypes.addressof(ctypes.c_char.from_buffer(memory)) - self.address
 
     def close(self) -> bool:
         """Unregister, once all copies are done. False when the driver keeps memory: its mapping stays, said once."""

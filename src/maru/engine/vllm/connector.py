@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from vllm.distributed.kv_events import KVCacheEvent
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
@@ -21,7 +22,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorProm
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from maru.address import read_address
+from maru.engine.device_copy import DeviceError, DeviceUnavailable
 from maru.engine.vllm.blocks import Blocks
+from maru.engine.vllm.copies import Copies
 from maru.engine.vllm.device_copies import DeviceCopies
 from maru.engine.vllm.events import Announcer
 from maru.engine.vllm.fit import CHUNK_TOKENS, ModelRefused, identity_of, shape_of
@@ -158,19 +161,10 @@ class MaruConnector(KVConnectorBase_V1):
             return
         blocks = Blocks(self._shape, kv_caches, int(self._kv_cache_config.num_blocks))
         kinds = {cache.device.type for cache in kv_caches.values()}
-        if kinds == {"cpu"}:
-            self._worker.register(HostCopies(self._pool, blocks, self._background))
-        elif kinds != {"cuda"}:
-            raise ModelRefused(f"KV caches on {', '.join(sorted(kinds))}: only memory and CUDA are known here")
-        elif not self._allow_gpu:
-            raise ModelRefused(
-                'copies with a GPU were never run on one: try `maru selftest gpu`, then set "allow_gpu": true'
-            )
-        else:
-            try:
-                self._worker.register(device_copies(self._pool, blocks))
-            except MaruError as error:
-                self._turn_off("reach the GPU", error)
+        try:
+            self._worker.register(copies_for(kinds, self._pool, blocks, self._background, self._allow_gpu))
+        except (DeviceUnavailable, DeviceError) as error:
+            self._turn_off("reach the GPU", error)
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         """vLLM does this before a step's first kernel, whatever the step."""
@@ -257,8 +251,19 @@ def _rank(ranks: int) -> int:
     return int(get_tensor_model_parallel_rank())
 
 
-def device_copies(pool: Pool, blocks: Blocks) -> DeviceCopies:
-    """On the device and the streams that torch uses in this worker. Raises DeviceUnavailable, DeviceError."""
-    import torch
+def copies_for(kinds: set[str], pool: Pool, blocks: Blocks, in_background: bool, allow_gpu: bool) -> Copies:
+    """How blocks on devices of these kinds, as torch names them, are copied.
 
-    return DeviceCopies(pool, blocks, torch.cuda.current_device(), lambda: int(torch.cuda.current_stream().cuda_stream))
+    Raises ModelRefused, DeviceUnavailable, DeviceError.
+    """
+    if kinds == {"cpu"}:
+        return HostCopies(pool, blocks, in_background)
+    if kinds != {"cuda"}:
+        raise ModelRefused(f"KV caches on {', '.join(sorted(kinds))}: only memory and CUDA are known here")
+    if not allow_gpu:
+        raise ModelRefused(
+            'copies with a GPU were never run on one: try `maru selftest gpu`, then set "allow_gpu": true'
+        )
+    # The device and the streams that torch uses in this worker.
+    ordinal = torch.cuda.current_device()
+    return DeviceCopies(pool, blocks, ordinal, lambda: int(torch.cuda.current_stream().cuda_stream))
