@@ -327,3 +327,17 @@ def test_a_device_that_registers_nothing_is_said_and_served(
         rig.load(key)
         assert rig.read_blocks() == bytes_of(key, CHUNK)
     assert "registers no host memory" in caplog.text
+
+
+def test_a_step_that_could_not_be_made_to_wait_has_its_stores_given_up(rig: Rig) -> None:
+    outcomes: list[object] = []
+    rig.fake.late()
+    key = rig.store(1, outcomes=outcomes)
+    rig.fake.fail("cuStreamWaitEvent", 1)
+    with pytest.raises(DeviceError):
+        rig.copier.before_next_step(rig.compute)
+    rig.fake.run()
+    assert rig.copier.poll() == 0
+    assert outcomes == [None]  # Discarded, not sealed.
+    assert not rig.pool.exists(key)
+    assert rig.copier.counters.stores_given_up == 1

@@ -167,12 +167,20 @@ class DeviceCopier:
     def before_next_step(self, compute_stream: int) -> None:
         """What is given to `compute_stream` from now on waits for all stores so far: it may overwrite their blocks.
 
-        Call it once before the first kernel of each step. Raises DeviceError, DeviceLost.
+        Call it once before the first kernel of each step. Raises DeviceError, DeviceLost: then none of them is sealed.
         """
         with self._lock:
-            if self._stores:
+            if not self._stores:
+                return
+            try:
                 with self._device.bound():
                     self._device.wait(compute_stream, self._stores[-1].event)
+            except DeviceError:
+                # The next step may overwrite what these still read: whatever arrives is not what was computed.
+                self.counters.stores_given_up += sum(not copy.is_late for copy in self._stores)
+                for copy in self._stores:
+                    copy.is_late = True
+                raise
 
     def poll(self) -> int:
         """Let go of what is done, give up what is late. Returns how many are not done. Raises nothing."""

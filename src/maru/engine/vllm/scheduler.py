@@ -123,7 +123,7 @@ class SchedulerSide:
 
     def _may_find_more(self, state: _Request) -> bool:
         """A request that waits for its turn is asked about in every step: looking at one chunk is enough then."""
-        if not state.was_asked or state.waits_since_s is not None:
+        if not state.was_asked or (state.waits_since_s is not None and not state.waited):
             state.was_asked = True
             return True
         try:
@@ -138,8 +138,9 @@ class SchedulerSide:
             return False
         missing = state.first_missing
         try:
-            if self._is_idle:
-                self._pool.wait(missing, IDLE_WAIT_S)  # vLLM would ask again at once, and again.
+            if self._is_idle:  # vLLM would ask again at once, and again. Once a step, however many wait.
+                self._is_idle = False
+                self._pool.wait(missing, IDLE_WAIT_S)
             if self._pool.exists(missing):
                 state.seen_written_s = self._clock()
                 return False
