@@ -77,9 +77,9 @@ def identity_of(vllm_config: Any, kv_cache_config: Any, shape: Shape, tenant: st
         f"spec {spec!r}",
     ]
     return Identity(
-        model=_name(model.model),
-        revision=_revision(model),
-        tokenizer=_name(model.tokenizer),
+        model=name_of(model.model),
+        revision=revision_of(model),
+        tokenizer=name_of(model.tokenizer),
         dtype=f"{model.dtype} kv {cache.cache_dtype}, quantization {model.quantization}",
         kv_layout="; ".join(layout),
         parallel=f"tp={parallel.tensor_parallel_size}",
@@ -116,13 +116,13 @@ def _platform() -> str:
     return f"cpu {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _name(model: Any) -> str:
+def name_of(model: Any) -> str:
     """A hub's name with its owner; of a local folder its own name, wherever it lies."""
     path = Path(str(model))
     return path.name if path.is_dir() else str(model)
 
 
-def _revision(model: Any) -> str:
+def revision_of(model: Any) -> str:
     """Digest of the configuration as vLLM runs it, overrides and all, and of which weights these are.
 
     The weights' commit where there is one; of a local folder, its files' names and sizes and a sample of each.
