@@ -1,8 +1,8 @@
 """`python -m maru.bench vllm`: what a hit through our own connector costs, beside what it cannot cost less than.
 
 Everything of one prompt happens within one round, on engines that run side by side: computing it, vLLM's own prefix
-cache, our hit in another process (the first that this process ever has, the next, and one behind a long suffix), vLLM's
-example connector, LMCache's MP mode, and copying as many bytes. Runs in the environment that `make engines` makes.
+cache, our hit in another process (the first that this process ever has, and the next), vLLM's example connector,
+LMCache's MP mode, and copying as many bytes. Runs in the environment that `make engines` makes.
 """
 
 from __future__ import annotations
@@ -52,8 +52,6 @@ class Samples:
     loaded_bytes: list[int] = field(default_factory=list)
     stored_s: list[float] = field(default_factory=list)
     """What computing waited for storing."""
-    is_new: list[bool] = field(default_factory=list)
-    """Was it the first hit ever of its process?"""
     same_answers: bool = True
 
 
@@ -97,35 +95,33 @@ class Field:
         self._stack.close()
 
 
-def one_round(engines: Field, found: dict[int, Samples], newest: int, prompts: Iterator[list[int]]) -> None:
-    """Every length once; the process that hits is new, and `newest` is the length of its first hit."""
-    b = engines.newcomer()
-    try:
-        for context in sorted(found, key=lambda one: one != newest):
-            prompt = next(prompts)[: context + SUFFIX_TOKENS]
-            samples = found[context]
+def one_round(engines: Field, found: dict[int, Samples], prompts: Iterator[list[int]]) -> None:
+    """Every length once, each hit first by a process that is new."""
+    for context, samples in found.items():
+        prompt = next(prompts)[: context + SUFFIX_TOKENS]
+        b = engines.newcomer()
+        try:
             for name, engine in (("example", engines.example), ("mp", engines.mp)):
                 engine.ask(prompt)
                 time.sleep(SETTLE_S)
                 samples.seconds[name].append(engine.ask(prompt).ttft_s)
-            b.wait_ready() if context == newest else None
+            b.wait_ready()
             computed = engines.plain.ask(prompt)
             cached = engines.plain.ask(prompt)
             before = engines.a.ask(prompt[:1]).connector
             stored = engines.a.ask(prompt)
             first, then = b.ask(prompt), b.ask(prompt)
-            samples.seconds["compute"].append(computed.ttft_s)
-            samples.seconds["prefix_cache"].append(cached.ttft_s)
-            samples.seconds["first_hit"].append(first.ttft_s)
-            samples.seconds["hit"].append(then.ttft_s)
-            samples.is_new.append(context == newest)
-            samples.stored_s.append(_grown(before, stored.connector, "store_seconds"))
-            samples.loaded_bytes.append(int(_grown(first.connector, then.connector, "loaded_bytes")))
-            samples.seconds["copy"].append(copy_seconds(samples.loaded_bytes[-1]))
-            answers = {one.output_ids for one in (computed, cached, stored, first, then)}
-            samples.same_answers = samples.same_answers and len(answers) == 1
-    finally:
-        b.close()
+        finally:
+            b.close()
+        samples.seconds["compute"].append(computed.ttft_s)
+        samples.seconds["prefix_cache"].append(cached.ttft_s)
+        samples.seconds["first_hit"].append(first.ttft_s)
+        samples.seconds["hit"].append(then.ttft_s)
+        samples.stored_s.append(_grown(before, stored.connector, "store_seconds"))
+        samples.loaded_bytes.append(int(_grown(first.connector, then.connector, "loaded_bytes")))
+        samples.seconds["copy"].append(copy_seconds(samples.loaded_bytes[-1]))
+        answers = {one.output_ids for one in (computed, cached, stored, first, then)}
+        samples.same_answers = samples.same_answers and len(answers) == 1
 
 
 def exposure(engines: Field, prompts: Iterator[list[int]], rounds: int) -> dict[str, list[float]]:
@@ -192,18 +188,15 @@ def row_json(samples: Samples) -> dict[str, Any]:
     taken = samples.seconds
     medians = {f"{name}_s": statistics.median(values) for name, values in taken.items()}
     limits = [cached + copied for cached, copied in zip(taken["prefix_cache"], taken["copy"], strict=True)]
-    new = [
-        first / then
-        for first, then, is_new in zip(taken["first_hit"], taken["hit"], samples.is_new, strict=True)
-        if is_new
-    ]
     return {
         **medians,
         "hit_of_limit": statistics.median(hit / limit for hit, limit in zip(taken["hit"], limits, strict=True)),
         "first_hit_of_limit": statistics.median(
             hit / limit for hit, limit in zip(taken["first_hit"], limits, strict=True)
         ),
-        "first_ever_of_steady": statistics.median(new) if new else None,
+        "first_of_then": statistics.median(
+            first / then for first, then in zip(taken["first_hit"], taken["hit"], strict=True)
+        ),
         "hit_of_mp": statistics.median(a / b for a, b in zip(taken["hit"], taken["mp"], strict=True)),
         "store_of_compute": statistics.median(
             stored / computed for stored, computed in zip(samples.stored_s, taken["compute"], strict=True)
@@ -211,7 +204,6 @@ def row_json(samples: Samples) -> dict[str, Any]:
         "loaded_bytes": int(statistics.median(samples.loaded_bytes)),
         "same_answers": samples.same_answers,
         "samples_s": {**taken, "waited_for_store": samples.stored_s},
-        "is_new": samples.is_new,
     }
 
 
@@ -224,14 +216,14 @@ def table(rows: dict[str, dict[str, Any]]) -> Table:
         "example_s": "example\nconnector",
     }  # fmt: skip
     ratios = {
-        "hit_of_limit": "hit of prefix\ncache + copy", "first_ever_of_steady": "first ever\nof steady",
+        "hit_of_limit": "hit of prefix\ncache + copy", "first_of_then": "first ever\nof then",
         "store_of_compute": "storing of\ncomputing",
     }  # fmt: skip
     out.add_column("tokens", justify="right")
     for title in [*titles.values(), *ratios.values(), "same\nanswers"]:
         out.add_column(title, justify="right")
     for context, row in rows.items():
-        shares = [f"{row[name]:.3f}" if row[name] is not None else "-" for name in ratios]
+        shares = [f"{row[name]:.3f}" for name in ratios]
         out.add_row(
             f"{int(context):,}", *(report.duration(row[name]) for name in titles), *shares,
             "yes" if row["same_answers"] else "NO",
@@ -243,7 +235,7 @@ def main(arguments: Sequence[str]) -> None:
     """Measure, show the tables, write the JSON file."""
     parser = argparse.ArgumentParser(prog="python -m maru.bench vllm", description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=DEFAULT_JSON, metavar="PATH", help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=4, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--contexts", default=",".join(map(str, CONTEXTS)), help="tokens; default: %(default)s")
     parser.add_argument("--shims", type=Path, default=SHIMS, help="modules for a CPU; default: %(default)s")
     parser.add_argument("--cache-dir", type=Path, default=Path(".cache"), help="for the model; default: %(default)s")
@@ -267,7 +259,7 @@ def main(arguments: Sequence[str]) -> None:
             with Field(setting) as engines, report.progress_bar(out, options.rounds + 2) as show:
                 for number in range(options.rounds):
                     show(f"round {number + 1}", 0, 1)
-                    one_round(engines, found, contexts[number % len(contexts)], prompts)
+                    one_round(engines, found, prompts)
                 engines.end_rivals()
                 show("a long suffix", 0, 1)
                 waited = exposure(engines, prompts, options.rounds)
