@@ -244,3 +244,29 @@ def secure_folder(config: PoolConfig, create: bool) -> None:
             )
         if is_ours and state.st_mode & 0o002:
             raise PoolMismatch(f"anybody may write to {folder}; chmod o-w it first", path=str(folder))
+
+
+def refuse_file_system_dax(config: PoolConfig, mounts: Path = Path("/proc/self/mounts")) -> None:
+    """A file on a file system mounted with dax is device memory that no driver may pin for long: no GPU could register
+    a pool there. Such a device makes a pool by itself, as medium=devdax. Raises PoolMismatch.
+    """
+    try:
+        rows = [line.split(" ") for line in mounts.read_text(errors="replace").splitlines()]
+    except OSError:
+        return
+    # A later mount hides an earlier one at the same place.
+    options = {_unescaped(row[1]): row[3].split(",") for row in rows if len(row) >= 4}
+    for path in (Path(one) for one in config.data if one.startswith("/")):
+        place = next((str(folder) for folder in path.parents if str(folder) in options), None)
+        if place is not None and {"dax", "dax=always"} & set(options[place]):
+            raise PoolMismatch(
+                f"{path} lies on {place}, which is mounted with dax: no GPU can use a pool there. Make the device a "
+                "devdax one (sudo ndctl create-namespace --mode=devdax) and say medium=devdax&data=/dev/daxX.Y, or "
+                "mount it without dax",
+                path=str(path),
+            )
+
+
+def _unescaped(place: str) -> str:
+    """The kernel writes blanks and the like in a mount point as three octal digits."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), place)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from maru.config import PoolConfig, format_size, parse_url, redact, secure_folder
+from maru.config import PoolConfig, format_size, parse_url, redact, refuse_file_system_dax, secure_folder
 from maru.errors import PoolBusy, PoolExists, PoolMismatch, PoolNotFound
 from maru.key import Identity
 from maru.native import core
@@ -136,6 +136,7 @@ class Pool(core.PoolCore):
     @classmethod
     def _create(cls, config: PoolConfig) -> Pool:
         secure_folder(config, create=True)
+        refuse_file_system_dax(config)
         notes = core.create_pool(
             folder=str(config.folder),
             size=config.size_bytes,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -27,7 +28,7 @@ LATE = b"\xdd" * SIZE
 KEY = key_of(0, "gpu")
 
 
-def store_from_gpu(url: str, reservation_deadline: float, copy_deadline: float) -> None:
+def store_from_gpu(url: str, key: bytes, reservation_deadline: float, copy_deadline: float) -> None:
     """A worker with one chunk on its GPU: asks for the copy, then polls when told."""
     with maru.Pool.attach(url) as pool:
         device = Device(0)
@@ -38,7 +39,7 @@ def store_from_gpu(url: str, reservation_deadline: float, copy_deadline: float) 
         with device.bound():
             compute, blocks = device.create_stream(), device.allocate(SIZE)
         write_device(blocks, LATE)
-        reservation = pool.reserve(KEY, SIZE, device=True, deadline=reservation_deadline)
+        reservation = pool.reserve(key, SIZE, device=True, deadline=reservation_deadline)
         assert reservation.outcome == Outcome.RESERVED
         told: list[str] = []
 
@@ -70,10 +71,15 @@ def pool(url: str) -> Iterator[maru.Pool]:
 
 
 def worker(
-    url: str, device: LateDevice, monkeypatch: pytest.MonkeyPatch, reservation: float = 30.0, copy: float = 30.0
+    url: str,
+    device: LateDevice,
+    monkeypatch: pytest.MonkeyPatch,
+    reservation: float = 30.0,
+    copy: float = 30.0,
+    key: bytes = KEY,
 ) -> Victim:
     monkeypatch.setenv("FAKE_CUDA_DEVICE", device.address)
-    return spawn(store_from_gpu, url, reservation, copy)
+    return spawn(store_from_gpu, url, key, reservation, copy)
 
 
 def after_death(url: str, monkeypatch: pytest.MonkeyPatch, seed: int, using: tuple[str, ...] = ()) -> list[int]:
@@ -158,4 +164,22 @@ def test_a_copy_past_its_deadline_is_given_up_and_lands_in_nobodys_chunk(
         view = pool.get(KEY)
         assert view is not None
         assert is_right(KEY, view)
+        assert pool.check() == []
+
+
+def test_workers_that_all_die_at_once_leave_no_wrong_chunk(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the clients of one MPS server do when one of them faults: their copies are all still under way."""
+    with maru.Pool.create(url + QUERY) as pool, LateDevice(pool) as device, ExitStack() as stack:
+        assert pool.wait_ready(20)
+        workers = [
+            stack.enter_context(worker(url, device, monkeypatch, key=key_of(number, "gpu"))) for number in range(3)
+        ]
+        for one in workers:
+            assert one.line() == "asked, 1 pending"
+        assert len(device.pending()) == 3 * PIECES
+        for one in workers:
+            one.kill()
+        pool.reap()
+        assert land_while_others_store(pool, device, random.Random(7)) == []
+        assert [pool.exists(key_of(number, "gpu")) for number in range(3)] == [False] * 3
         assert pool.check() == []

@@ -15,12 +15,14 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import maru
+from maru.config import parse_url, refuse_file_system_dax
 from maru.errors import MaruError, NoSpace, PoolMismatch, PoolNotFound
 from maru.native import core
 from maru.testing.content import bytes_of, is_right, key_of
@@ -357,3 +359,33 @@ def test_cleaning_up_after_a_death_touches_no_memory_that_the_medium_never_gave(
     assert died == -signal.SIGKILL
     assert reaped <= 1  # Or the housekeeper was faster.
     assert findings == []
+
+
+MOUNTS = """\
+/dev/vda / ext4 rw,relatime 0 0
+/dev/pmem0 /mnt/pmem xfs rw,relatime,attr2,dax=always,inode64 0 0
+/dev/pmem1 /mnt/two\\040words ext4 rw,dax 0 0
+/dev/pmem2 /mnt/plain xfs rw,dax=never 0 0
+/dev/vdb /mnt/hidden ext4 rw,dax 0 0
+/dev/vdc /mnt/hidden ext4 rw 0 0
+"""
+
+
+@pytest.mark.parametrize("place", ["/mnt/pmem/segment", "/mnt/pmem/a/segment", "/mnt/two words/segment"])
+def test_a_file_on_a_file_system_with_dax_is_refused_and_says_what_to_do(tmp_path: Path, place: str) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(MOUNTS)
+    config = replace(parse_url("maru:///x?medium=file&data=/somewhere/segment"), data=(place,))
+    with pytest.raises(maru.PoolMismatch, match="medium=devdax"):
+        refuse_file_system_dax(config, mounts)
+
+
+@pytest.mark.parametrize(
+    "place", ["/mnt/plain/segment", "/mnt/hidden/segment", "/mnt/pmem-beside/segment", "segment-0"]
+)
+def test_a_file_elsewhere_is_not_refused(tmp_path: Path, place: str) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(MOUNTS)
+    config = replace(parse_url("maru:///x?medium=file&data=/somewhere/segment"), data=(place,))
+    refuse_file_system_dax(config, mounts)
+    refuse_file_system_dax(config, tmp_path / "no such file")
