@@ -28,7 +28,7 @@ LATE = b"\xdd" * SIZE
 KEY = key_of(0, "gpu")
 
 
-def store_from_gpu(url: str, key: bytes, reservation_deadline: float, copy_deadline: float) -> None:
+def store_from_gpu(url: str, number: int, reservation_deadline: float, copy_deadline: float) -> None:
     """A worker with one chunk on its GPU: asks for the copy, then polls when told."""
     with maru.Pool.attach(url) as pool:
         device = Device(0)
@@ -39,7 +39,7 @@ def store_from_gpu(url: str, key: bytes, reservation_deadline: float, copy_deadl
         with device.bound():
             compute, blocks = device.create_stream(), device.allocate(SIZE)
         write_device(blocks, LATE)
-        reservation = pool.reserve(key, SIZE, device=True, deadline=reservation_deadline)
+        reservation = pool.reserve(key_of(number, "gpu"), SIZE, device=True, deadline=reservation_deadline)
         assert reservation.outcome == Outcome.RESERVED
         told: list[str] = []
 
@@ -76,10 +76,10 @@ def worker(
     monkeypatch: pytest.MonkeyPatch,
     reservation: float = 30.0,
     copy: float = 30.0,
-    key: bytes = KEY,
+    number: int = 0,
 ) -> Victim:
     monkeypatch.setenv("FAKE_CUDA_DEVICE", device.address)
-    return spawn(store_from_gpu, url, key, reservation, copy)
+    return spawn(store_from_gpu, url, number, reservation, copy)
 
 
 def after_death(url: str, monkeypatch: pytest.MonkeyPatch, seed: int, using: tuple[str, ...] = ()) -> list[int]:
@@ -171,9 +171,7 @@ def test_workers_that_all_die_at_once_leave_no_wrong_chunk(url: str, monkeypatch
     """As the clients of one MPS server do when one of them faults: their copies are all still under way."""
     with maru.Pool.create(url + QUERY) as pool, LateDevice(pool) as device, ExitStack() as stack:
         assert pool.wait_ready(20)
-        workers = [
-            stack.enter_context(worker(url, device, monkeypatch, key=key_of(number, "gpu"))) for number in range(3)
-        ]
+        workers = [stack.enter_context(worker(url, device, monkeypatch, number=number)) for number in range(3)]
         for one in workers:
             assert one.line() == "asked, 1 pending"
         assert len(device.pending()) == 3 * PIECES

@@ -376,7 +376,7 @@ def test_a_file_on_a_file_system_with_dax_is_refused_and_says_what_to_do(tmp_pat
     mounts = tmp_path / "mounts"
     mounts.write_text(MOUNTS)
     config = replace(parse_url("maru:///x?medium=file&data=/somewhere/segment"), data=(place,))
-    with pytest.raises(maru.PoolMismatch, match="medium=devdax"):
+    with pytest.raises(PoolMismatch, match="medium=devdax"):
         refuse_file_system_dax(config, mounts)
 
 
