@@ -375,11 +375,14 @@ void destroy_pool(const std::string& folder, bool force) {
       (void)!pwrite(fd.get(), &gone, sizeof gone, offsetof(Superblock, state));
     }
   }
+  // Whoever is stopped here for long may find another pool in this place when it wakes: `force` goes past a
+  // lock that is held for too long. Segments name their pool; everything else is ours while the lock file is.
   MARU_POINT("destroy.marked");
   for (const std::string& path : segment_files) {
     remove_segment(path, super->pool_uuid);
     MARU_POINT("destroy.segment_gone");
   }
+  if (!lock_file.is_current()) return;
   remove_own_segments(folder);
   ::unlink(index_path.c_str());
   ::unlink((folder + "/" + kLockName).c_str());

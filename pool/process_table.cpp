@@ -59,6 +59,9 @@ void claim_process(Pool& pool, const std::string& name) {
     MARU_POINT("claim.live");
     return;
   }
+  if (!pool.lock_file->is_current())
+    throw Failure("PoolNotFound", pool.folder + " was destroyed while this process was attaching to it",
+                  {{"path", pool.folder}});
   throw Failure(
       "PoolBusy",
       "all " + std::to_string(pool.geometry.process_limit) + " process slots of " + pool.folder +
