@@ -137,7 +137,8 @@ class PoolRows:
         That is known before the first request, and not yet when the tier begins.
         """
         assert self._namespace is not None
-        return core.blake3(self._namespace.digest + getattr(kv_cache_utils, "NONE_HASH", b"") + key, KEY_BYTES)
+        begins_with = repr(getattr(kv_cache_utils, "NONE_HASH", None)).encode()  # Bytes, or what else is put there.
+        return core.blake3(self._namespace.digest + begins_with + key, KEY_BYTES)
 
     def _row(self, row: int) -> memoryview:
         return self._rows[row * self.row_bytes : (row + 1) * self.row_bytes]
