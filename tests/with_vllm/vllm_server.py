@@ -54,6 +54,8 @@ class Server:
             "DO_NOT_TRACK": "1",
             "HF_HUB_OFFLINE": "1",
         }
+        # LMCache, once imported, has all later processes count into one folder: then each server tells of all of them.
+        environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
         with log.open("ab") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
 
