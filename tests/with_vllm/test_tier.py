@@ -26,6 +26,12 @@ from maru.testing.crash import spawn
 PROMPT = range(8)
 
 
+@pytest.fixture(autouse=True)
+def a_hash_that_nobody_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the processes that tests start: LMCache, imported by other tests, has put a number there."""
+    monkeypatch.delattr(kv_cache_utils, "NONE_HASH", raising=False)
+
+
 @pytest.fixture
 def url(pool_name: str) -> str:
     return f"maru:///{pool_name}?size=8MiB&slots=1024&gate=off"
