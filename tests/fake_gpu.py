@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 SOURCE = Path(__file__).parent / "fake_cuda" / "driver.cpp"
 EVERYTHING = 1 << 40
@@ -103,3 +106,16 @@ def device_bytes(address: int, size_bytes: int) -> bytes:
 def write_device(address: int, content: bytes) -> None:
     """Put bytes there, at once."""
     ctypes.memmove(address, content, len(content))
+
+
+@pytest.fixture(scope="session")
+def loaded_fake(tmp_path_factory: pytest.TempPathFactory) -> Fake:
+    return Fake(build(tmp_path_factory.mktemp("fake_cuda")))
+
+
+@pytest.fixture
+def fake(loaded_fake: Fake) -> Iterator[Fake]:
+    """A driver that nobody has used; at the end nobody did what a real one would have crashed on."""
+    loaded_fake.reset()
+    yield loaded_fake
+    assert loaded_fake.violations == []

@@ -8,20 +8,9 @@ import pytest
 from rig import POOL, Rig
 
 import maru
-from fake_gpu import Fake, build
+from fake_gpu import Fake, fake, loaded_fake
 
-
-@pytest.fixture(scope="session")
-def loaded_fake(tmp_path_factory: pytest.TempPathFactory) -> Fake:
-    return Fake(build(tmp_path_factory.mktemp("fake_cuda")))
-
-
-@pytest.fixture
-def fake(loaded_fake: Fake) -> Iterator[Fake]:
-    """A driver that nobody has used; at the end nobody did what a real one would have crashed on."""
-    loaded_fake.reset()
-    yield loaded_fake
-    assert loaded_fake.violations == []
+__all__ = ["fake", "loaded_fake"]  # Fixtures of all tests here.
 
 
 @pytest.fixture

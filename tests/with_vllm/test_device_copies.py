@@ -14,7 +14,7 @@ import torch
 from test_worker_side import SHAPE, keys
 
 import maru
-from fake_gpu import Fake, build
+from fake_gpu import Fake
 from maru.engine.device_copy import Device, DeviceCopier
 from maru.engine.vllm.blocks import Blocks
 from maru.engine.vllm.device_copies import DeviceCopies
@@ -28,18 +28,6 @@ LAYERS = SHAPE.layer_names
 SAVE = Save("r", keys(3), None, (3, 1, 4, 5, 6, 9))
 LOAD = Load("s", keys(3), (2, 6, 5, 3, 8, 11))
 CUDA_ERROR_ILLEGAL_ADDRESS = 700
-
-
-@pytest.fixture(scope="session")
-def loaded_fake(tmp_path_factory: pytest.TempPathFactory) -> Fake:
-    return Fake(build(tmp_path_factory.mktemp("fake_cuda")))
-
-
-@pytest.fixture
-def fake(loaded_fake: Fake) -> Iterator[Fake]:
-    loaded_fake.reset()
-    yield loaded_fake
-    assert loaded_fake.violations == []
 
 
 class GpuWorker:

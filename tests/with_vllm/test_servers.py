@@ -52,11 +52,12 @@ def two(
             server.kill()
 
 
-def until(there: Callable[[], bool]) -> None:
-    """Look again and again."""
+def until(there: Callable[[], bool], beside: Server) -> None:
+    """Look again and again, as long as the server beside it lives."""
     deadline = time.monotonic() + ANSWER_DEADLINE_S
     while not there() and time.monotonic() < deadline:
-        time.sleep(0.002)
+        beside.process_wait(0.002)
+        assert beside.process.poll() is None, "the server ended"
     assert there()
 
 
@@ -144,8 +145,8 @@ def test_a_request_that_is_aborted_leaves_nothing_behind(
                 before = b.metrics()["lookups_total"]
                 line.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: m\r\nContent-Type: application/json\r\n")
                 line.sendall(b"Content-Length: %d\r\n\r\n" % len(body) + body)
-                until(lambda before=before: b.metrics()["lookups_total"] > before)
-            until(lambda: not any(row["pins"] for row in pool.stats()["processes"]))
+                until(lambda before=before: b.metrics()["lookups_total"] > before, b)
+            until(lambda: not any(row["pins"] for row in pool.stats()["processes"]), b)
             assert pool.stats()["reservations"] == []
     assert b.ask(prompt)[0] == wanted
 
@@ -165,12 +166,12 @@ def test_a_server_killed_in_a_store_leaves_the_other_untouched(
         assert asking.stdin is not None
         asking.stdin.write(request.data or b"")  # type: ignore[arg-type]
         asking.stdin.close()
-        until(lambda: bool(pool.stats()["reservations"]))
+        until(lambda: bool(pool.stats()["reservations"]), b)
         assert pool.stats()["counters"]["stored"] == before
         a.kill()
         asking.wait(30)
         # The server's children die a moment after it: gigabytes of mappings are taken down first.
-        until(lambda: not pool.stats()["reservations"])
+        until(lambda: not pool.stats()["reservations"], b)
         pool.reap()
         assert pool.stats()["reservations"] == []
         assert pool.check() == []
