@@ -89,7 +89,7 @@ bench-lmcache: setup engines  ## Measure vLLM with LMCache, with Maru and in eve
 	@$(ENGINES_PYTHON) -m maru.bench lmcache
 	@$(ENGINES_PYTHON) -m maru.bench lmcache-copies
 
-bench-vllm: setup engines  ## Measure what a hit through Maru's own vLLM connector costs, and its limits (15 min).
+bench-vllm: setup engines  ## Measure what a hit through Maru's own vLLM connector costs, and its limits (12 min).
 	@$(ENGINES_PYTHON) -m maru.bench vllm
 
 stress: setup  ## Kill processes at random, alone and in pairs, for MINUTES (default 10), with a seed that can be run again.

@@ -23,6 +23,9 @@ Namespace = core.Namespace
 PinnedPrefix = core.PinnedPrefix
 Reservation = core.Reservation
 ReservationBatch = core.ReservationBatch
+
+IS_THERE = (Outcome.STORED, Outcome.EXISTS, Outcome.IN_FLIGHT)
+"""A chunk is there, or will be: somebody else storing it right now is as good as our storing it."""
 Draft = core.Draft
 
 

@@ -24,15 +24,12 @@ from maru.attachment import refuse_small_slabs
 from maru.config import format_size, redact
 from maru.errors import MaruError
 from maru.native import core
-from maru.pool import Namespace, Outcome, Pool
+from maru.pool import IS_THERE, Namespace, Outcome, Pool
 from maru.string_keys import KEY_BYTES, Lookups, lmcache_namespace, pack_keys
 
 _log = logging.getLogger("maru.lmcache")
 
 REATTACH_PAUSE_S = 1.0
-
-IS_THERE = (Outcome.STORED, Outcome.EXISTS, Outcome.IN_FLIGHT)
-"""Somebody else storing a chunk right now is as good as our storing it."""
 
 
 @dataclass

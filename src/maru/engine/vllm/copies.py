@@ -30,8 +30,8 @@ class Copies(Protocol):
     def load(self, pieces: Pieces, keep: list[PinnedPrefix]) -> None:
         """Begin to fill the blocks. `keep` is released when that is done, not before. Raises MaruError."""
 
-    def before_layer(self, layer: int, /) -> bool:
-        """Is this layer's part of all loads done, or ordered before the layer's computing? Waits, within a deadline."""
+    def before_layer(self, layer: int, /) -> None:
+        """Return when this layer's part of all loads is done, or ordered before its computing, or late."""
 
     def after_layer(self, layer: int, storing: Pieces, /) -> None:
         """This layer is computed, or its computing is launched: storing it may begin."""

@@ -52,8 +52,8 @@ class DeviceCopies:
     def load(self, pieces: Pieces, keep: list[PinnedPrefix]) -> None:
         self._copier.load(self._rows(pieces), keep, self._compute_stream())
 
-    def before_layer(self, _layer: int) -> bool:
-        return True  # The stream waits.
+    def before_layer(self, _layer: int) -> None:
+        return  # The stream waits.
 
     def after_layer(self, _layer: int, _storing: Pieces) -> None:
         return

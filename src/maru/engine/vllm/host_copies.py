@@ -56,10 +56,10 @@ class HostCopies:
             else:
                 core._copy_pieces(here, _at(self._readable, there), self.blocks.block_bytes)
 
-    def before_layer(self, layer: int) -> bool:
+    def before_layer(self, layer: int) -> None:
         self._asked.append(layer)
-        order = self._loading.pop(layer, None)
-        return order is None or self._loaded(order)
+        if layer in self._loading:
+            self._wait_for_loads(self._loading.pop(layer))
 
     def after_layer(self, layer: int, storing: Pieces) -> None:
         if self._in_background and storing.count and layer not in self._storing:
@@ -77,7 +77,9 @@ class HostCopies:
         done(True)
 
     def loads_done(self) -> bool:
-        return not self._is_late and (not self._loading or self._loaded(max(self._loading.values())))
+        if self._loading:
+            self._wait_for_loads(max(self._loading.values()))
+        return not self._is_late
 
     def end_step(self) -> None:
         for prefix in self._keep:
@@ -93,12 +95,10 @@ class HostCopies:
     def _order(self, targets: Addresses, sources: Addresses) -> int:
         return self._lane.order(targets, sources, self.blocks.block_bytes)
 
-    def _loaded(self, order: int) -> bool:
-        if self._lane.wait(order, COPY_DEADLINE_S):
-            return True
-        self._give_lane_up(self._keep)
-        self._keep, self._loading, self._is_late = [], {}, True
-        return False
+    def _wait_for_loads(self, order: int) -> None:
+        if not self._lane.wait(order, COPY_DEADLINE_S):
+            self._give_lane_up(self._keep)
+            self._keep, self._loading, self._is_late = [], {}, True
 
     def _give_lane_up(self, keep: object) -> None:
         _KEPT.append(keep)

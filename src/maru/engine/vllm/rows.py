@@ -22,13 +22,11 @@ from maru.attachment import refuse_small_slabs
 from maru.errors import MaruError
 from maru.key import Identity
 from maru.native import core
-from maru.pool import Namespace, Outcome, Pool
+from maru.pool import IS_THERE, Namespace, Outcome, Pool
 
 log = logging.getLogger("maru.vllm")
 
 KEY_BYTES = 16
-_IS_THERE = (Outcome.STORED, Outcome.EXISTS, Outcome.IN_FLIGHT)
-"""Somebody else storing a chunk right now is as good as our storing it."""
 
 
 @dataclass
@@ -106,7 +104,7 @@ class PoolRows:
                 outcomes = self._pool.put_many(packed, buffers, namespace=self._namespace, parent=before)
             except MaruError as error:
                 self._failed("store chunks", error)
-        stored, present = outcomes.count(Outcome.STORED), sum(outcome in _IS_THERE for outcome in outcomes)
+        stored, present = outcomes.count(Outcome.STORED), sum(outcome in IS_THERE for outcome in outcomes)
         refused = len(outcomes) - present
         self.count(chunks_stored=stored, chunks_present=present - stored, chunks_refused=refused)
         return stored, refused

@@ -50,7 +50,6 @@ class _Step:
     loads: list[Load] = field(default_factory=list)
     spoilt: set[str] = field(default_factory=set)
     """Requests whose loading failed."""
-    is_late: bool = False
     reserved: list[tuple[str, ReservationBatch]] | None = None
     """By request; None until the step comes to its first layer."""
     storing: Pieces = NO_PIECES
@@ -120,8 +119,7 @@ class WorkerSide:
             return
         self._reserve(saves)
         begun = time.monotonic()
-        if not self._copies.before_layer(layer):
-            self._loads_are_late()
+        self._copies.before_layer(layer)
         if self._step.loads:
             self.counters.load_s += time.monotonic() - begun
 
@@ -137,7 +135,8 @@ class WorkerSide:
         if self._step.loads:
             begun = time.monotonic()
             if self._copies and not self._copies.loads_done():
-                self._loads_are_late()
+                self._failed("load a prefix", CopyLate("a copy did not end in time"))
+                self._spoil_all()
             for load in self._step.loads:
                 self._done.loaded[load.request_id] = 1
             self.counters.load_s += time.monotonic() - begun
@@ -220,12 +219,6 @@ class WorkerSide:
     def _spoil_all(self) -> None:
         for load in self._step.loads:
             self._spoil(load, 0)
-
-    def _loads_are_late(self) -> None:
-        if not self._step.is_late:
-            self._step.is_late = True
-            self._failed("load a prefix", CopyLate("a copy did not end in time"))
-            self._spoil_all()
 
     # Storing
 
