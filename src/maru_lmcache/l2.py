@@ -34,9 +34,9 @@ from lmcache.v1.platform import create_event_notifier
 
 from maru.errors import BadUrl
 from maru.key_pins import KeyPins
-from maru.pool import Outcome
+from maru.pool import IS_THERE, Outcome
 from maru.string_keys import KEY_BYTES
-from maru_lmcache.copying import IS_THERE, PoolCopies
+from maru_lmcache.copying import PoolCopies
 
 __all__ = ["MaruL2Adapter", "key_bytes"]
 

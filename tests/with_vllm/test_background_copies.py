@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from test_worker_side import SHAPE, Engine, keys
+from test_worker_side import SHAPE, Engine, keys, no_thread_stays
 
 import maru
 from maru.engine.vllm import host_copies, lane
 from maru.engine.vllm.plan import Load, Save
 from maru.native import core
+
+__all__ = ["no_thread_stays"]  # For every test here too.
 
 LAYERS = SHAPE.layer_names
 SAVE = Save("r", keys(3), None, (0, 1, 2, 3, 4, 5))

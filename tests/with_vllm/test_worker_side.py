@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -24,6 +27,8 @@ def keys(count: int, first: int = 1) -> bytes:
 class Engine:
     """A worker's side over layers of blocks [block, heads, tokens, 2 x head size] filled at random."""
 
+    made: ClassVar[list[Engine]] = []
+
     def __init__(
         self, pool: maru.Pool, seed: int, rank: int = 0, ranks: int = 1, heads: int = 2, in_background: bool = True
     ) -> None:
@@ -34,6 +39,7 @@ class Engine:
         self.layers = {
             name: torch.randn(BLOCKS, heads, SHAPE.block_tokens, 16, generator=generator) for name in SHAPE.layer_names
         }
+        self.made.append(self)
         self.side.register(HostCopies(pool, Blocks(SHAPE, self.layers, BLOCKS), in_background))
 
     def load(self, loads: list[Load]) -> None:
@@ -55,6 +61,13 @@ class Engine:
     def has(self, mine: int, other: Engine, theirs: int) -> bool:
         """Is my block the other's, in every layer?"""
         return all(torch.equal(self.layers[name][mine], other.layers[name][theirs]) for name in SHAPE.layer_names)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_stays() -> Iterator[None]:
+    yield
+    while Engine.made:
+        Engine.made.pop().side.close()
 
 
 def test_what_one_stored_another_loads_bit_by_bit(pool: maru.Pool) -> None:

@@ -102,6 +102,7 @@ class HostCopies:
 
     def _give_lane_up(self, keep: object) -> None:
         _KEPT.append(keep)
+        self._lane.close(0.0)  # Its thread ends if its copy ever does.
         self._lane, self._in_background = CopyLane("maru-copies"), False
 
 
