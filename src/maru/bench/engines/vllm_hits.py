@@ -1,4 +1,4 @@
-"""`python -m maru.bench vllm`: what a hit through our own connector costs, beside what it cannot cost less than.
+"""`python -m maru.bench vllm`: what a hit through our own connector costs, beside what it is made of.
 
 Everything of one prompt happens within one round, on engines that run side by side: computing it, vLLM's own prefix
 cache, our hit in another process (the first that this process ever has, and the next), vLLM's example connector,
