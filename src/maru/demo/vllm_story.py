@@ -2,7 +2,7 @@
 
     1. Server A computes a long prefix and answers.
     2. Server B answers follow-up turns on it from the pool, and each of them cold to compare.
-    3. A is killed with SIGKILL while it stores another long prompt; B carries on.
+    3. A is killed with SIGKILL while it computes and stores another long prompt; B carries on.
     4. B ends too; C, started when nobody is left, finds the cache warm.
 
 The servers run without vLLM's own prefix cache. So whatever is reused comes from the pool, in a server's second turn
@@ -32,7 +32,7 @@ from maru.demo.vllm_servers import ASK_DEADLINE_S, LEAVE_DEADLINE_S, Server, hal
 
 __all__ = ["STORY", "promises_of"]
 
-# How closely a store is watched for: a chunk of this model takes some milliseconds to write.
+# How closely a store is watched for: what a step stores is reserved while it computes.
 WATCH_S = 0.0005
 POLL_S = 0.05
 
@@ -63,7 +63,7 @@ def _acts(stage: Stage, model_folder: Path, text_file: Path, url: str) -> Facts:
             for question in QUESTIONS[1:4]:
                 show_turn(stage, facts, b, talk, question)
 
-            stage.act(3, "A dies in the middle of a store")
+            stage.act(3, "A dies with a prompt half stored")
             facts.kill = _kill_mid_store(stage, a, text_file, url)
             show_turn(stage, facts, b, talk, QUESTIONS[4])
 
@@ -95,11 +95,11 @@ def _kv_bytes_per_token(model_folder: Path) -> int:
 
 
 def _kill_mid_store(stage: Stage, a: Server, text_file: Path, url: str) -> dict[str, Any]:
-    """Have A compute another long prompt, kill it while it writes a chunk of that, and look at what is left."""
+    """Have A compute another long prompt, kill it while chunks of that are unfinished, and look at what is left."""
     unrelated = [{"role": "user", "content": passage(text_file, UNRELATED_TITLE, DOCUMENT_LINES)}]
     with maru.Pool.attach(url) as pool:
         stored_before = pool.stats()["counters"]["stored"]
-        with stage.step("A computes another long prompt; SIGKILL comes while it stores that"):
+        with stage.step("A computes and stores another long prompt; SIGKILL comes in the middle of it"):
             asking = a.ask_in_vain(unrelated)
             half_written = _stop_mid_store(a, asking, pool)
             status = a.kill()
@@ -116,14 +116,14 @@ def _kill_mid_store(stage: Stage, a: Server, text_file: Path, url: str) -> dict[
             "violations": [str(one) for one in pool.check()],
         }
     stage.say(
-        f"  A (pid {a.pid}) had stored {kill['chunks_stored']} chunks of it and was writing {half_written} when "
-        f"SIGKILL came. Half-written ones now: {kill['left_over']}; check() finds {len(kill['violations'])} violations."
+        f"  A (pid {a.pid}) had stored {kill['chunks_stored']} chunks of it and had {half_written} unfinished when "
+        f"SIGKILL came. Unfinished ones now: {kill['left_over']}; check() finds {len(kill['violations'])} violations."
     )
     return kill
 
 
 def _stop_mid_store(a: Server, asking: threading.Thread, pool: maru.Pool) -> int:
-    """Stop A for good at a moment at which it is writing chunks; how many. 0: it was never met at that."""
+    """Stop A for good at a moment at which it has chunks reserved; how many. 0: it was never met at that."""
 
     def writing() -> int:
         return len([one for one in pool.stats()["reservations"] if a.owns(one["pid"])])
@@ -173,7 +173,7 @@ def promises_of(facts: Facts) -> dict[str, bool]:
         ),
         "the cold answers reused nothing": all(turn.reused_tokens_cold == 0 for turn in facts.turns),
         "every answer is the same cold and from the pool": all(turn.same_answer for turn in facts.turns),
-        "A was killed mid-store: nothing half-written is left and check() is clean": (
+        "A was killed with unfinished chunks in the pool: none of them is left and check() is clean": (
             facts.kill["signal"] == signal.SIGKILL
             and facts.kill["half_written"] > 0
             and facts.kill["left_over"] == 0
