@@ -112,11 +112,16 @@ def filesystem_of(folder: Path) -> str:
     return f"{kind} at {best}" if best else UNKNOWN
 
 
-def _version_of(package: str) -> str:
+def version_of(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
         return UNKNOWN
+
+
+def core_is_for_tests() -> bool:
+    """Is this the build with crash points, which is slower?"""
+    return core.__name__.endswith("_testing")
 
 
 def machine_facts(pool: Pool) -> dict[str, Any]:
@@ -133,7 +138,7 @@ def machine_facts(pool: Pool) -> dict[str, Any]:
         "memory_available_bytes": memory_available_bytes(),
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "numpy": _version_of("numpy"),
+        "numpy": version_of("numpy"),
         "maru": maru.__version__,
         "commit": commit(),
         "core": core.__name__,

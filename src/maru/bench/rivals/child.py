@@ -1,7 +1,8 @@
 """The process that one store is measured in: takes one request a line on its standard input, answers each with a line.
 
 Run by its path, with the interpreter that has the store: `python -P child.py module:class [apart]`. *apart* means that
-this interpreter has no pool: then the package is its pure modules only. When the input ends, however that came about,
+this interpreter has no pool: then the package is its pure modules only. A class that is an Answering, no store, is made
+of the classes that follow it, and answers by itself. When the input ends, however that came about,
 the store is torn down and the process ends. What the store itself prints goes to the log, never between answers.
 """
 
@@ -34,12 +35,16 @@ def is_spoken_to() -> bool:
     return bool(select.select([INPUT_FD], [], [], 0)[0])
 
 
-class Child:
-    """Requests to answers. Each request has `do`, what that needs, and a number that the answer repeats."""
+def class_of(kind: str) -> Any:
+    module, _, name = kind.partition(":")
+    return getattr(importlib.import_module(module), name)
 
-    def __init__(self, kind: str) -> None:
-        module, _, name = kind.partition(":")
-        self._rival = getattr(importlib.import_module(module), name)()
+
+class Child:
+    """One store. Each request has `do`, what that needs, and a number that the answer repeats."""
+
+    def __init__(self, rival: Any) -> None:
+        self._rival = rival
         self._place: Path | None = None
 
     def answer(self, request: dict[str, Any]) -> Any:
@@ -77,7 +82,16 @@ class Child:
                     self._place.parent.rmdir()
 
 
-def serve(child: Child, answers: Any) -> None:
+def made_of(kinds: list[str]) -> Any:
+    """The first class made of the others, or the child of a store."""
+    from maru.bench.rivals.contract import Answering
+
+    first, *others = map(class_of, kinds)
+    made = first(*(other() for other in others))
+    return made if isinstance(made, Answering) else Child(made)
+
+
+def serve(child: Any, answers: Any) -> None:
     """Answer until the input ends."""
     gc.collect()
     gc.disable()  # No collection falls into a sample.
@@ -94,11 +108,12 @@ def serve(child: Child, answers: Any) -> None:
 
 
 def main() -> None:
-    if "apart" in sys.argv[2:]:
+    kinds = [word for word in sys.argv[1:] if word != "apart"]
+    if len(kinds) < len(sys.argv) - 1:
         import_apart()
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    child = Child(sys.argv[1])
+    child = made_of(kinds)
     try:
         with suppress(BrokenPipeError):
             serve(child, answers)

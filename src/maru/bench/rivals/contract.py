@@ -43,6 +43,18 @@ def dying_with_me() -> Callable[[], None]:
     return before_exec
 
 
+class Answering(ABC):
+    """What a child process can be instead of a store: it takes requests as they come."""
+
+    @abstractmethod
+    def answer(self, request: dict[str, Any]) -> Any:
+        """Do what is asked (`do`, and what that needs), and return what JSON can say. Raises whatever goes wrong."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Give everything back; the input has ended."""
+
+
 class Rival(ABC):
     """One store, seen by one process. The process that calls setup() is its host; others attach()."""
 

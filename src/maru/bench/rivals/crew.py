@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -31,10 +32,9 @@ LAST_WORDS_CHARS = 400
 class Member:
     """One process of a store. Use ask(), or post() and collect() to have several at work at once."""
 
-    def __init__(self, interpreter: str, entry: Entry, password: str, log: Path) -> None:
-        command = [interpreter, "-P", child.__file__, entry.kind, *(["apart"] if entry.folder else [])]
+    def __init__(self, command: Sequence[str], log: Path, variables: Mapping[str, str] | None = None) -> None:
+        """`command` runs `child`; see command_of. What it says besides its answers goes to `log`."""
         self._log, self._heard, self._number = log, b"", 0
-        variables = dict(entry.variables) | ({entry.password: password} if entry.password else {})
         with log.open("ab") as words:
             self.process = subprocess.Popen(
                 command,
@@ -43,7 +43,7 @@ class Member:
                 stderr=words,
                 bufsize=0,
                 start_new_session=True,
-                env=os.environ | variables,
+                env=os.environ | dict(variables or {}),
             )
 
     def post(self, do: str, **what: Any) -> int:
@@ -107,6 +107,15 @@ class Member:
         self.process.stdout.close()
 
 
+def command_of(interpreter: str, *kinds: str, apart: bool = False) -> list[str]:
+    """What runs `child` for `module:class`, with further ones that this class is made of."""
+    return [interpreter, "-P", child.__file__, *kinds, *(["apart"] if apart else [])]
+
+
+def variables_of(entry: Entry, password: str) -> dict[str, str]:
+    return dict(entry.variables) | ({entry.password: password} if entry.password else {})
+
+
 class Crew:
     """All processes of one store. Use as a context manager."""
 
@@ -139,10 +148,12 @@ class Crew:
         self._place.mkdir()
         password = secrets.token_hex(32)
         job, log = asdict(self._job), self._place / "log"
-        self._members.append(Member(self._interpreter, self.entry, password, log))
+        command = command_of(self._interpreter, self.entry.kind, apart=bool(self.entry.folder))
+        variables = variables_of(self.entry, password)
+        self._members.append(Member(command, log, variables))
         address, self.version = self.host.ask("setup", place=str(self._place), job=job)
         for _ in range(self._reader_count):
-            self._members.append(Member(self._interpreter, self.entry, password, log))
+            self._members.append(Member(command, log, variables))
             self._members[-1].ask("attach", address=address, job=job)
 
     def end(self) -> None:

@@ -1,0 +1,54 @@
+"""What a figure is: a question, what can be set about it, and how its samples are taken."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from maru.bench.document import Measure
+
+if TYPE_CHECKING:
+    from maru.bench.session import Session
+
+
+@dataclass(frozen=True)
+class Knob:
+    """Something that can be set: `--set NAME=VALUE`. The type of `full` is the type of every value."""
+
+    name: str
+    full: Any
+    quick: Any
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece of the work, complete in itself: after an interruption it is done whole or again."""
+
+    key: str
+    """Unique in the run, and the same in every run of these settings."""
+    system: str
+    """Whose it is: when it fails, this system leaves the run. "" for nobody's."""
+    act: Callable[[], None]
+
+
+class Figure(ABC):
+    """One figure. It has no state: everything of a run is the session's."""
+
+    name: str
+    title: str
+    question: str
+    """In one sentence, for whoever reads the report."""
+    engines: tuple[str, ...]
+    """Which it can be measured on, the one by default first; empty when no engine takes part."""
+    knobs: tuple[Knob, ...] = ()
+
+    @abstractmethod
+    def measures(self, run: Session) -> list[Measure]:
+        """Its quantities, in the order of its panels."""
+
+    @abstractmethod
+    def perform(self, run: Session) -> None:
+        """Take every sample."""
