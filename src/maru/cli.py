@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from typer.core import TyperCommand, TyperGroup
 
 import maru
+from maru.bench_commands import bench_app
 from maru.check import Report, check_pool
 from maru.check.show import show_report
 from maru.config import format_size, parse_url, shared_memory_root
@@ -48,6 +49,7 @@ class _MaruGroup(TyperGroup):
 
 app = typer.Typer(cls=_MaruGroup, name="maru", add_completion=False, pretty_exceptions_enable=False, **SETTINGS)
 app.add_typer(pool_app, name="pool", help="Create, list, rebuild and destroy pools.")
+app.add_typer(bench_app, name="bench", help="Measure the published figures here, beside what you would use instead.")
 app.add_typer(selftest_app, name="selftest", help="Test what only this machine has: a GPU.")
 
 
@@ -78,6 +80,7 @@ def _root(
     [cyan]maru stat kv[/cyan]   see one of them closely
     [cyan]maru doctor[/cyan]   see what this machine offers, and what it lacks
     [cyan]maru check kv[/cyan]   have the pool's bytes read by other eyes
+    [cyan]maru bench ttft --quick[/cyan]   see what a hit saves on this machine
     """
 
 

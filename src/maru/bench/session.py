@@ -200,8 +200,8 @@ class Session:
             used += wanted
         if len(groups) > 1:
             self.remark(
-                f"memory was enough for {max(map(len, groups))} systems side by side: measured in {len(groups)} groups, "
-                "one after the other"
+                f"memory was enough for {max(map(len, groups))} systems side by side: they were measured in "
+                f"{len(groups)} groups, one after the other"
             )
         return groups
 
