@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 
 import maru
 from maru.bench.fragmentation import month
-from maru.bench.hit_rates import replay
+from maru.bench.hit_rates import TRACES, replay
 from maru.bench.prefix_trace import BadTrace, PrefixTrace, read_trace
 from maru.bench.simulated import POLICIES, lru, optimum, s3_fifo
 from maru.testing.content import bytes_of, key_of
 
-TRACES = Path(__file__).parents[1] / "data" / "prefix_traces"
 CHUNK = 16
 
 

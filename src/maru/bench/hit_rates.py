@@ -30,7 +30,7 @@ from maru.pool import Outcome, Pool
 
 CAPACITIES = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 QUICK_CAPACITIES = (0.1, 0.4)
-TRACES = Path("tests") / "data" / "prefix_traces"
+TRACES = Path(__file__).parent / "traces"
 DEFAULT_JSON = Path("bench-results") / "hit-rates.json"
 GROUPS = {
     "sessions": ("bfcl8", "bfcl32", "bfcllong32", "aiperf8"),

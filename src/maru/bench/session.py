@@ -94,6 +94,7 @@ class Session:
         self._absent: dict[str, str] = {}
         self._versions: dict[str, str] = {}
         self._remarks: list[str] = []
+        self._others: list[System] = []
         self._begun = time.monotonic()
         self._steps_done = self._steps_all = 0
 
@@ -115,7 +116,7 @@ class Session:
         self.kv_model, self.model_path = KvModel("none", 0, 0, 0), None
         if self.engine:
             self.kv_model, self.model_path = self._model()
-            for system in roster.chosen(self.engine, self.options.systems):
+            for system in self.figure.systems(self, roster.chosen(self.engine, self.options.systems)):
                 if reason := system.why_not():
                     self._absent[system.name] = reason
                 self._takes.append(system)
@@ -212,16 +213,16 @@ class Session:
 
     # Steps
 
-    def perform(self, steps: Sequence[Step]) -> None:
-        """One after the other; those of an interrupted run that are done already are passed over."""
+    def perform(self, steps: Sequence[Step], *, always: bool = False) -> None:
+        """One after the other; those of an interrupted run that are done already are passed over, unless `always`."""
         self._steps_all += len(steps)
         for step in steps:
-            if step.key not in self._done and step.system not in self._absent:
-                self._perform(step)
+            if (always or step.key not in self._done) and step.system not in self._absent:
+                self._perform(step, is_logged=not always)
             self._steps_done += 1
             self._progress(step.key, self._steps_done, self._steps_all)
 
-    def _perform(self, step: Step) -> None:
+    def _perform(self, step: Step, is_logged: bool) -> None:
         self._step_samples, self._step_checks = [], [0, 0]
         self._progress(step.key, self._steps_done, self._steps_all)
         before = usage.reading()
@@ -236,7 +237,8 @@ class Session:
         others, stolen = usage.shares(before, after)
         disturbance = Disturbance(step.key, after.wall - before.wall, others, stolen)
         self._keep(step.key, self._step_samples, self._step_checks, disturbance)
-        self._log.add(step.key, self._step_samples, self._step_checks, disturbance)
+        if is_logged:
+            self._log.add(step.key, self._step_samples, self._step_checks, disturbance)
 
     def _keep(self, key: str, samples: list[Sample], checks: Sequence[int], disturbance: Disturbance) -> None:
         self._done.add(key)
@@ -273,6 +275,11 @@ class Session:
         self._step_checks[0] += compared
         self._step_checks[1] += wrong
 
+    def compares(self, systems: Sequence[System]) -> None:
+        """What takes part beside, or instead of, the systems of an engine."""
+        known = {system.name for system in self._others}
+        self._others += [system for system in systems if system.name not in known]
+
     def remark(self, text: str) -> None:
         if text not in self._remarks:
             self._remarks.append(text)
@@ -298,7 +305,7 @@ class Session:
             model=self.kv_model.name, is_quick=self.is_quick, command=self.options.command,
             taken=datetime.now(UTC).isoformat(timespec="seconds"), seconds=time.monotonic() - self._begun,
             machine=facts, versions={"maru": str(facts["maru"]), "commit": str(facts["commit"]), **found},
-            settings=self._shown_settings(), systems=[self._seen(system) for system in self._takes],
+            settings=self._shown_settings(), systems=[*map(self._seen, self._takes), *self._others],
             measures=self.figure.measures(self), samples=self._samples, disturbances=self._disturbances,
             checks=self._checks, remarks=[*self._remarks, *self._warnings()],
         )  # fmt: skip

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 NAMES = {
     "ttft": "time to first token by context length: computed, first transfer, reuse",
+    "concurrency": "time to first token of cache hits when 1, 2, 4, 8, ... of them come at once",
+    "multiturn": "conversations about long contexts of real source code, with the cache and without it",
+    "capacity": "hit rate against pool size on traces, beside LRU, S3-FIFO and the exact optimum",
 }
 """What each figure shows, in the order of the report. Known without importing what measuring needs."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from maru.bench.document import Measure
 
 if TYPE_CHECKING:
     from maru.bench.session import Session
+    from maru.bench.systems.contract import System
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,12 @@ class Figure(ABC):
     """Which it can be measured on, the one by default first; empty when no engine takes part."""
     knobs: tuple[Knob, ...] = ()
 
+    def systems(self, _run: Session, chosen: Sequence[System]) -> Sequence[System]:
+        """Who takes part: those that were chosen, unless the figure compares something else."""
+        return chosen
+
     @abstractmethod
-    def measures(self, run: Session) -> list[Measure]:
+    def measures(self, _run: Session) -> list[Measure]:
         """Its quantities, in the order of its panels."""
 
     @abstractmethod

@@ -1,0 +1,168 @@
+"""Keeps replicas busy with sessions: each session asks its next prompt when its last one was answered.
+
+Holds:      who asks whom, and when: a router, and at most so many prompts in flight at each replica.
+Promises:   prompts of one session are asked in their order; every answer is told with when it was asked and came. A
+            replica that fails gives back what it had in flight: its successor is asked again.
+Leaves:     what prompts are to `sessions` and `contexts`, what answers mean to the figure.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from maru.bench.systems.contract import Answer, Replica, SystemFailed
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One prompt of a session. `wait_s`: how long after its session's last answer it comes."""
+
+    session: int
+    number: int
+    prompt: tuple[int, ...]
+    max_tokens: int = 1
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """A turn and its answer; seconds since the drive began."""
+
+    turn: Turn
+    replica: int
+    answer: Answer
+    asked_s: float
+    done_s: float
+
+
+Router = Callable[[Turn, int], int]
+"""From a turn and how many replicas there are to the replica that it goes to."""
+
+
+def by_turn(turn: Turn, replicas: int) -> int:
+    """A session comes to another replica with every turn: the router knows nothing of caches."""
+    return (turn.session + turn.number) % replicas
+
+
+class _Lane:
+    """One replica's waiting turns, and those in flight."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Turn] = deque()
+        self.in_flight: deque[tuple[Turn, int, float]] = deque()
+
+
+class Drive:
+    """One run of sessions over replicas."""
+
+    def __init__(
+        self,
+        replicas: Sequence[Replica],
+        in_flight_max: int = 1,
+        router: Router = by_turn,
+        *,
+        is_checked: bool = True,
+        give_up_s: float = 3600.0,
+        on_failure: Callable[[int], Replica | None] = lambda _number: None,
+    ) -> None:
+        """`on_failure` gets the number of a replica that failed and gives its successor; None ends the drive."""
+        self._replicas = list(replicas)
+        self._in_flight_max = in_flight_max
+        self._router, self._is_checked, self._give_up_s = router, is_checked, give_up_s
+        self._on_failure = on_failure
+        self._lanes = [_Lane() for _ in replicas]
+        self._changed = threading.Condition()
+        self._left = 0
+        self._error: BaseException | None = None
+        self.served: list[Served] = []
+
+    def run(self, sessions: Sequence[Sequence[Turn]], deadline_s: float | None = None) -> list[Served]:
+        """Every turn of every session, or as many as come before the deadline. Raises SystemFailed."""
+        self._sessions = [list(session) for session in sessions]
+        self._left = sum(map(len, self._sessions))
+        self._begun = time.monotonic()
+        self._deadline = self._begun + (self._give_up_s if deadline_s is None else deadline_s)
+        for session in self._sessions:
+            if session:
+                self._enqueue(session[0])
+        threads = [threading.Thread(target=self._serve, args=(n,), daemon=True) for n in range(len(self._replicas))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self._error is not None:
+            raise self._error
+        return self.served
+
+    def _enqueue(self, turn: Turn) -> None:
+        with self._changed:
+            self._lanes[self._router(turn, len(self._replicas))].waiting.append(turn)
+            self._changed.notify_all()
+
+    def _is_over(self) -> bool:
+        return self._left == 0 or self._error is not None or time.monotonic() > self._deadline
+
+    def _serve(self, number: int) -> None:
+        """The thread of one replica."""
+        lane = self._lanes[number]
+        try:
+            while not self._is_over():
+                try:
+                    self._fill(number, lane)
+                    if lane.in_flight:
+                        self._take_answer(number, lane)
+                except SystemFailed as error:
+                    self._replace(number, lane, error)
+        except BaseException as error:
+            with self._changed:
+                self._error = self._error or error
+                self._changed.notify_all()
+
+    def _fill(self, number: int, lane: _Lane) -> None:
+        """Ask as much as may be in flight; wait a moment when there is nothing to do."""
+        while len(lane.in_flight) < self._in_flight_max:
+            with self._changed:
+                if not lane.waiting:
+                    if not lane.in_flight and not self._is_over():
+                        self._changed.wait(0.05)
+                    return
+                turn = lane.waiting[0]
+            asked = time.monotonic()
+            ticket = self._replicas[number].post(turn.prompt, turn.max_tokens, is_checked=self._is_checked)
+            with self._changed:
+                lane.waiting.popleft()
+            lane.in_flight.append((turn, ticket, asked))
+
+    def _take_answer(self, number: int, lane: _Lane) -> None:
+        turn, ticket, asked = lane.in_flight[0]
+        answer = self._replicas[number].collect(ticket)
+        done = time.monotonic()
+        lane.in_flight.popleft()
+        session = self._sessions[turn.session]
+        with self._changed:
+            self.served.append(Served(turn, number, answer, asked - self._begun, done - self._begun))
+            self._left -= 1
+            self._changed.notify_all()
+        if turn.number + 1 < len(session):
+            following = session[turn.number + 1]
+            if following.wait_s > 0:
+                timer = threading.Timer(following.wait_s, self._enqueue, args=(following,))
+                timer.daemon = True
+                timer.start()
+            else:
+                self._enqueue(following)
+
+    def _replace(self, number: int, lane: _Lane, error: SystemFailed) -> None:
+        """What was in flight is asked again, first of all."""
+        successor = self._on_failure(number)
+        if successor is None:
+            raise error
+        self._replicas[number] = successor
+        with self._changed:
+            for turn, _, _ in reversed(lane.in_flight):
+                lane.waiting.appendleft(turn)
+            lane.in_flight.clear()
