@@ -17,6 +17,8 @@
 namespace maru {
 namespace {
 
+constexpr uint64_t kLineBytes = 64;
+
 // Smaller copies are plain. From 128 KiB on streaming was never slower than memcpy when memory was not in the
 // caches; below 64 KiB it was, and by half if source and destination were.
 constexpr size_t kStreamSizeMin = 128 * 1024;
@@ -127,6 +129,17 @@ void copy_pieces(const uint64_t* targets, const uint64_t* sources, size_t count,
                 (end - first) * size);
     first = end;
   }
+}
+
+uint64_t follow_chain(const void* memory, uint64_t lines, uint64_t hops) {
+  const auto* first = static_cast<const uint8_t*>(memory);
+  uint64_t line = 0;
+  for (uint64_t n = 0; n < hops; n++) {
+    uint32_t next = 0;
+    std::memcpy(&next, first + line * kLineBytes, sizeof next);
+    line = next < lines ? next : 0;  // What lies there is anybody's; it never leads outside.
+  }
+  return line;
 }
 
 const char* stream_copy_path() { return best_path().name; }

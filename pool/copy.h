@@ -19,6 +19,10 @@ void copy_pieces(const uint64_t* targets, const uint64_t* sources, size_t count,
 // What stream_copy uses for large copies here: "avx512-nt", "avx2-nt", "sse2-nt" or "memcpy".
 const char* stream_copy_path();
 
+// Follows a chain through `lines` lines of 64 bytes, each of which begins with the number of the next (u32):
+// every load waits for the one before, so the time is the memory's latency. Returns where it ends.
+uint64_t follow_chain(const void* memory, uint64_t lines, uint64_t hops);
+
 // For tests: copies by the path of that name, whatever the size. False, and nothing copied, if this CPU or
 // build lacks it.
 bool stream_copy_with(const char* path, void* dst, const void* src, size_t size);

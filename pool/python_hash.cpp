@@ -188,6 +188,19 @@ void bind_functions(nb::module_& m) {
       "Without the GIL, as stream_copy. The addresses are the caller's to answer for: memory that is mapped, "
       "lives\n"
       "until this returns, and does not overlap. Raises ValueError for lists of different lengths.");
+  m.def(
+      "_follow_chain",
+      [](nb::object memory, uint64_t hops) {
+        const Buffer lines(memory);
+        const uint64_t count = lines.size() / 64;
+        if (count == 0) throw nb::value_error("a chain needs at least one line of 64 bytes");
+        const nb::gil_scoped_release no_gil;
+        return follow_chain(lines.data(), count, hops);
+      },
+      "memory"_a, "hops"_a, nb::sig("def _follow_chain(memory: object, hops: int) -> int"),
+      "Follow a chain of 64-byte lines, each beginning with the number of the next (u32): `hops` loads that "
+      "wait\n"
+      "for each other. For measuring latency. Raises ValueError for less than a line.");
   m.def("stream_copy_path", &stream_copy_path,
         "What `stream_copy` uses for large copies here: 'avx512-nt', 'avx2-nt', 'sse2-nt' or 'memcpy'.");
 }

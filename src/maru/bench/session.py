@@ -27,6 +27,7 @@ from maru.bench import ground, machine, usage
 from maru.bench.document import Checks, Disturbance, Document, Place, Sample, System
 from maru.bench.figures.base import Figure, Step
 from maru.bench.loads.prompts import Prompts, prompts_for
+from maru.bench.rivals.contract import RivalFailed
 from maru.bench.systems import roster
 from maru.bench.systems.contract import Answer, Deployment, Job, SystemFailed
 from maru.bench.systems.contract import System as Takes
@@ -228,9 +229,9 @@ class Session:
         before = usage.reading()
         try:
             step.act()
-        except SystemFailed as error:
+        except (SystemFailed, RivalFailed) as error:
             if not step.system:
-                raise
+                raise SystemFailed(f"{step.key}: {error}") from error
             self._drop(step.system, str(error))
             return
         after = usage.reading()
@@ -260,6 +261,10 @@ class Session:
     def note(self, measure: str, system: str, x: Place, value: float, round_number: int = 0) -> None:
         """A sample of the step that is under way."""
         self._step_samples.append(Sample(measure, system, x, value, round_number))
+
+    def values(self, measure: str, system: str, x: Place) -> list[float]:
+        """The samples of steps that are done."""
+        return [one.value for one in self._samples if (one.measure, one.system, one.x) == (measure, system, x)]
 
     def check(self, answer: Answer, question: Hashable) -> None:
         """Count what the replica compared; where it generated, compare with what others answered to this question."""

@@ -16,6 +16,7 @@ NAMES = {
     "ttft": "time to first token by context length: computed, first transfer, reuse",
     "concurrency": "time to first token of cache hits when 1, 2, 4, 8, ... of them come at once",
     "multiturn": "conversations about long contexts of real source code, with the cache and without it",
+    "bandwidth": "raw bandwidth and latency, and what a GiB through each store costs in CPU and network",
     "capacity": "hit rate against pool size on traces, beside LRU, S3-FIFO and the exact optimum",
 }
 """What each figure shows, in the order of the report. Known without importing what measuring needs."""

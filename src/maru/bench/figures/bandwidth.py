@@ -1,0 +1,228 @@
+"""What the medium can do, and how near everybody comes: bandwidth, latency, CPU seconds and network bytes per GiB.
+
+Three parts. Raw: 1, 2, ... processes copy out of plain mappings and into them, over one segment and over several; one
+load after another gives the latency. Through the pool: the same copies through put and pin.
+Then every store of the engine `synthetic` keeps and gives back the same contexts: the seconds of CPU that all its
+processes took for a GiB, the bytes that crossed the network, and its bandwidth as a share of the raw ceiling.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from maru.bench import usage
+from maru.bench.document import Measure, System
+from maru.bench.figures.base import Figure, Knob, Step
+from maru.bench.figures.ttft import SUFFIX_TOKENS, replica_bytes, replicas_of
+from maru.bench.ground import Keys
+from maru.bench.media_child import CHUNK_BYTES
+from maru.bench.rivals.crew import Member, command_of
+from maru.bench.session import Session
+from maru.bench.systems.contract import Deployment
+from maru.errors import PoolNotFound
+from maru.pool import Pool
+
+GIB = 1 << 30
+HOPS = 200_000
+_HEAD_START_NS = 20_000_000
+_CHILD = "maru.bench.media_child:MediaChild"
+_NODES = Path("/sys/devices/system/node")
+RAW, OURS = "raw", "maru"
+
+
+class Bandwidth(Figure):
+    name = "bandwidth"
+    title = "Bandwidth, latency and what a GiB costs"
+    question = "What can this machine's memory do, and how much of that is left for KV?"
+    engines = ("synthetic",)
+    knobs = (
+        Knob("processes", (1, 2, 4), (1, 2), "readers, and writers, at once"),
+        Knob("segments", (1, 2), (1, 2), "data segments that copies go to in turn"),
+        Knob("chunks", 64, 12, "chunks of 8 MiB that each process moves for a sample"),
+        Knob("segment_mib", 512, 128, "size of each segment"),
+    )
+
+    def measures(self, _run: Session) -> list[Measure]:
+        def moved(name: str, title: str) -> Measure:
+            return Measure(name, title, "GB/s", "processes at once", better="higher")
+
+        def per_gib(name: str, title: str, unit: str) -> Measure:
+            return Measure(name, title, unit, "", kind="bars")
+
+        return [
+            moved("read", "Read by all of them together"),
+            moved("write", "Written by all of them together"),
+            per_gib("latency", "One load that waits for the one before", "s"),
+            Measure(
+                "ceiling", "Bandwidth of a prefix, of the raw copy's", "share", "", better="higher", kind="bars",
+                note="bytes by the time from looking a prefix up to having it in the engine's memory, or to having "
+                "stored it; by the raw bandwidth of one process",
+            ),
+            per_gib("cpu", "CPU seconds for a GiB, all processes of the store", "s"),
+            Measure("net", "Bytes on the network for a byte of KV", "", "", kind="bars"),
+        ]  # fmt: skip
+
+    def perform(self, run: Session) -> None:
+        nodes = numa_nodes()
+        run.remark(f"{len(nodes)} NUMA node{'s' if len(nodes) > 1 else ''}")
+        for count in run.setting("segments"):
+            run.compares([System(f"{RAW}-{count}", f"raw copy, {_named(count)}", "streaming copies")])
+            if count > 1:
+                run.compares([System(f"{OURS}-{count}", f"Maru, {_named(count)}", "put and pin")])
+        for count in run.setting("segments"):
+            with _movers(run, count, nodes) as movers:
+                run.perform(movers.steps())
+        self._stores(run)
+
+    def _stores(self, run: Session) -> None:
+        (context,) = run.contexts((4096,), (1024,))[:1]
+        job = run.job(context + 2 * run.chunk_tokens)
+        for group in run.groups(replica_bytes(run, job.context_tokens_max), replicas_of, job.capacity_bytes):
+            with run.deployed(job, replicas_of, group) as field:
+                run.perform(
+                    [
+                        Step(f"a prefix, round {n}, {name}", name, partial(_cost, run, name, field[name], context, n))
+                        for n in range(2 * run.rounds)
+                        for name in run.in_turn(list(field), n)
+                    ]
+                )  # fmt: skip
+
+
+def _named(segments: int) -> str:
+    return f"{segments} segment{'s' if segments > 1 else ''}"
+
+
+def numa_nodes() -> list[int]:
+    """The NUMA nodes that have memory."""
+    with suppress(OSError):
+        text = (_NODES / "has_memory").read_text().strip()
+        found: list[int] = []
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            found += range(int(first), int(last or first) + 1)
+        return found
+    return [0]
+
+
+class _Movers:
+    """The processes of one number of segments: half over plain mappings, half through a pool."""
+
+    def __init__(self, run: Session, segments: int, plain: list[Member], pooled: list[Member], keys: str) -> None:
+        self._run, self._segments, self._plain, self._pooled, self._keys = run, segments, plain, pooled, keys
+
+    def steps(self) -> list[Step]:
+        run, segments = self._run, self._segments
+        ours = OURS if segments == 1 else f"{OURS}-{segments}"
+        steps = [
+            Step(
+                f"{what}, {_named(segments)}, {count} at once, round {n}, {name}", "",
+                partial(self._move, what, count, n, name, movers),
+            )
+            for n in range(max(3, 2 * run.rounds))
+            for what in ("read", "write")
+            for count in run.setting("processes")
+            for name, movers in ((f"{RAW}-{segments}", self._plain), (ours, self._pooled))
+        ]  # fmt: skip
+        if segments == 1:
+            steps += [Step(f"latency, round {n}", "", partial(self._chase, n)) for n in range(3)]
+        return steps
+
+    def _move(self, what: str, count: int, number: int, name: str, movers: list[Member]) -> None:
+        chunks = self._run.setting("chunks")
+        if movers is self._pooled and what == "read":
+            movers[0].ask("fill", keys=self._keys)  # Writers have pushed out what readers know.
+        start_ns = time.monotonic_ns() + _HEAD_START_NS
+        asked = [
+            (one, one.post("move", what=what, start_ns=start_ns, chunks=chunks, keys=self._keys))
+            for one in movers[:count]
+        ]
+        told = [one.collect(ticket) for one, ticket in asked]
+        seconds = (max(end for _, end, _ in told) - min(begun for begun, _, _ in told)) * 1e-9
+        self._run.note(what, name, count, count * chunks * CHUNK_BYTES / seconds / 1e9, number)
+
+    def _chase(self, number: int) -> None:
+        seconds = self._plain[0].ask("chase", hops=HOPS)
+        self._run.note("latency", f"{RAW}-1", "64 bytes", seconds, number)
+
+
+@contextmanager
+def _movers(run: Session, segments: int, nodes: Sequence[int]) -> Iterator[_Movers]:
+    """Files, a pool of as many segments, and processes on both; everything goes away afterwards."""
+    size, most = run.setting("segment_mib") << 20, max(run.setting("processes"))
+    plain_files = [run.memory / f"plain-{segments}-{n}" for n in range(segments)]
+    pool_files = [run.memory / f"pool-{segments}-{n}" for n in range(segments)]
+    for file in plain_files:
+        with file.open("wb") as out:
+            os.posix_fallocate(out.fileno(), 0, size)
+    url = f"maru:///bench-media-{os.getpid()}-{segments}"
+    data = ",".join(map(str, pool_files))
+    options = f"size={segments * size}&data={data}&medium=file&slab_bytes={4 * CHUNK_BYTES}&gate=off"
+    with ExitStack() as stack:
+        for file in (*plain_files, *pool_files):
+            stack.callback(partial(file.unlink, missing_ok=True))
+        Pool.create(f"{url}?{options}").close()
+        stack.callback(_destroy, url)
+        plain = [_member(stack, run, [str(f) for f in plain_files], "", n, most) for n in range(most)]
+        pooled = [_member(stack, run, [], url, n, most) for n in range(most)]
+        keys = Keys("media").packed(max(1, size // CHUNK_BYTES // 4)).hex()
+        plain[0].ask("fill", keys="")
+        pooled[0].ask("fill", keys=keys)
+        if len(nodes) > 1:
+            run.remark("the files lie on the NUMA node of the process that touched them first")
+        yield _Movers(run, segments, plain, pooled, keys)
+
+
+def _destroy(url: str) -> None:
+    with suppress(PoolNotFound):
+        Pool.destroy(url, force=True)
+
+
+def _member(stack: ExitStack, run: Session, paths: list[str], pool: str, index: int, members: int) -> Member:
+    member = Member(command_of(sys.executable, _CHILD), run.folder / "media.log")
+    stack.callback(member.await_end)
+    stack.callback(member.let_go)
+    member.ask("open", paths=paths, pool=pool, index=index, members=members)
+    return member
+
+
+def _cost(run: Session, name: str, deployment: Deployment, context: int, number: int) -> None:
+    """One context stored and, by another process, retrieved: what that took of the machine."""
+    question = f"bandwidth {number}"
+    prompt = run.prompts.prompt(question, context + SUFFIX_TOKENS)
+    a, b = deployment.replicas[0], deployment.replicas[-1]
+    for replica in (a, b):
+        replica.learn(prompt)
+    stored, store_cpu, store_net = _metered(deployment, lambda: a.collect(a.post(prompt, is_checked=False)))
+    loaded, load_cpu, load_net = _metered(deployment, lambda: b.collect(b.post(prompt, is_checked=False)))
+    run.check(b.ask(prompt), question)
+    raw = {what: _ceiling(run, what) for what in ("read", "write")}
+    if stored.stored_bytes and stored.store_s:
+        run.note("ceiling", name, "stored", stored.stored_bytes / stored.store_s / 1e9 / raw["write"], number)
+        run.note("cpu", name, "stored", store_cpu / stored.stored_bytes * GIB, number)
+        run.note("net", name, "stored", round(store_net / stored.stored_bytes, 3), number)
+    if loaded.loaded_bytes:
+        run.note("ceiling", name, "retrieved", loaded.loaded_bytes / loaded.ttft_s / 1e9 / raw["read"], number)
+        run.note("cpu", name, "retrieved", load_cpu / loaded.loaded_bytes * GIB, number)
+        run.note("net", name, "retrieved", round(load_net / loaded.loaded_bytes, 3), number)
+
+
+def _metered(deployment: Deployment, act: Any) -> tuple[Any, float, int]:
+    cpu, net = usage.cpu_seconds(deployment.pids()), usage.network_bytes()
+    answer = act()
+    return answer, usage.cpu_seconds(deployment.pids()) - cpu, usage.network_bytes() - net
+
+
+def _ceiling(run: Session, what: str) -> float:
+    """The raw bandwidth of one process on one segment, GB/s."""
+    return statistics.median(run.values(what, f"{RAW}-1", 1))
+
+
+FIGURE = Bandwidth()

@@ -1,0 +1,137 @@
+"""One process that moves bytes and nothing else: over a plain mapping, or through a pool. No engine.
+
+All processes of a sample begin at the same moment, which the parent names; each reports when it began and ended. What
+they copy from and to rotates over more bytes than the caches hold.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maru.bench.ground import Keys, Rotation, source_array, touched_array
+from maru.bench.machine import last_level_cache_bytes
+from maru.bench.rivals.contract import Answering, RivalFailed, insist_on
+from maru.native import core
+from maru.pool import Outcome, Pool
+
+CHUNK_BYTES = 8 << 20
+LINE_BYTES = 64
+_READY_S = 60.0
+
+
+class MediaChild(Answering):
+    """Opens files or a pool, and moves bytes when it is told."""
+
+    def answer(self, request: dict[str, Any]) -> Any:
+        acts: dict[str, Callable[..., Any]] = {
+            "open": self.open, "move": self.move, "fill": self.fill, "chase": self.chase
+        }  # fmt: skip
+        return acts[request.pop("do")](**request)
+
+    def open(self, paths: list[str], pool: str, index: int, members: int) -> None:
+        """`paths`: of the segments, mapped plainly; or the URL of a pool. Each of `members` has a part of its own."""
+        own_bytes = 2 * last_level_cache_bytes()
+        self._own = Rotation(touched_array(max(own_bytes, 2 * CHUNK_BYTES)), CHUNK_BYTES)
+        self._source = Rotation(source_array(max(own_bytes, 2 * CHUNK_BYTES)), CHUNK_BYTES)
+        self._pool: Pool | None = None
+        self._maps: list[Any] = []
+        if pool:
+            self._pool = Pool.attach(pool)
+            self._pool.wait_ready(_READY_S)
+            self._fresh = Keys(f"media {os.getpid()}")
+            return
+        for path in paths:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                self._maps.append(np.frombuffer(mmap.mmap(fd, Path(path).stat().st_size), dtype=np.uint8))
+            finally:
+                os.close(fd)
+        slices = [
+            segment[at : at + CHUNK_BYTES]
+            for at in range(0, self._maps[0].nbytes - CHUNK_BYTES + 1, CHUNK_BYTES)
+            for segment in self._maps
+        ]
+        self._slices = slices[index::members]
+
+    def fill(self, keys: str) -> None:
+        """Make everything real: touch the mapping, or store chunks under keys that readers know."""
+        if self._pool is None:
+            for segment in self._maps:
+                segment.fill(1)
+            return
+        for key, (data,) in zip(_split(keys), iter(lambda: self._source.take(1), None), strict=False):
+            _store(self._pool, key, data)
+
+    def move(self, what: str, start_ns: int, chunks: int, keys: str) -> tuple[int, int, float]:
+        """Read or write so many chunks. Returns nanoseconds of time.monotonic_ns() at both ends, and CPU seconds."""
+        act = self._prepared(what, chunks, keys)
+        while time.monotonic_ns() < start_ns:
+            pass
+        cpu, begun = time.process_time(), time.monotonic_ns()
+        act()
+        return begun, time.monotonic_ns(), time.process_time() - cpu
+
+    def _prepared(self, what: str, chunks: int, keys: str) -> Any:
+        if self._pool is None:
+            own = (self._own if what == "read" else self._source).take(chunks)
+            there = [self._slices[n % len(self._slices)] for n in range(chunks)]
+            pairs = list(zip(own, there, strict=True) if what == "read" else zip(there, own, strict=True))
+            return partial(_copy_all, pairs)
+        if what == "read":
+            known = _split(keys)
+            wanted = [known[n % len(known)] for n in range(chunks)]
+            return partial(_read_all, self._pool, list(zip(wanted, self._own.take(chunks), strict=True)))
+        fresh = list(zip(self._fresh.take(chunks), self._source.take(chunks), strict=True))
+        return partial(_put_all, self._pool, fresh)
+
+    def chase(self, hops: int) -> float:
+        """Seconds of one load that waits for the one before, over the first segment."""
+        segment = self._maps[0]
+        lines = segment.nbytes // LINE_BYTES
+        order = np.random.default_rng(1).permutation(lines).astype(np.uint32)
+        chain = segment[: lines * LINE_BYTES].view(np.uint32).reshape(lines, LINE_BYTES // 4)
+        chain[order, 0] = np.roll(order, -1)
+        begun = time.perf_counter()
+        core._follow_chain(segment, hops)
+        return (time.perf_counter() - begun) / hops
+
+    def end(self) -> None:
+        if getattr(self, "_pool", None) is not None:
+            assert self._pool is not None
+            self._pool.close()
+
+
+def _split(keys: str) -> list[bytes]:
+    packed = bytes.fromhex(keys)
+    return [packed[at : at + 16] for at in range(0, len(packed), 16)]
+
+
+def _copy_all(pairs: list[tuple[Any, Any]]) -> None:
+    for to, data in pairs:
+        core.stream_copy(to, data)
+
+
+def _read_all(pool: Pool, pairs: list[tuple[bytes, Any]]) -> None:
+    for key, to in pairs:
+        with pool.pin(key) as found:
+            insist_on(len(found), 1)
+            core.stream_copy(to, found.views[0])
+
+
+def _put_all(pool: Pool, pairs: list[tuple[bytes, Any]]) -> None:
+    for key, data in pairs:
+        _store(pool, key, data)
+
+
+def _store(pool: Pool, key: bytes, data: Any) -> None:
+    outcome = pool.put(key, data)
+    if outcome not in (Outcome.STORED, Outcome.EXISTS):
+        raise RivalFailed(f"a chunk was not stored: {outcome}")
