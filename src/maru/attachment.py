@@ -86,10 +86,10 @@ class Attachment:
         return page, *self._place_of(draft.offset)
 
     @property
-    def writable_memory(self) -> tuple[int, int, int]:
-        """(address, size, slab size) of the mapping that a device may be shown, in bytes."""
+    def writable_memory(self) -> tuple[int, list[tuple[int, int]], int]:
+        """(address, (offset, bytes) of each region, slab size) of the mapping that a device may be shown."""
         address, _, _ = self.pool._data_range()
-        return address, sum(size for _, size in self.regions), self.slab_bytes
+        return address, list(self.regions), self.slab_bytes
 
     def page_at(self, region: int, page_index: int) -> Page | None:
         """The unstored memory at this place."""

@@ -346,8 +346,8 @@ class MaruHandler:
         """The byte of the pool's data where a page begins, None for a page that there is not."""
         return self._need().offset_of(region_id, page_index)
 
-    def writable_memory(self) -> tuple[int, int, int]:
-        """(address, size, slab size) of the mapping that a device may be shown, in bytes."""
+    def writable_memory(self) -> tuple[int, list[tuple[int, int]], int]:
+        """(address, (offset, bytes) of each region, slab size) of the mapping that a device may be shown."""
         return self._need().writable_memory
 
     def keep_mapped(self) -> object:

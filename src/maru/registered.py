@@ -2,10 +2,12 @@
 
 Holds:      the walk over the mapping, and the pieces that are registered so far.
 Promises:   a piece begins and ends on slabs and lies in one data segment, so no chunk lies in two of them; one that is
-            refused is tried smaller after a pause, then left out. Refusals are counted and bounded.
+            refused is tried smaller after a pause, then left out. Refusals are counted and bounded. Each segment's
+            first piece is a small one, and all of these come before any other.
 Leaves:     how a driver registers, in which thread, and what keeps the mapping, to the doors: LMCache's and our own.
 
-Pieces of 8 GiB: one registration of 512 GiB fails on some drivers, and others refuse large ones now and then.
+Pieces of 8 GiB: one registration of 512 GiB fails on some drivers, and others refuse large ones now and then. They take
+about a second each, and whoever cannot do without registered memory waits for the first ones: hence those are small.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from typing import NamedTuple, Protocol
 
 PIECE_BYTES = 8 << 30
 PIECE_BYTES_MIN = 64 << 20
+FIRST_PIECE_BYTES = 256 << 20
+"""Of each segment, rounded to slabs. Tens of milliseconds to register, and the first chunks of a new pool fit it."""
 BACKOFF_S = 0.05
 BACKOFF_S_MAX = 1.0
 ATTEMPTS_AT_SMALLEST = 3
@@ -63,11 +67,14 @@ class RegisteredPieces:
         self._slab_bytes = slab_bytes
         self._pause = pause
         self._piece_bytes = max(slab_bytes, piece_bytes // slab_bytes * slab_bytes)
+        self._first_piece_bytes = min(self._piece_bytes, max(slab_bytes, FIRST_PIECE_BYTES // slab_bytes * slab_bytes))
         self._lock = threading.Lock()
         self._edges: tuple[list[int], list[int]] = [], []
         """Begins and ends, in order. Replaced, never changed: readers take no lock."""
         self.registered_bytes = 0
         self.refused_bytes = 0
+        self.first_tried = threading.Event()
+        """Set when the first piece of every segment was tried, and when the walk is over."""
 
     @property
     def size_bytes(self) -> int:
@@ -75,19 +82,31 @@ class RegisteredPieces:
 
     def walk(self) -> None:
         """Try every byte. Segments take turns, each from its beginning: that is where chunks lie first."""
-        slab, piece_bytes = self._slab_bytes, self._piece_bytes
+        try:
+            self._walk()
+        finally:
+            self.first_tried.set()
+
+    def _walk(self) -> None:
+        slab = self._slab_bytes
         smallest = max(slab, PIECE_BYTES_MIN)
         waiting = deque((offset, offset + size) for offset, size in self._ranges if size)
+        beginnings = {at for at, _ in waiting}
+        # Two sizes: what a small piece was refused for says nothing about large ones, which would be many more then.
+        largest = {True: self._first_piece_bytes, False: self._piece_bytes}
         failures, in_a_row = 0, 0
         while waiting and not self._pause(0.0):
             at, end = waiting.popleft()
-            size = min(piece_bytes, end - at)
+            is_first = at in beginnings
+            if not is_first:
+                self.first_tried.set()
+            size = min(largest[is_first], end - at)
             is_taken = self._registrar.register(self._address + at, size)
             if not is_taken:
                 failures += 1
                 is_halved = size // 2 >= smallest
                 if is_halved:
-                    piece_bytes = size // 2 // slab * slab
+                    largest[is_first] = size // 2 // slab * slab
                 if is_halved or (failures < ATTEMPTS_AT_SMALLEST and not in_a_row):
                     waiting.appendleft((at, end))
                     self._pause(min(BACKOFF_S * 2 ** (failures - 1), BACKOFF_S_MAX))

@@ -3,7 +3,8 @@
 Holds:      the mapping between LMCache's MemoryObj and a page or a view of maru.MaruHandler.
 Promises:   an object that is allocated and never stored gives its memory back when LMCache drops it, once. One that is
             stored turns read-only. One that was retrieved keeps its chunk as long as it, or a tensor made from it,
-            lives. An object is what the caller allocated, or None: never a part of it.
+            lives. An object is what the caller allocated, or None: never a part of it. With a device the beginning of
+            each segment is registered before an adapter is handed out, unless the device does not do it in time.
 Leaves:     keys and order to the handler, space and eviction to the pool.
 
 Shapes are LMCache's: [kv, layers, tokens, hidden] a group, tokens third. A shorter chunk has fewer tokens and its true
@@ -113,15 +114,17 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):
         self._regions[region_id] = page_count
         if self._device is None:
             return
-        address, size, slab = self._handler.writable_memory()
+        address, ranges, slab = self._handler.writable_memory()
         old = self._registration
         if old is None or old.address != address:
             if old is not None:
                 self._take_from_device(old)
             self._handler.device_writes = True
-            self._registration = Registration(self._device, address, size, slab)
+            self._registration = Registration(self._device, address, ranges, slab)
             if is_in_use():
                 self._registration.begin()
+                if not self._registration.wait_for_first():
+                    self._tell_once("no memory is registered with the device: until it is, all is a miss, none stored")
 
     def _take_from_device(self, registration: Registration) -> None:
         if not registration.close():

@@ -3,7 +3,7 @@
 Holds:      the registering thread, and tensors over registered memory.
 Promises:   a tensor handed to a device lies in registered memory or is not handed out; what was left out is said once;
             nothing is registered on a machine without a device, nor in a process that never touched one (LMCache makes
-            a backend in schedulers too).
+            a backend in schedulers too). The beginning of every segment comes first and can be waited for.
 Leaves:     the walk in pieces to maru.registered, how a driver registers to LMCache's own device specification.
 
 LMCache's kernels read and write host memory by its device address and raise for memory without one. Sealed chunks are
@@ -17,15 +17,16 @@ from __future__ import annotations
 import ctypes
 import logging
 import threading
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 
-from maru.registered import PIECE_BYTES, RegisteredPieces
-
-__all__ = ["PIECE_BYTES", "Device", "Registration", "device_of_lmcache", "is_in_use"]
+from maru.registered import RegisteredPieces
 
 CLOSE_DEADLINE_S = 30.0
+FIRST_DEADLINE_S = 5.0
+"""A hundred times what the first pieces take. A driver that needs longer hangs, and an engine's start shall not."""
 _PORTABLE_AND_MAPPED = 3
 
 _log = logging.getLogger("maru.lmcache")
@@ -76,11 +77,14 @@ class _DeviceSpec:
 class Registration:
     """The pool's data as one device sees it. Thread-safe."""
 
-    def __init__(self, device: Device, address: int, size_bytes: int, slab_bytes: int) -> None:
-        """`address`: of the writable mapping. Registers nothing before `begin`."""
+    def __init__(self, device: Device, address: int, ranges: Sequence[tuple[int, int]], slab_bytes: int) -> None:
+        """`address`: of the writable mapping; `ranges`: (offset, bytes) of each data segment, counted from there.
+
+        Registers nothing before `begin`.
+        """
         self._address = address
         self._closing = threading.Event()
-        self._pieces = RegisteredPieces(_DeviceSpec(device), address, [(0, size_bytes)], slab_bytes, self._closing.wait)
+        self._pieces = RegisteredPieces(_DeviceSpec(device), address, ranges, slab_bytes, self._closing.wait)
         self._lock = threading.Lock()
         self._worker: threading.Thread | None = None
 
@@ -98,6 +102,13 @@ class Registration:
                     target=self._register_all, args=(place,), name="maru-register", daemon=True
                 )
                 self._worker.start()
+
+    def wait_for_first(self) -> bool:
+        """Wait until the beginning of every segment was tried. False when nothing is registered by then, or by the
+        deadline: the thread goes on all the same.
+        """
+        self._pieces.first_tried.wait(FIRST_DEADLINE_S)
+        return self._pieces.registered_bytes > 0
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until everything was tried."""

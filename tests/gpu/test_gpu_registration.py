@@ -56,7 +56,8 @@ def test_pieces_are_of_8_gib_and_end_on_slabs_and_segments() -> None:
     notes = Notes()
     pieces = walked(notes, [(0, 20 * GIB), (20 * GIB, 3 * GIB)])
     assert sorted(notes.pieces.items()) == [
-        (0, 8 * GIB), (8 * GIB, 8 * GIB), (16 * GIB, 4 * GIB), (20 * GIB, 3 * GIB),
+        (0, SLAB), (SLAB, 8 * GIB), (SLAB + 8 * GIB, 8 * GIB), (SLAB + 16 * GIB, 4 * GIB - SLAB),
+        (20 * GIB, SLAB), (20 * GIB + SLAB, 3 * GIB - SLAB),
     ]  # fmt: skip
     assert all(pieces.covers(slab * SLAB, SLAB) for slab in range(23 * GIB // SLAB))
     assert pieces.registered_bytes == pieces.size_bytes == 23 * GIB
@@ -65,13 +66,64 @@ def test_pieces_are_of_8_gib_and_end_on_slabs_and_segments() -> None:
 def test_segments_take_turns_from_their_beginnings() -> None:
     notes = Notes()
     walked(notes, [(0, 20 * GIB), (20 * GIB, 20 * GIB)])
-    assert [at // GIB for at, _ in notes.tried] == [0, 20, 8, 28, 16, 36]
+    assert [at // GIB for at, _ in notes.tried] == [0, 20, 0, 20, 8, 28, 16, 36]
+
+
+@pytest.mark.parametrize(
+    ("slab", "piece_bytes", "first"),
+    [(64 * MIB, 8 * GIB, 256 * MIB), (96 * MIB, 8 * GIB, 192 * MIB), (GIB, 8 * GIB, GIB), (MIB, 2 * MIB, 2 * MIB)],
+)
+def test_the_first_piece_of_each_segment_is_small_and_of_whole_slabs(slab: int, piece_bytes: int, first: int) -> None:
+    notes = Notes()
+    size = 24 * GIB // slab * slab
+    RegisteredPieces(notes, 0, [(0, size), (size, size)], slab, Clock().pause, piece_bytes).walk()
+    assert notes.tried[:2] == [(0, first), (size, first)]
+    assert notes.tried[2] == (first, piece_bytes // slab * slab)
+
+
+def test_a_small_first_piece_that_is_refused_makes_no_other_piece_small() -> None:
+    notes = Notes(refuses=[0])
+    RegisteredPieces(notes, 0, [(0, 20 * GIB)], 64 * MIB, Clock().pause).walk()
+    assert [size // MIB for _, size in notes.tried[:3]] == [256, 128, 8 * 1024]
+
+
+class Watches(Notes):
+    """Notes at each call whether the first pieces count as tried."""
+
+    def __init__(self, refuses: Sequence[int] = ()) -> None:
+        super().__init__(refuses=refuses)
+        self.pieces_of: RegisteredPieces | None = None
+        self.told: list[bool] = []
+
+    def register(self, address: int, size_bytes: int) -> bool:
+        assert self.pieces_of is not None
+        self.told.append(self.pieces_of.first_tried.is_set())
+        return super().register(address, size_bytes)
+
+
+@pytest.mark.parametrize(
+    ("refuses", "told"),
+    [([], [False, False, True, True]), (range(3), [False] * 4 + [True] * 2)],
+)
+def test_the_first_pieces_are_told_when_each_was_tried_and_not_before(refuses: Sequence[int], told: list[bool]) -> None:
+    watches = Watches(refuses)
+    pieces = RegisteredPieces(watches, 0, [(0, 2 * GIB), (2 * GIB, 2 * GIB)], SLAB, Clock().pause)
+    watches.pieces_of = pieces
+    pieces.walk()
+    assert watches.told == told
+
+
+def test_a_pool_of_first_pieces_only_and_a_walk_that_ends_early_are_told_too() -> None:
+    assert walked(Notes(), [(0, SLAB)]).first_tried.is_set()
+    pieces = RegisteredPieces(Notes(), 0, [(0, GIB)], SLAB, lambda _: True)
+    pieces.walk()
+    assert pieces.first_tried.is_set()
 
 
 def test_a_piece_that_is_refused_is_halved_after_a_pause_that_grows() -> None:
     notes, clock = Notes(largest=3 * GIB), Clock()
     pieces = walked(notes, [(0, 20 * GIB)], clock)
-    assert [size // GIB for _, size in notes.tried[:4]] == [8, 4, 2, 2]
+    assert [size // MIB for _, size in notes.tried[:5]] == [256, 8192, 4096, 2048, 2048]
     assert clock.now == registered.BACKOFF_S * (1 + 2)
     assert pieces.registered_bytes == 20 * GIB
 

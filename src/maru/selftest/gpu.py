@@ -116,7 +116,8 @@ def _from_gpu(ground: Ground) -> Line:
 def _across(ground: Ground) -> Line:
     """One row across the edge of two registered pieces: it must arrive whole, in two copies."""
     size = ground.block_bytes
-    offset = ground.piece_bytes - size
+    edge = ground.registration.cut(0, ground.registration.size_bytes)[0].size_bytes
+    offset = edge - size
     if offset + 2 * size > ground.registration.size_bytes:
         return Line(_SECTION, "across an edge", "ok", "the pool has one piece; nothing to cross", None)
     ground.copier.load([(offset, ground.blocks, 2 * size)], None, ground.compute)

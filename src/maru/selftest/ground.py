@@ -28,9 +28,10 @@ class Ground:
         self.chunk_bytes = chunk_bytes_in(self.slab_bytes)
         self.block_bytes = self.chunk_bytes // BLOCKS_PER_CHUNK
         self.device = Device(ordinal)
-        self.piece_bytes = 2 * self.slab_bytes
         self.registration = (
-            Registration(pool, self.device, piece_bytes=self.piece_bytes) if pieces else Registration(pool, self.device)
+            Registration(pool, self.device, piece_bytes=2 * self.slab_bytes)
+            if pieces
+            else Registration(pool, self.device)
         )
         self.copier = DeviceCopier(self.device, self.registration, poll_s=None)
         with self.device.bound():
