@@ -1,6 +1,7 @@
 #include "allocator.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "cleaner.h"
 #include "eviction.h"
@@ -101,6 +102,19 @@ uint64_t take_from_segment(Pool& pool, uint32_t segment, uint64_t units, bool de
   return take_from_slab(pool, fresh, units, device);
 }
 
+// The n-th segment to look into where some are near (bit s: segment s): these first, then the others. Either
+// kind takes turns among itself: counted over all, a far segment's turn would always fall to the same near
+// one.
+[[gnu::noinline]] uint32_t near_first(uint32_t near, uint32_t segments, uint32_t turn, uint32_t n) {
+  const auto near_count = static_cast<uint32_t>(std::popcount(near));
+  const bool is_near = n < near_count;
+  uint32_t mask = is_near ? near : (UINT32_MAX >> (kSegmentLimit - segments)) & ~near;
+  const uint32_t count = is_near ? near_count : segments - near_count;
+  for (uint32_t skipped = (turn % count + (is_near ? n : n - near_count)) % count; skipped > 0; skipped--)
+    mask &= mask - 1;
+  return static_cast<uint32_t>(std::countr_zero(mask));
+}
+
 uint64_t take_free(Pool& pool, uint64_t units, bool device, bool trust_hints) {
   // A full pool in its steady state: nothing is free, so do not look for it slab by slab.
   if (trust_hints && pool.fresh_slabs_gone.load(std::memory_order_relaxed) &&
@@ -108,10 +122,12 @@ uint64_t take_free(Pool& pool, uint64_t units, bool device, bool trust_hints) {
     return kNoUnit;
   bool saw_fresh = false;
   const auto segments = static_cast<uint32_t>(pool.maps.size());
-  const uint32_t first = segments == 1 ? 0 : pool.stripe.fetch_add(1, std::memory_order_relaxed) % segments;
+  const uint32_t near = pool.near_segments.load(std::memory_order_relaxed);
+  const uint32_t turn = segments == 1 ? 0 : pool.stripe.fetch_add(1, std::memory_order_relaxed);
   for (uint32_t n = 0; n < segments; n++) {
-    const uint64_t unit =
-        take_from_segment(pool, (first + n) % segments, units, device, trust_hints, &saw_fresh);
+    const uint32_t segment =
+        near == 0 ? (turn % segments + n) % segments : near_first(near, segments, turn, n);
+    const uint64_t unit = take_from_segment(pool, segment, units, device, trust_hints, &saw_fresh);
     if (unit != kNoUnit) return unit;
   }
   if (!saw_fresh) pool.fresh_slabs_gone.store(true, std::memory_order_relaxed);
@@ -235,6 +251,13 @@ ClassRow& class_row(Pool& pool, uint64_t chunk_units) {
     if (seen == chunk_units) return row;
   }
   return pool.classes[home];  // More sizes than rows: they share one row's hints.
+}
+
+void prefer_numa_node(Pool& pool, int32_t node) {
+  uint32_t near = 0;
+  for (uint32_t s = 0; s < pool.maps.size(); s++)
+    if (node >= 0 && pool.segments[s].numa_node == node) near |= 1u << s;
+  pool.near_segments.store(near, std::memory_order_relaxed);
 }
 
 uint64_t allocate_extent(Pool& pool, uint64_t units, bool device, uint64_t protect_parent) {

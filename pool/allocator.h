@@ -18,6 +18,11 @@ namespace maru {
 
 inline constexpr uint64_t kNoUnit = UINT64_MAX;
 
+// From now on this attachment takes free chunks and fresh slabs from the segments of a NUMA node first, and
+// from the others when those have none. Eviction chooses by what a chunk is worth, wherever it lies. A
+// negative `node`, and one that no segment lies on: all segments take turns.
+void prefer_numa_node(Pool& pool, int32_t node);
+
 // Take an extent of `units` units: a free chunk, else a fresh slab, else by eviction, else a slab of another
 // chunk size. Its owner word then names this process. kNoUnit: nothing can be evicted, or nothing should be
 // (FULL). `protect_parent` keeps the parent of the chunk being stored from being evicted to make room for it

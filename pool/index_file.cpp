@@ -61,10 +61,12 @@ uint64_t device_size(const struct stat& st, const std::string& path) {
   return bytes;
 }
 
+// Not `target_node`: that is the node which the device would become as ordinary memory, and which no GPU and
+// no CPU is on.
 int numa_node_of(const std::string& path, bool device) {
   if (!device) return -1;
   const std::string name = path.substr(path.rfind('/') + 1);
-  std::ifstream in("/sys/bus/dax/devices/" + name + "/target_node");
+  std::ifstream in("/sys/bus/dax/devices/" + name + "/numa_node");
   int node = -1;
   in >> node;
   return node;

@@ -103,6 +103,7 @@ struct Pool final : ForkWitness {
 
   std::unique_ptr<Evictor> evictor;
   Atomic<uint32_t> stripe{0};            // Which segment the next extent is taken from.
+  Atomic<uint32_t> near_segments{0};     // Bit s: s lies on the NUMA node that we prefer. 0: take turns.
   Atomic<bool> fresh_slabs_gone{false};  // Slabs are cut once and then only re-cut: no need to look again.
 
   // ---- small things every room needs ----

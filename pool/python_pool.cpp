@@ -166,6 +166,13 @@ void bind_pool(nb::module_& m) {
            "Wait until all memory that the medium gives is real and touched in this process, so that the "
            "first use of a chunk is\n"
            "as fast as the next. False when `timeout` seconds did not suffice.")
+      .def(
+          "prefer_numa_node", &Handle::prefer_numa_node, nb::arg("node").none(),
+          nb::sig("def prefer_numa_node(self, node: int | None) -> None"),
+          "Take memory for new chunks from this NUMA node's segments first, as long as they have room; None: "
+          "from all in turn.\n"
+          "Holds for this handle, in a forked child too. What is evicted does not depend on it. Raises "
+          "ValueError, NotAttached.")
       .def("close", &Handle::close,
            "Let go of the pool. Views that live keep their chunks; everything else raises NotAttached.")
       .def_prop_ro("closed", &Handle::closed, "True after close().")

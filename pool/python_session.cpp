@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "allocator.h"
+
 namespace maru {
 
 Session::Session(const AttachOptions& options, bool populate)
@@ -31,8 +33,15 @@ const SessionRef& Handle::session() {
     session_->abandon_housekeeper();
     session_.reset();
     session_ = std::make_shared<Session>(options_, populate_);
+    maru::prefer_numa_node(session_->pool(), numa_node_);
   }
   return session_;
+}
+
+void Handle::prefer_numa_node(std::optional<int32_t> node) {
+  if (node && *node < 0) throw nb::value_error("a NUMA node is 0 or more, or None");
+  maru::prefer_numa_node(pool(), node.value_or(-1));
+  numa_node_ = node.value_or(-1);
 }
 
 void Handle::close() {

@@ -8,11 +8,13 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "attach.h"
@@ -55,6 +57,8 @@ class Handle {
   // The attached pool; attaches again in a forked child. Raises NotAttached after close().
   const SessionRef& session();
   Pool& pool() { return session()->pool(); }
+  // Kept when a forked child attaches anew. None: no node is preferred.
+  void prefer_numa_node(std::optional<int32_t> node);
   void close();
   bool closed() const { return !session_; }
   const std::string& folder() const { return options_.folder; }
@@ -62,6 +66,7 @@ class Handle {
  private:
   AttachOptions options_;
   bool populate_;
+  int32_t numa_node_ = -1;  // Preferred. -1: none is.
   SessionRef session_;
 };
 

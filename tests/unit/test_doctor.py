@@ -175,7 +175,7 @@ def test_the_mount_decides_about_huge_pages_unless_the_kernel_forbids(
 DAX = {
     "sys/bus/dax/devices/dax0.0/size": str(128 * GIB),
     "sys/bus/dax/devices/dax0.0/align": str(2 << 20),
-    "sys/bus/dax/devices/dax0.0/target_node": "2",
+    "sys/bus/dax/devices/dax0.0/numa_node": "2",
     "sys/bus/dax/devices/dax1.0/size": str(64 * GIB),
     "sys/bus/dax/devices/dax1.0/align": str(2 << 20),
     "sys/bus/cxl/devices/mem0/ram/size": "0x2000000000",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,14 +16,16 @@ from test_worker_side import SHAPE, keys
 
 import maru
 from fake_gpu import Fake
-from maru.engine.device_copy import Device, DeviceCopier
+from maru.engine.device_copy import Device, DeviceCopier, driver
 from maru.engine.vllm.blocks import Blocks
 from maru.engine.vllm.device_copies import DeviceCopies
 from maru.engine.vllm.plan import Done, Load, Save
 from maru.engine.vllm.worker import WorkerSide
+from pools import say_numa_nodes
 
 pytest.importorskip("cuda.bindings.driver")
 
+MIB = 1 << 20
 BLOCKS = 12
 LAYERS = SHAPE.layer_names
 SAVE = Save("r", keys(3), None, (3, 1, 4, 5, 6, 9))
@@ -227,3 +230,42 @@ def test_a_gpu_that_is_lost_turns_blocks_into_reports_and_seals_nothing(make: An
     assert "load a prefix" in worker.failures
     assert not pool.exists(keys(1, first=9))
     assert pool.lookup(keys(3)) == 3
+
+
+@pytest.fixture
+def two_nodes(pool_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[maru.Pool]:
+    """A pool with a segment on node 0 and one on node 1, where the GPU is."""
+    monkeypatch.setattr(driver, "numa_node_of", lambda _: 1)
+    files = ",".join(str(tmp_path / name) for name in "ab")
+    options = f"size=4MiB&slab_bytes=1MiB&slots=300&processes=32&medium=file&data={files}"
+    with maru.Pool.create(f"maru:///{pool_name}?{options}") as pool:
+        say_numa_nodes(pool, 0, 1)
+        assert pool.wait_ready(20)
+        yield pool
+
+
+def test_a_worker_tells_what_it_loads_from_another_node(fake: Fake, two_nodes: maru.Pool) -> None:
+    worker = GpuWorker(fake, two_nodes, 1, True, DeviceCopier)
+    whole = worker.copies.blocks.part_bytes
+    for number in range(3):  # On nodes 0, 1, 0.
+        two_nodes.prefer_numa_node(number % 2)
+        two_nodes.put(keys(1, first=number + 1), bytes(whole))
+    worker.launch([LOAD], [])
+    told = worker.side.take_stats().data["counters"]
+    assert (told["loaded_bytes"], told["loaded_remote_bytes"]) == (3 * whole, 2 * whole)
+    assert "loaded_remote_bytes" not in worker.side.take_stats().data["counters"]
+    worker.close()
+
+
+def test_a_worker_on_a_gpu_takes_new_memory_from_the_gpus_node(fake: Fake, two_nodes: maru.Pool) -> None:
+    worker = GpuWorker(fake, two_nodes, 1, True, DeviceCopier)
+    worker.launch([], [SAVE])
+    worker.side.before_step()
+    with two_nodes.pin(keys(3)) as prefix:
+        extents = memoryview(prefix.extents()).cast("Q")
+        segments = [extents[at] // (2 * MIB) for at in range(0, len(extents), 2)]
+    assert segments == [1, 1, 1]
+    told = worker.side.take_stats().data["counters"]
+    assert told["stored_bytes"] == 3 * worker.copies.blocks.part_bytes
+    assert "stored_remote_bytes" not in told
+    worker.close()

@@ -26,7 +26,7 @@ def _dax(machine: Machine) -> list[Line]:
     for folder in devices:
         size = machine.number(folder / "size") or 0
         align = machine.number(folder / "align") or 0
-        node = machine.number(folder / "target_node")
+        node = machine.number(folder / "numa_node")
         place = machine.dev / folder.name
         driver = _driver(folder)
         figure = {"size_bytes": size, "align_bytes": align, "numa_node": node, "driver": driver}

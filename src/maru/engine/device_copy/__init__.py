@@ -3,6 +3,7 @@
     driver         the CUDA driver: the one file that speaks to it
     registration   the pool's memory made reachable for a device, in the background
     bounce         a detour through pinned memory for what could not be
+    remote         which bytes lie on another NUMA node than the device
     copies         loads and stores on streams of their own, in the order that keeps bytes right
     survey         which devices there are, asked in a process of its own
 
@@ -10,6 +11,7 @@ A worker process uses them in this order, after its engine has chosen a device (
 fork):
 
     device = Device(ordinal)
+    pool.prefer_numa_node(device.numa_node)
     registration = Registration(pool, device)
     registration.begin()
     copier = DeviceCopier(device, registration)

@@ -44,9 +44,12 @@ class CopyCounters:
 
     loads: int = 0
     bytes_loaded: int = 0
+    bytes_loaded_remote: int = 0
+    """Of these: on another NUMA node than the device."""
     loads_late: int = 0
     stores: int = 0
     bytes_stored: int = 0
+    bytes_stored_remote: int = 0
     stores_given_up: int = 0
     bytes_bounced: int = 0
     copies_failed: int = 0
@@ -62,6 +65,7 @@ class _Pending:
     event: int
     deadline: float
     size_bytes: int
+    remote_bytes: int
     keep: object = None
     done: Callable[[bool], object] | None = None
     is_late: bool = True
@@ -117,12 +121,14 @@ class DeviceCopier:
         held until they are done. Raises DeviceError (some blocks may have been written: let the engine compute them;
         `compute_stream` waits for what was enqueued), DeviceLost, ValueError for rows outside the pool.
         """
+        rows = list(rows)
         direct, detour = self._sort(rows, is_load=True)
+        remote = self._registration.remote.bytes_of(rows)
         with self._lock, self._device.bound():
             self._need_open()
             self._device.record(self._order, compute_stream)
             self._device.wait(self._load_stream, self._order)
-            copy = self._expect(direct, detour, keep=keep)
+            copy = self._expect(direct, detour, remote, keep=keep)
             try:
                 self._device.copy_to_device(direct, self._load_stream)
                 self._ring.load(detour, self._load_stream, copy.deadline)
@@ -135,6 +141,7 @@ class DeviceCopier:
                 self._device.wait(compute_stream, copy.event)
             self.counters.loads += 1
             self.counters.bytes_loaded += copy.size_bytes
+            self.counters.bytes_loaded_remote += remote
 
     def store(self, rows: Iterable[Row], done: Callable[[bool], object], compute_stream: int) -> None:
         """Enqueue copies device → pool, after all that was given to `compute_stream` before.
@@ -147,12 +154,14 @@ class DeviceCopier:
 
         Raises DeviceError (`done(False)` follows), DeviceLost, ValueError for rows outside the pool.
         """
+        rows = list(rows)
         direct, detour = self._sort(rows, is_load=False)
+        remote = self._registration.remote.bytes_of(rows)
         with self._lock, self._device.bound():
             self._need_open()
             self._device.record(self._order, compute_stream)
             self._device.wait(self._store_stream, self._order)
-            copy = self._expect(direct, detour, done=done)
+            copy = self._expect(direct, detour, remote, done=done)
             try:
                 self._device.copy_to_host(direct, self._store_stream)
                 self._ring.store(detour, self._store_stream, copy.deadline)
@@ -252,6 +261,7 @@ class DeviceCopier:
         self,
         direct: list[Copy],
         detour: list[Copy],
+        remote_bytes: int,
         keep: object = None,
         done: Callable[[bool], object] | None = None,
     ) -> _Pending:
@@ -259,7 +269,7 @@ class DeviceCopier:
         self.counters.bytes_bounced += bounced
         size = sum(copy[2] for copy in direct) + bounced
         event = self._spare_events.pop() if self._spare_events else self._device.create_event()
-        return _Pending(event, self._clock() + self._deadline_s, size, keep, done)
+        return _Pending(event, self._clock() + self._deadline_s, size, remote_bytes, keep, done)
 
     def _follow(self, copy: _Pending, stream: int, waiting: deque[_Pending]) -> None:
         """From here on `poll` looks after it. A copy whose end nobody can learn keeps what it holds."""
@@ -303,6 +313,7 @@ class DeviceCopier:
             return
         if not copy.is_late:
             self.counters.bytes_stored += copy.size_bytes
+            self.counters.bytes_stored_remote += copy.remote_bytes
         try:
             copy.done(not copy.is_late)
         except Exception as error:  # A door's mistake must not end the poller: everybody's pins hang on it.

@@ -4,7 +4,7 @@ Holds:      the registering thread, and which bytes are registered so far.
 Promises:   nothing of it happens on the path of a request. Only memory that is real is registered, what is used most
             likely first; one process of the host at a time. Each piece is looked up on the device afterwards. Memory
             goes back to the host before its mapping does, or the mapping stays.
-Leaves:     the walk in pieces to maru.registered; what is not registered, to bounce.
+Leaves:     the walk in pieces to maru.registered; what is not registered, to bounce; which bytes are remote, to remote.
 
 Sealed chunks too are read through the writable mapping, which no other code of this process touches: drivers do not
 take read-only mappings everywhere, and a copy from one that is not registered is slow without a word. Not run on a GPU.
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maru.engine.device_copy.driver import Device, DeviceError, DeviceLost
+from maru.engine.device_copy.remote import RemoteRanges
 from maru.pool import Pool
 from maru.registered import PIECE_BYTES, Part, RegisteredPieces
 
@@ -70,7 +71,9 @@ class Registration:
         self._mapping: object = pool.pin(b"")  # Nothing is pinned; the mapping stays as long as this lives.
         self.address: int = pool._data_range()[0]
         self.size_bytes: int = pool._data_range()[2]
-        self._slab_bytes = int(pool.stats()["slab_bytes"])
+        figures = pool.stats()
+        self._slab_bytes = int(figures["slab_bytes"])
+        self.remote = RemoteRanges(figures["segments"], device.numa_node)
         self._pieces = self._plan([])
         self._worker: threading.Thread | None = None
         self._lock = threading.Lock()

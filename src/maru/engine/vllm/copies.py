@@ -24,6 +24,9 @@ class Copies(Protocol):
     to_device: bool
     """Does a device write into what is reserved?"""
 
+    def remote_bytes(self) -> tuple[int, int]:
+        """Loaded and stored so far on another NUMA node than the device's; (0, 0) without a device."""
+
     def before_step(self) -> None:
         """vLLM is about to launch a step's work."""
 

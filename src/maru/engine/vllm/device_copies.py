@@ -1,6 +1,7 @@
 """Blocks on a GPU: copied by its copy engines, in the order of streams. Not run on a GPU.
 
-Holds:      the device, its registration of the pool's memory, and the copier, which keep what copies need.
+Holds:      the device, its registration of the pool's memory, and the copier, which keep what copies need. What this
+            worker stores is taken from the device's own NUMA node first.
 Promises:   kernels of a step that loads begin when its loads are done; kernels of the next step begin when this step's
             stores have read their blocks; a chunk is sealed when its bytes have arrived.
 Leaves:     the order itself to maru.engine.device_copy, what to load and store to the worker's side.
@@ -41,9 +42,14 @@ class DeviceCopies:
         self.blocks = blocks
         self._compute_stream = compute_stream
         self._device = Device(ordinal)
+        pool.prefer_numa_node(self._device.numa_node)
         self._registration = Registration(pool, self._device)
         self._registration.begin()
         self._copier = copier(self._device, self._registration)
+
+    def remote_bytes(self) -> tuple[int, int]:
+        counters = self._copier.counters
+        return counters.bytes_loaded_remote, counters.bytes_stored_remote
 
     def before_step(self) -> None:
         self._copier.poll()

@@ -44,6 +44,9 @@ class HostCopies:
         self._keep: list[PinnedPrefix] = []
         self._is_late = False
 
+    def remote_bytes(self) -> tuple[int, int]:
+        return 0, 0  # The CPU that copies is not bound to a node.
+
     def before_step(self) -> None:
         return
 

@@ -23,9 +23,11 @@ LOOK_EVERY_S = 10.0
 COUNTERS = {
     "loaded_tokens": "Tokens whose KV was copied from the pool into vLLM's blocks.",
     "loaded_bytes": "Bytes copied from the pool into vLLM's blocks.",
+    "loaded_remote_bytes": "Bytes loaded from another NUMA node than the GPU's.",
     "load_seconds": "Seconds that steps waited for KV from the pool.",
     "stored_tokens": "Tokens whose KV was stored in the pool, once for each rank.",
     "stored_bytes": "Bytes stored in the pool.",
+    "stored_remote_bytes": "Bytes stored on another NUMA node than the GPU's.",
     "store_seconds": "Seconds that steps waited for KV to be stored.",
     "failed_blocks": "Blocks that could not be loaded and were computed instead.",
     "lookups": "Prompts that were looked up in the pool.",

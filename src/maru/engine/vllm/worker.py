@@ -36,9 +36,11 @@ class WorkerCounters:
 
     tokens_loaded: int = 0
     bytes_loaded: int = 0
+    bytes_loaded_remote: int = 0
     load_s: float = 0.0
     tokens_stored: int = 0
     bytes_stored: int = 0
+    bytes_stored_remote: int = 0
     store_s: float = 0.0
     blocks_failed: int = 0
 
@@ -161,14 +163,18 @@ class WorkerSide:
 
     def take_stats(self) -> MaruStats:
         """What this worker did since the last call."""
+        if self._copies:
+            self.counters.bytes_loaded_remote, self.counters.bytes_stored_remote = self._copies.remote_bytes()
         now, before = self.counters, self._told
         self._told = replace(now)
         stats = MaruStats()
         stats.add("loaded_tokens", now.tokens_loaded - before.tokens_loaded)
         stats.add("loaded_bytes", now.bytes_loaded - before.bytes_loaded)
+        stats.add("loaded_remote_bytes", now.bytes_loaded_remote - before.bytes_loaded_remote)
         stats.add("load_seconds", now.load_s - before.load_s)
         stats.add("stored_tokens", now.tokens_stored - before.tokens_stored)
         stats.add("stored_bytes", now.bytes_stored - before.bytes_stored)
+        stats.add("stored_remote_bytes", now.bytes_stored_remote - before.bytes_stored_remote)
         stats.add("store_seconds", now.store_s - before.store_s)
         stats.add("failed_blocks", now.blocks_failed - before.blocks_failed)
         return stats
