@@ -140,6 +140,7 @@ class Summary(msgspec.Struct, frozen=True):
     median: float
     p25: float
     p75: float
+    p95: float
     p99: float
     mean: float
 
@@ -147,7 +148,7 @@ class Summary(msgspec.Struct, frozen=True):
 def summary_of(measure: str, system: str, x: Place, values: Sequence[float]) -> Summary:
     return Summary(
         measure, system, x, len(values), statistics.median(values), quantile(values, 0.25), quantile(values, 0.75),
-        quantile(values, 0.99), statistics.fmean(values),
+        quantile(values, 0.95), quantile(values, 0.99), statistics.fmean(values),
     )  # fmt: skip
 
 

@@ -58,6 +58,9 @@ class Answering(ABC):
 class Rival(ABC):
     """One store, seen by one process. The process that calls setup() is its host; others attach()."""
 
+    options: str = ""
+    """Beyond what it has by default; for our own pool, of its URL."""
+
     @abstractmethod
     def version(self) -> str:
         """What was measured, with everything that was chosen about it."""

@@ -28,12 +28,13 @@ class PoolStore(Rival):
         self._is_host = False
 
     def version(self) -> str:
-        return f"maru {maru.__version__}, {OPTIONS.replace('&', ' ')}"
+        return f"maru {maru.__version__}, {OPTIONS.replace('&', ' ')} {self.options.replace('&', ' ')}".rstrip()
 
     def setup(self, place: Path, capacity_bytes: int) -> str:
         self._is_host = True
         self._url = f"maru:///bench-{place.parent.name}-{place.name}"
-        self._use(Pool.create(f"{self._url}?size={capacity_bytes}&{OPTIONS}"))
+        more = f"&{self.options}" if self.options else ""
+        self._use(Pool.create(f"{self._url}?size={capacity_bytes}&{OPTIONS}{more}"))
         return self._url
 
     def attach(self, address: str) -> None:

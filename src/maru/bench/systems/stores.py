@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from maru.bench.rivals.install import interpreter_of, why_not
 from maru.bench.rivals.roster import ENTRIES, OURS, Entry
 from maru.bench.systems.children import ChildReplica
 from maru.bench.systems.contract import Deployment, Job, Replica, System
+from maru.bench.systems.pools import pool_options
 
 _CHILD = "maru.bench.systems.stores_child:StoresChild"
 SOURCE_BYTES = 128 << 20
@@ -41,14 +43,17 @@ class StoreSystem(System):
 class _Deployed(Deployment):
     system: StoreSystem = field(kw_only=True)
     address: str = ""
+    number: int = field(default_factory=itertools.count().__next__)
+    """Of all deployments of this process: two of one store may run side by side."""
     password: str = field(default_factory=lambda: secrets.token_hex(32))
 
     def start(self, number: int) -> Replica:
         entry, job = self.system.entry, self.job
         begin: dict[str, Any] = {
-            "address": self._host_address() if number else "", "place": str(job.memory / f"{self.system.name}-store"),
+            "address": self._host_address() if number else "", "place": str(job.memory / f"{self.system.name}-{self.number}"),
             "capacity_bytes": job.capacity_bytes, "chunk_tokens": job.chunk_tokens, "chunk_bytes": job.chunk_bytes,
             "context_tokens_max": job.context_tokens_max, "source_bytes": SOURCE_BYTES,
+            "options": pool_options(job) if self.system.name == OURS else "",
         }  # fmt: skip
         name = f"{self.system.name}-{number}"
         command = command_of(str(interpreter_of(entry)), _CHILD, entry.kind, apart=bool(entry.folder))

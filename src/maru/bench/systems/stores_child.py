@@ -34,6 +34,7 @@ class StoresChild(EngineChild):
         """Host the store when there is no address yet, else attach to it."""
         self._chunk_tokens, self._chunk_bytes = int(job["chunk_tokens"]), int(job["chunk_bytes"])
         address = str(job["address"])
+        self._store.options = str(job["options"])
         if address:
             self._store.attach(address)
         else:
