@@ -32,7 +32,7 @@ class MediaChild(Answering):
 
     def answer(self, request: dict[str, Any]) -> Any:
         acts: dict[str, Callable[..., Any]] = {
-            "open": self.open, "move": self.move, "fill": self.fill, "chase": self.chase
+            "open": self.open, "move": self.move, "fill": self.fill, "chase": self.chase, "watch": self.watch
         }  # fmt: skip
         return acts[request.pop("do")](**request)
 
@@ -91,6 +91,14 @@ class MediaChild(Answering):
             return partial(_read_all, self._pool, list(zip(wanted, self._own.take(chunks), strict=True)))
         fresh = list(zip(self._fresh.take(chunks), self._source.take(chunks), strict=True))
         return partial(_put_all, self._pool, fresh)
+
+    def watch(self, key: str) -> int:
+        """Look a chunk up until it is not there any more, or for ten seconds. Returns time.monotonic_ns()."""
+        assert self._pool is not None
+        lookup, packed, until = self._pool.lookup, bytes.fromhex(key), time.monotonic() + 10.0
+        while lookup(packed) and time.monotonic() < until:
+            pass
+        return time.monotonic_ns()
 
     def chase(self, hops: int) -> float:
         """Seconds of one load that waits for the one before, over the first segment."""

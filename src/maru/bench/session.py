@@ -266,14 +266,20 @@ class Session:
         """The samples of steps that are done."""
         return [one.value for one in self._samples if (one.measure, one.system, one.x) == (measure, system, x)]
 
-    def check(self, answer: Answer, question: Hashable) -> None:
+    def check(self, answer: Answer, question: Hashable) -> bool:
         """Count what the replica compared; where it generated, compare with what others answered to this question."""
+        wrong = answer.wrong
         self._step_checks[0] += answer.compared
-        self._step_checks[1] += answer.wrong
         if answer.output:
             known = self._outputs.setdefault(question, answer.output)
             self._step_checks[0] += 1
-            self._step_checks[1] += known[: len(answer.output)] != answer.output[: len(known)]
+            wrong += known[: len(answer.output)] != answer.output[: len(known)]
+        self._step_checks[1] += wrong
+        return wrong == 0
+
+    def noted(self, system: str) -> list[Sample]:
+        """What the step that is under way has noted of a system."""
+        return [sample for sample in self._step_samples if sample.system == system]
 
     def count(self, compared: int, wrong: int) -> None:
         """Comparisons that a figure made by itself."""

@@ -30,6 +30,8 @@ NAMES = {
     "multiturn": "conversations about long contexts of real source code, with the cache and without it",
     "tiers": "the same load with the pool on different media, and against recompute",
     "bandwidth": "raw bandwidth and latency, and what a GiB through each store costs in CPU and network",
+    "workloads": "streams of requests: what hits and from where, how long users wait, what the machine does",
+    "chaos": "steady load while replicas and cache servers are killed: goodput, wrong answers, time to the next hit",
     "cost": "prefill seconds that a GiB of pool saves in a day, and money, with your prices",
     "capacity": "hit rate against pool size on traces, beside LRU, S3-FIFO and the exact optimum",
 }

@@ -29,6 +29,8 @@ QUICK_CONTEXTS = (256, 512, 1024)
 DAY_S = 86_400.0
 MONTH_DAYS = 30.0
 GIB = 1 << 30
+Curve = tuple[float, float]
+"""(b, a) of seconds = a n + b n^2."""
 _LRU, _OPTIMUM = "lru", "optimum"
 
 
@@ -72,7 +74,9 @@ class Cost(Figure):
     def perform(self, run: Session) -> None:
         run.compares([System(_LRU, "LRU", "simulated"), System(_OPTIMUM, "optimum", "simulated with the future known")])
         prefill, hit = self._speeds(run)
-        run.remark(f"computing n tokens takes {prefill[1]:.3g} n + {prefill[0]:.3g} n² seconds, a hit {hit[1]:.3g} n beyond its suffix")
+        run.remark(
+            f"computing n tokens takes {prefill[1]:.3g} n + {prefill[0]:.3g} n² s, loading n known ones {hit[1]:.3g} n s"
+        )
         if not run.setting("engine_hour"):
             run.remark("no prices, no money: --set engine_hour=… --set gib_month=…")
         steps = [
@@ -82,12 +86,12 @@ class Cost(Figure):
         ]
         run.perform(steps)
 
-    def _speeds(self, run: Session) -> tuple[np.ndarray, np.ndarray]:
+    def _speeds(self, run: Session) -> tuple[Curve, Curve]:
         """(b, a) of computing and of a hit."""
         if rate := run.setting("prefill_tokens_per_s"):
             a = 1.0 / rate
             run.remark(f"prefill speed as given: {rate:g} tokens/s; a hit is taken to cost nothing")
-            return np.array([a / (2 * run.setting("half_tokens")), a]), np.zeros(2)
+            return (a / (2 * run.setting("half_tokens")), a), (0.0, 0.0)
         contexts = run.contexts(CONTEXTS, QUICK_CONTEXTS)
         job = run.job(max(contexts) + 2 * run.chunk_tokens)
         wanted = [system for system in run.systems if system.name in ("maru", "recompute")]
@@ -118,7 +122,7 @@ def _speed(run: Session, name: str, deployment: Deployment, context: int, number
     run.note("prefill", name, context, answer.ttft_s, number)
 
 
-def _fitted(run: Session, name: str, contexts: list[int]) -> np.ndarray:
+def _fitted(run: Session, name: str, contexts: list[int]) -> Curve:
     """(b, a) of seconds = a n + b n^2, by least squares of relative errors; neither is below 0."""
     pairs = [(x, value) for x in contexts for value in run.values("prefill", name, x)]
     tokens = np.array([x for x, _ in pairs], dtype=float)
@@ -126,22 +130,22 @@ def _fitted(run: Session, name: str, contexts: list[int]) -> np.ndarray:
     both = np.stack([tokens**2, tokens], axis=1) / seconds[:, None]
     found, *_ = np.linalg.lstsq(both, np.ones(len(pairs)), rcond=None)
     if min(found) < 0:
-        found = np.array([0.0, float(np.mean(seconds / tokens))])
-    return np.asarray(found)
+        return 0.0, float(np.mean(seconds / tokens))
+    return float(found[0]), float(found[1])
 
 
-def _growth(run: Session, name: str, contexts: list[int]) -> np.ndarray:
+def _growth(run: Session, name: str, contexts: list[int]) -> Curve:
     """(0, d) of seconds = c + d n: what every further token of a hit costs. The constant is the suffix's."""
     pairs = [(x, value) for x in contexts for value in run.values("prefill", name, x)]
     d, _c = np.polyfit([x for x, _ in pairs], [value for _, value in pairs], 1)
-    return np.array([0.0, max(0.0, float(d))])
+    return 0.0, max(0.0, float(d))
 
 
-def _seconds(curve: np.ndarray, tokens: float) -> float:
-    return float(curve[0] * tokens**2 + curve[1] * tokens)
+def _seconds(curve: Curve, tokens: float) -> float:
+    return curve[0] * tokens**2 + curve[1] * tokens
 
 
-def _worth(run: Session, trace: PrefixTrace, share: float, prefill: np.ndarray, hit: np.ndarray) -> None:
+def _worth(run: Session, trace: PrefixTrace, share: float, prefill: Curve, hit: Curve) -> None:
     """One trace through a pool of one size."""
     capacity = max(1, int(share * trace.chunk_count + 0.5))
     gib = capacity * trace.chunk_tokens * run.kv_model.token_bytes / GIB
@@ -161,7 +165,7 @@ def _worth(run: Session, trace: PrefixTrace, share: float, prefill: np.ndarray, 
             run.note(f"money-{trace.name}", name, x, a_day / 3600 * hour * MONTH_DAYS - run.setting("gib_month"))
 
 
-def _saved_share(trace: PrefixTrace, tokens: float, prefill: float, curve: np.ndarray) -> float:
+def _saved_share(trace: PrefixTrace, tokens: float, prefill: float, curve: Curve) -> float:
     """Saved prefill as a share of all: between the share of tokens (no attention) and of work (much of it).
 
     The tally weighs a token at position p by 1 + p / 3115; this engine by 1 + 2 b p / a. The shares of two such weights
@@ -173,7 +177,7 @@ def _saved_share(trace: PrefixTrace, tokens: float, prefill: float, curve: np.nd
     square = float(sum(tokens_**2 for tokens_ in trace.prompt_tokens))
     whole = linear + square / (2 * HALF_TOKENS)
     saved_square = (prefill * whole - tokens * linear) * 2 * HALF_TOKENS
-    return float((curve[1] * tokens * linear + curve[0] * saved_square) / (curve[1] * linear + curve[0] * square))
+    return (curve[1] * tokens * linear + curve[0] * saved_square) / (curve[1] * linear + curve[0] * square)
 
 
 FIGURE = Cost()

@@ -19,7 +19,7 @@ from maru.bench.systems.contract import Answer, Replica, SystemFailed
 
 @dataclass(frozen=True)
 class Turn:
-    """One prompt of a session. `wait_s`: how long after its session's last answer it comes."""
+    """One prompt of a session. `wait_s`: how long after its session's last answer, or the beginning, it comes."""
 
     session: int
     number: int
@@ -88,7 +88,7 @@ class Drive:
         self._deadline = self._begun + (self._give_up_s if deadline_s is None else deadline_s)
         for session in self._sessions:
             if session:
-                self._enqueue(session[0])
+                self._come(session[0])
         threads = [threading.Thread(target=self._serve, args=(n,), daemon=True) for n in range(len(self._replicas))]
         for thread in threads:
             thread.start()
@@ -102,6 +102,14 @@ class Drive:
         with self._changed:
             self._lanes[self._router(turn, len(self._replicas))].waiting.append(turn)
             self._changed.notify_all()
+
+    def _come(self, turn: Turn) -> None:
+        if turn.wait_s > 0:
+            timer = threading.Timer(turn.wait_s, self._enqueue, args=(turn,))
+            timer.daemon = True
+            timer.start()
+        else:
+            self._enqueue(turn)
 
     def _is_over(self) -> bool:
         return self._left == 0 or self._error is not None or time.monotonic() > self._deadline
@@ -148,13 +156,7 @@ class Drive:
             self._left -= 1
             self._changed.notify_all()
         if turn.number + 1 < len(session):
-            following = session[turn.number + 1]
-            if following.wait_s > 0:
-                timer = threading.Timer(following.wait_s, self._enqueue, args=(following,))
-                timer.daemon = True
-                timer.start()
-            else:
-                self._enqueue(following)
+            self._come(session[turn.number + 1])
 
     def _replace(self, number: int, lane: _Lane, error: SystemFailed) -> None:
         """What was in flight is asked again, first of all."""

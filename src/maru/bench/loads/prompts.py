@@ -28,6 +28,10 @@ class Prompts(ABC):
     def words(self, text: str) -> list[int]:
         """A text in tokens."""
 
+    @abstractmethod
+    def ends(self, text: str) -> list[int]:
+        """Where in the text each of these tokens ends, in characters."""
+
 
 def prompts_for(model: Path | None) -> Prompts:
     """For a model's folder; without one, of numbers."""
@@ -43,6 +47,9 @@ class NumberPrompts(Prompts):
     def words(self, text: str) -> list[int]:
         """Four characters a token, as real tokenizers have about."""
         return [random.Random(text[at : at + 4]).randrange(VOCABULARY) for at in range(0, len(text), 4)]
+
+    def ends(self, text: str) -> list[int]:
+        return [min(at + 4, len(text)) for at in range(0, len(text), 4)]
 
 
 class TextPrompts(Prompts):
@@ -61,6 +68,9 @@ class TextPrompts(Prompts):
 
     def words(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def ends(self, text: str) -> list[int]:
+        return [end for _, end in self._tokenizer.encode(text, add_special_tokens=False).offsets]
 
     def prompt(self, name: str, tokens: int) -> list[int]:
         chosen = random.Random(name)

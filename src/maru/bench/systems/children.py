@@ -30,6 +30,7 @@ class ChildReplica(Replica):
         self._name, self._log = name, log
         self._member = Member(command, log, variables)
         self._prompts: dict[tuple[int, ...], int] = {}
+        self._in_flight = 0
         self._begun: dict[str, Any] | None = None
         self._beginning = self._post("begin", **begin)
 
@@ -46,19 +47,24 @@ class ChildReplica(Replica):
     def learn(self, prompt: Sequence[int]) -> None:
         self.facts()
         known = tuple(prompt)
-        if known not in self._prompts:
-            self._collect(self._post("learn", prompt=list(known)))
-            self._prompts[known] = len(self._prompts)
+        if known in self._prompts:
+            return
+        ticket = self._post("learn", prompt=list(known))
+        self._prompts[known] = len(self._prompts)
+        if not self._in_flight:  # Else its answer is passed over on the way to those that are waited for.
+            self._collect(ticket)
 
     def post(self, prompt: Sequence[int], max_tokens: int = 1, *, is_checked: bool = True) -> int:
         self.learn(prompt)
         number = self._prompts[tuple(prompt)]
+        self._in_flight += 1
         return self._post(
             "ask", prompt=number, max_tokens=max_tokens, sent_ns=time.monotonic_ns(), is_checked=is_checked
         )
 
     def collect(self, ticket: int) -> Answer:
         told = self._collect(ticket)
+        self._in_flight -= 1
         return Answer(**{**told, "output": tuple(told.get("output", ()))})
 
     def settle(self) -> None:

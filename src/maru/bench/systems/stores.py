@@ -50,7 +50,8 @@ class _Deployed(Deployment):
     def start(self, number: int) -> Replica:
         entry, job = self.system.entry, self.job
         begin: dict[str, Any] = {
-            "address": self._host_address() if number else "", "place": str(job.memory / f"{self.system.name}-{self.number}"),
+            "address": self._host_address() if number else "",
+            "place": str(job.memory / f"{self.system.name}-{self.number}"),
             "capacity_bytes": job.capacity_bytes, "chunk_tokens": job.chunk_tokens, "chunk_bytes": job.chunk_bytes,
             "context_tokens_max": job.context_tokens_max, "source_bytes": SOURCE_BYTES,
             "options": pool_options(job) if self.system.name == OURS else "",

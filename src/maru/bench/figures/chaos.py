@@ -1,0 +1,176 @@
+"""Steady load while processes are killed: what is still answered, whether one token is wrong, how soon hits come back.
+
+Two replicas serve conversations without a pause. Every few seconds SIGKILL goes to one of them, or to the system's
+cache server where it has one, by a seed that can be run again; a new process takes its place. What was in flight is
+asked again. Every system gets the same load and the same kills. Answers are compared with what the same prompt was
+answered before, by whatever system and process.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from functools import partial
+
+from maru.bench import usage
+from maru.bench.document import Measure
+from maru.bench.figures.base import Figure, Knob, Step
+from maru.bench.figures.concurrency import two
+from maru.bench.loads.contexts import conversations
+from maru.bench.loads.drive import Drive, Served, Turn
+from maru.bench.session import Session
+from maru.bench.systems.contract import Deployment, Replica, System, SystemFailed
+
+CONTEXT = (2048,)
+QUICK_CONTEXT = (384,)
+BIN_S = 5.0
+OUTPUT_TOKENS = 4
+SERVER = -1
+
+
+class Chaos(Figure):
+    name = "chaos"
+    title = "Steady load while processes are killed"
+    question = "When something dies, what do users notice: missing answers, wrong ones, or slow ones, and for how long?"
+    engines = ("transformers", "vllm", "lmcache")
+    knobs = (
+        Knob("seconds", 180.0, 20.0, "of load on each system"),
+        Knob("every", 20.0, 8.0, "seconds between kills"),
+        Knob("conversations", 6, 3, "under way at once"),
+        Knob("turns", 5, 3, "of each; then they begin again, each with a context that nobody has seen"),
+        Knob("seed", 1, 1, "of what is killed"),
+    )
+
+    def measures(self, _run: Session) -> list[Measure]:
+        def of(name: str, title: str, unit: str, better: str, note: str = "") -> Measure:
+            return Measure(name, title, unit, "", kind="bars", better=better, note=note)  # type: ignore[arg-type]
+
+        return [
+            Measure(
+                "goodput", "Right answers a second", "1/s", "since the load began", "s", better="higher",
+                kind="timeline", note=f"in steps of {BIN_S:g} s",
+            ),
+            of("answered", "Right answers, in all", "", "higher"),
+            of("wrong", "Wrong answers", "", "lower", "must be 0"),
+            of("first-hit", "From a kill to the new process's first hit", "s", "lower", "starting it is part of that"),
+            of("ttft", "Time to first token", "s", "lower", "of every request, with its wait for others"),
+            of("memory", "Memory held at the end, beyond the beginning", "MB", "lower", "replicas, servers, /dev/shm"),
+            Measure(
+                "kills", "Kills", "", "since the load began", "s", better="", kind="timeline",
+                note="1: a replica, 2: the server",
+            ),
+        ]  # fmt: skip
+
+    def perform(self, run: Session) -> None:
+        (context,) = run.contexts(CONTEXT, QUICK_CONTEXT)[:1]
+        # More than can be answered: the drive ends by the clock.
+        sessions = conversations(run.prompts, run.setting("conversations") * 8, context, run.setting("turns"), "chaos")
+        chained = _chained(sessions, run.setting("conversations"))
+        longest = max(len(turn.prompt) for session in chained for turn in session)
+        job = run.job(longest + OUTPUT_TOKENS + 2 * run.chunk_tokens)
+        for system in run.systems:
+            key = f"{run.setting('seconds'):g} s of load and kills, {system.name}"
+            run.perform([Step(key, system.name, partial(_one, run, system, job, chained))])
+
+
+def _chained(sessions: list[list[Turn]], lanes: int) -> list[list[Turn]]:
+    """Conversations that follow each other, in so many lanes."""
+    found: list[list[Turn]] = [[] for _ in range(lanes)]
+    for number, session in enumerate(sessions):
+        lane = found[number % lanes]
+        lane += [Turn(number % lanes, len(lane) + n, turn.prompt, OUTPUT_TOKENS) for n, turn in enumerate(session)]
+    return found
+
+
+class _Killer:
+    """Kills by the clock and by a seed, and remembers what and when."""
+
+    def __init__(self, deployment: Deployment, every_s: float, seed: int) -> None:
+        self._deployment, self._every_s = deployment, every_s
+        self._chosen = random.Random(seed)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.kills: list[tuple[float, int]] = []
+        """(seconds since the beginning, the replica's number or SERVER)."""
+        self.error: SystemFailed | None = None
+
+    def begin(self) -> None:
+        self._begun = time.monotonic()
+        self._thread.start()
+
+    def end(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(self._every_s):
+            targets = [*range(len(self._deployment.replicas)), *([SERVER] if self._deployment.server_pids() else [])]
+            target = self._chosen.choice(targets)
+            at = time.monotonic() - self._begun
+            try:
+                if target == SERVER:
+                    self._deployment.kill_server()
+                else:
+                    self._deployment.replicas[target].kill()
+            except SystemFailed as error:
+                self.error = error
+                return
+            self.kills.append((at, target))
+
+
+def _one(run: Session, system: System, job: object, sessions: list[list[Turn]]) -> None:
+    """One system under load, killed again and again."""
+    with run.deployed(job, two, [system]) as field:  # type: ignore[arg-type]
+        if system.name not in field:
+            return
+        deployment = field[system.name]
+        for replica in deployment.replicas:
+            replica.ask(sessions[0][0].prompt[: 2 * run.chunk_tokens])
+        memory = _memory(deployment)
+        killer = _Killer(deployment, run.setting("every"), run.setting("seed"))
+
+        def succeed(number: int) -> Replica:
+            return deployment.restart(number)
+
+        drive = Drive(deployment.replicas, 2, is_checked=False, on_failure=succeed)
+        killer.begin()
+        try:
+            served = drive.run(sessions, deadline_s=run.setting("seconds"))
+        finally:
+            killer.end()
+        if killer.error:
+            raise killer.error
+        _note(run, system.name, served, killer.kills)
+        run.note("memory", system.name, "held", (_memory(deployment) - memory) / 1e6)
+
+
+def _memory(deployment: Deployment) -> int:
+    return usage.memory_bytes(deployment.pids())
+
+
+def _note(run: Session, name: str, served: list[Served], kills: list[tuple[float, int]]) -> None:
+    wrong = [one for one in served if not run.check(one.answer, one.turn.prompt)]
+    right = [one for one in served if one not in wrong]
+    run.note("wrong", name, "answers", float(len(wrong)))
+    run.note("answered", name, "answers", float(len(right)))
+    end = max((one.done_s for one in served), default=0.0)
+    for number in range(int(end // BIN_S) + 1):
+        count = sum(number * BIN_S <= one.done_s < (number + 1) * BIN_S for one in right)
+        run.note("goodput", name, (number + 0.5) * BIN_S, count / BIN_S)
+    for one in served:
+        run.note("ttft", name, "requests", one.answer.ttft_s)
+    for at, target in kills:
+        run.note("kills", name, round(at, 1), 2.0 if target == SERVER else 1.0)
+        hits = [
+            one.done_s - at
+            for one in served
+            if one.asked_s > at and one.answer.cached_tokens and target in (SERVER, one.replica)
+        ]
+        if hits:
+            run.note("first-hit", name, "after a kill", min(hits))
+    if kills and not any(sample.measure == "first-hit" for sample in run.noted(name)):
+        run.remark(f"{name}: no hit of a new process came within the load")
+
+
+FIGURE = Chaos()
