@@ -23,6 +23,7 @@ from maru.errors import MaruError
 from maru.terminal import SETTINGS, JsonFlag, complain, console, print_json
 
 RESULTS = Path("bench-results")
+PLAIN_WIDTH = 144  # Wide enough for the table wherever no terminal says how wide it is.
 NEEDS = frozenset({"numpy", "msgspec", "matplotlib"})
 
 bench_app = typer.Typer(**SETTINGS)
@@ -233,6 +234,8 @@ def _run(name: str, options: Any, json_output: bool) -> bool:
     from maru.bench.session import opened
 
     out = console(json_output)
+    if not out.is_terminal:
+        out = Console(stderr=json_output, highlight=False, width=PLAIN_WIDTH)
     figure = figure_named(name)
     with _progress(out, figure.title) as show, opened(figure, options, show) as run:
         try:

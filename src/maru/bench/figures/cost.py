@@ -75,7 +75,7 @@ class Cost(Figure):
         run.compares([System(_LRU, "LRU", "simulated"), System(_OPTIMUM, "optimum", "simulated with the future known")])
         prefill, hit = self._speeds(run)
         run.remark(
-            f"computing n tokens takes {prefill[1]:.3g} n + {prefill[0]:.3g} n² s, loading n known ones {hit[1]:.3g} n s"
+            f"computing n tokens: {prefill[1]:.3g} n + {prefill[0]:.3g} n² seconds; loading them: {hit[1]:.3g} n"
         )
         if not run.setting("engine_hour"):
             run.remark("no prices, no money: --set engine_hour=… --set gib_month=…")

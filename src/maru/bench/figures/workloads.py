@@ -144,7 +144,8 @@ def _serve(run: Session, name: str, deployment: Deployment, kind: str, load: lis
     for one in served:
         run.check(one.answer, one.turn.prompt)
         run.note("ttft", name, title, one.answer.ttft_s, number)
-    own, other = _sources(run, served, len(deployment.replicas))
+    crosses = any(system.name == name and system.crosses for system in run.systems)
+    own, other = _sources(run, served, len(deployment.replicas), crosses)
     run.note("own", name, title, own / tokens, number)
     run.note("other", name, title, other / tokens, number)
     run.note("rate", name, title, tokens / taken_s, number)
@@ -159,15 +160,15 @@ def _serve(run: Session, name: str, deployment: Deployment, kind: str, load: lis
         run.note("warm", name, title, settled, number)
 
 
-def _sources(run: Session, served: Sequence[Served], replicas: int) -> tuple[int, int]:
-    """Hit tokens by source: what the replica had seen itself, and the rest."""
+def _sources(run: Session, served: Sequence[Served], replicas: int, crosses: bool) -> tuple[int, int]:
+    """Hit tokens by source: what the replica had seen itself, and the rest, if anything reaches it from others."""
     seen: list[set[bytes]] = [set() for _ in range(replicas)]
     own = other = 0
     for one in served:
         chunks = _chunks(run, one.turn)
         unknown = next((n for n, chunk in enumerate(chunks) if chunk not in seen[one.replica]), None)
         cached = one.answer.cached_tokens
-        from_own = cached if unknown is None else min(cached, unknown * run.chunk_tokens)
+        from_own = cached if unknown is None or not crosses else min(cached, unknown * run.chunk_tokens)
         own += from_own
         other += cached - from_own
         seen[one.replica].update(chunks)
