@@ -73,6 +73,8 @@ $(ENGINES_STAMP): pyproject.toml CMakeLists.txt $(CORE_SOURCES)
 	@touch $(ENGINES_STAMP)
 
 test: lint engines  ## Lint, then run every test.
+	@echo '==> Looking for a browser'
+	@sh scripts/install_browser.sh
 	@echo '==> pytest'
 	@$(VENV_PYTHON) -m pytest
 	@echo '==> pytest, with vLLM and LMCache'
