@@ -185,6 +185,51 @@ def list_all(
         out.print(table)
 
 
+@bench_app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A.json", help="A run of a figure.")],
+    after: Annotated[Path, typer.Argument(metavar="B.json", help="Another run of it.")],
+    json_output: JsonFlag = False,
+) -> None:
+    """Say what became better and what worse between two runs of one figure.
+
+    Different is what differs by more than its spread. Exit code 1 when anything became worse.
+    """
+    with _explained():
+        from maru.bench import compare as comparing
+        from maru.bench import document as documents
+
+        try:
+            a, b = documents.read(before), documents.read(after)
+        except OSError as error:
+            complain(str(error))
+            raise typer.Exit(1) from error
+        changes = comparing.compare(a, b)
+        warnings = comparing.differences(a, b)
+    if json_output:
+        print_json(comparing.as_json(a, b))
+    else:
+        out = _wide(json_output)
+        for line in warnings:
+            out.print(f"Note: {line}", style="yellow", markup=False)
+        out.print(comparing.table(changes))
+    raise typer.Exit(1 if any(change.verdict == "worse" for change in changes) else 0)
+
+
+@bench_app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the results lie.")] = RESULTS,
+) -> None:
+    """Draw every picture of a folder's results again, and its report.html."""
+    with _explained():
+        from maru.bench import results
+        from maru.bench.picture import draw
+
+        for path, document in results.files_in(folder):
+            path.with_suffix(".png").write_bytes(draw(document))
+        console().print(f"report: {results.write_report(folder)}", markup=False)
+
+
 def _print_figures(out: Console, figures: list[Any], closely: bool) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("figure", "question", "engines"):
@@ -233,9 +278,7 @@ def _run(name: str, options: Any, json_output: bool) -> bool:
     from maru.bench import results
     from maru.bench.session import opened
 
-    out = console(json_output)
-    if not out.is_terminal:
-        out = Console(stderr=json_output, highlight=False, width=PLAIN_WIDTH)
+    out = _wide(json_output)
     figure = figure_named(name)
     with _progress(out, figure.title) as show, opened(figure, options, show) as run:
         try:
@@ -257,6 +300,12 @@ def _run(name: str, options: Any, json_output: bool) -> bool:
     if not document.checks.are_good:
         complain(f"{name}: {document.checks.wrong} of {document.checks.compared} answers were wrong")
     return document.checks.are_good
+
+
+def _wide(json_output: bool) -> Console:
+    """Where tables have room: a terminal has its own width."""
+    out = console(json_output)
+    return out if out.is_terminal else Console(stderr=json_output, highlight=False, width=PLAIN_WIDTH)
 
 
 @contextmanager

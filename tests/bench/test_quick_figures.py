@@ -13,7 +13,7 @@ from maru.bench import document as documents
 from maru.bench.figures import NAMES, figure_named
 
 ROOT = Path(__file__).parents[2]
-WITHOUT_SAMPLES = {"power", "first-hit", "kills", "warm", "net"}
+WITHOUT_SAMPLES = {"power", "first-hit", "kills-events", "warm", "net"}
 """Measures that a short run, or this machine, may have nothing to say about."""
 RUNS = [(name, engine) for name in NAMES for engine in (figure_named(name).engines[:1] or ("",))] + [
     (name, "synthetic") for name in ("ttft", "concurrency", "multiturn", "tiers", "workloads")

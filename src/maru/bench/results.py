@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from maru.bench import document as documents
-from maru.bench.document import Document, Measure, NotADocument
-from maru.bench.report import duration, three_digits
+from maru.bench.document import Document, NotADocument
+from maru.bench.figures import NAMES
+from maru.bench.page import page
+from maru.bench.picture import draw
+from maru.bench.scales import shown
+from maru.bench.standings import place_text, standings
 
 REPORT = "report.html"
 
@@ -17,51 +22,55 @@ REPORT = "report.html"
 def keep(document: Document, path: Path) -> dict[str, Path]:
     """Write everything; returns what lies where."""
     documents.write(path, document)
-    return {"every sample": path}
+    picture = path.with_suffix(".png")
+    picture.write_bytes(draw(document))
+    return {"every sample": path, "picture": picture, "report": write_report(path.parent)}
 
 
-def documents_in(folder: Path) -> list[Document]:
-    """All of a folder, in the order of their names; other JSON files are passed over."""
+def write_report(folder: Path) -> Path:
+    """One page of all documents in a folder. Raises NotADocument when there are none."""
+    found = [document for _, document in files_in(folder)]
+    if not found:
+        raise NotADocument(f"no benchmark documents in {folder}")
+    report = folder / REPORT
+    partial = report.with_name(REPORT + ".partial")
+    partial.write_text(page(found), encoding="utf-8")
+    partial.replace(report)
+    return report
+
+
+def files_in(folder: Path) -> list[tuple[Path, Document]]:
+    """All documents of a folder, in the order of the figures; other JSON files are passed over."""
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
-            found.append(documents.read(path))
+            found.append((path, documents.read(path)))
         except NotADocument:
             continue
-    return found
-
-
-def value_text(measure: Measure, value: float) -> str:
-    """A value with its unit."""
-    if measure.unit == "s":
-        return duration(value)
-    if measure.unit == "share":
-        return f"{value:.1%}"
-    return f"{three_digits(value)} {measure.unit}".rstrip()
+    order = list(NAMES)
+    return sorted(found, key=lambda one: order.index(one[1].figure) if one[1].figure in order else len(order))
 
 
 def show(out: Console, document: Document) -> None:
     """The table that a person sees at the end of a run."""
-    out.print(f"\n[bold]{document.title}[/bold]   {document.engine} {document.model}", highlight=False)
+    out.print(f"\n[bold]{escape(document.title)}[/bold]   {document.engine} {document.model}", highlight=False)
     titles = {system.name: system.title for system in document.systems}
-    measures = {measure.name: measure for measure in document.measures}
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("", "at", "system"):
         table.add_column(title)
     for title in ("median", "quartiles", "p99", "n"):
         table.add_column(title, justify="right")
     last = ""
-    for one in documents.summaries(document):
-        measure = measures[one.measure]
-        if measure.kind == "timeline":
-            continue
-        place = one.x if isinstance(one.x, str) else f"{one.x:,} {measure.x_unit}".rstrip()
-        quartiles = f"{value_text(measure, one.p25)} – {value_text(measure, one.p75)}"
+    for row in standings(document):
+        one, unit, title = row.summary, row.measure.unit, row.measure.title
+        median = f"[bold]{shown(one.median, unit)}[/bold]" if row.is_best else shown(one.median, unit)
         table.add_row(
-            measure.title if last != measure.title else "", place, titles[one.system], value_text(measure, one.median),
-            quartiles if one.n > 1 else "", value_text(measure, one.p99) if one.n > 1 else "", str(one.n),
+            escape(title if last != title else ""), escape(place_text(row.measure, one.x)),
+            escape(titles.get(one.system, one.system)), median,
+            f"{shown(one.p25, unit)} – {shown(one.p75, unit)}" if one.n > 1 else "",
+            shown(one.p99, unit) if one.n > 1 else "", str(one.n),
         )  # fmt: skip
-        last = measure.title
+        last = title
     out.print(table)
     for system in document.systems:
         if system.absent:
@@ -71,4 +80,5 @@ def show(out: Console, document: Document) -> None:
     checks = document.checks
     if checks.compared:
         colour = "green" if checks.are_good else "bold red"
-        out.print(f"[{colour}]{checks.compared} compared, {checks.wrong} wrong[/{colour}] ({checks.what})")
+        what = f" ({checks.what})" if checks.what else ""
+        out.print(f"[{colour}]{checks.compared:,} compared, {checks.wrong:,} wrong[/{colour}]{escape(what)}")

@@ -57,7 +57,7 @@ class Chaos(Figure):
             of("ttft", "Time to first token", "s", "lower", "of every request, with its wait for others"),
             of("memory", "Memory held at the end, beyond the beginning", "MB", "lower", "replicas, servers, /dev/shm"),
             Measure(
-                "kills", "Kills", "", "since the load began", "s", better="", kind="timeline",
+                "kills-events", "Kills", "", "since the load began", "s", better="", kind="timeline",
                 note="1: a replica, 2: the server",
             ),
         ]  # fmt: skip
@@ -161,7 +161,7 @@ def _note(run: Session, name: str, served: list[Served], kills: list[tuple[float
     for one in served:
         run.note("ttft", name, "requests", one.answer.ttft_s)
     for at, target in kills:
-        run.note("kills", name, round(at, 1), 2.0 if target == SERVER else 1.0)
+        run.note("kills-events", name, round(at, 1), 2.0 if target == SERVER else 1.0)
         hits = [
             one.done_s - at
             for one in served
