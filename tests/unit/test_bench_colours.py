@@ -30,6 +30,8 @@ TOGETHER = [
         "mp-l2-fs",
         *OURS_IN_LMCACHE,
     ),
+    ("maru", "maru-huge", "maru-file", "maru-dax", "recompute"),
+    ("maru", "maru-2", "raw-1", "raw-2", "server", "lmdb", "ray"),
     ("maru", "gate-off", "lru", "s3-fifo", "optimum"),
 ]
 """Names that can be in one picture: the systems of each engine, and the policies."""

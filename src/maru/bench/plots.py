@@ -234,7 +234,7 @@ class Plot:
         self._heading = self._headed(title, top, size=PANEL_PT, weight="bold", color=INK)
         self._heading += self._headed(note, top - height_in(len(title), PANEL_PT), size=SMALL_PT, color=QUIET)
         better = f", {panel.measure.better} is better" if panel.measure.better else ""
-        values = axis_title(noun_of(panel.measure.unit), panel.value_scale.unit) + better
+        values = (axis_title(noun_of(panel.measure.unit), panel.value_scale.unit) + better).removeprefix(", ")
         places = axis_title(panel.measure.x_title, "" if panel.has_names else panel.place_scale.unit)
         across, up = (values, places) if panel.is_lying else (places, values)
         box = axes.get_window_extent()

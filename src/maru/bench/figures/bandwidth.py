@@ -67,7 +67,7 @@ class Bandwidth(Figure):
                 "stored it; by the raw bandwidth of one process",
             ),
             per_gib("cpu", "CPU seconds for a GiB, all processes of the store", "s"),
-            Measure("net", "Bytes on the network for a byte of KV", "", "", kind="bars"),
+            Measure("net", "Bytes on the network for a byte of KV", "bytes/byte", "", kind="bars"),
         ]  # fmt: skip
 
     def perform(self, run: Session) -> None:

@@ -51,8 +51,8 @@ class Chaos(Figure):
                 "goodput", "Right answers a second", "1/s", "since the load began", "s", better="higher",
                 kind="timeline", note=f"in steps of {BIN_S:g} s",
             ),
-            of("answered", "Right answers, in all", "", "higher"),
-            of("wrong", "Wrong answers", "", "lower", "must be 0"),
+            of("answered", "Right answers, in all", "answers", "higher"),
+            of("wrong", "Wrong answers", "answers", "lower", "must be 0"),
             of("first-hit", "From a kill to the new process's first hit", "s", "lower", "starting it is part of that"),
             of("ttft", "Time to first token", "s", "lower", "of every request, with its wait for others"),
             of("memory", "Memory held at the end, beyond the beginning", "MB", "lower", "replicas, servers, /dev/shm"),
@@ -154,8 +154,7 @@ def _note(run: Session, name: str, served: list[Served], kills: list[tuple[float
     right = [one for one in served if one not in wrong]
     run.note("wrong", name, "answers", float(len(wrong)))
     run.note("answered", name, "answers", float(len(right)))
-    end = max((one.done_s for one in served), default=0.0)
-    for number in range(int(end // BIN_S) + 1):
+    for number in range(int(run.setting("seconds") // BIN_S)):
         count = sum(number * BIN_S <= one.done_s < (number + 1) * BIN_S for one in right)
         run.note("goodput", name, (number + 0.5) * BIN_S, count / BIN_S)
     for one in served:

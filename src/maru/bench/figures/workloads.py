@@ -66,7 +66,7 @@ class Workloads(Figure):
             of("rate", "Prompt tokens answered", "tokens/s", "higher"),
             of("cpu", "CPU time of a prompt's token", "s", "lower", "replicas and servers"),
             of("moved", "KV loaded and stored", "GB/s", "", "by the seconds of the whole stream"),
-            of("warm", "Requests until hits have settled", "", "lower", "nine tenths of the last third's share"),
+            of("warm", "Requests until hits have settled", "requests", "lower", "nine tenths of the last third's share"),
             of("invalid", "From invalidating to the first miss elsewhere", "s", "lower", "the namespace's epoch grows"),
         ]  # fmt: skip
 
