@@ -62,11 +62,11 @@ class Workloads(Figure):
         return [
             of("own", "Prompt tokens that hit: the replica's own past", "share", "higher"),
             of("other", "Prompt tokens that hit: another replica's", "share", "higher"),
-            of("ttft", "Time to first token", "s", "lower", "of every request, with its wait for others", log_y=True),
+            of("ttft", "Time to first token", "s", "lower", "with the wait for others", log_y=True),
             of("rate", "Prompt tokens answered", "tokens/s", "higher"),
             of("cpu", "CPU time of a prompt's token", "s", "lower", "replicas and servers"),
             of("moved", "KV loaded and stored", "GB/s", "", "by the seconds of the whole stream"),
-            of("warm", "Requests until hits have settled", "requests", "lower", "nine tenths of the last third's share"),
+            of("warm", "Requests until hits have settled", "requests", "lower", "nine tenths of the end's share"),
             of("invalid", "From invalidating to the first miss elsewhere", "s", "lower", "the namespace's epoch grows"),
         ]  # fmt: skip
 
