@@ -28,7 +28,7 @@ SCIKIT_BUILD := $(shell sed -n 's/^requires = .*"\(scikit-build-core[^"]*\)".*/\
 export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engines demo demo-vllm test bench bench-vllm bench-lmcache hit-rates stress \
+.PHONY: help setup engines demo demo-vllm test bench report bench-vllm bench-lmcache hit-rates stress \
   fuzz instructions lint format clean
 
 help:  ## List the targets.
@@ -82,6 +82,9 @@ test: lint engines  ## Lint, then run every test.
 
 bench: setup  ## Measure the pool on this machine.
 	@$(VENV_PYTHON) -m maru.bench
+
+report: setup  ## Measure every figure of maru bench, quickly, and write bench-results/report.html (8 min).
+	@$(VENV_PYTHON) -m maru bench all --quick --cache-dir .cache
 
 hit-rates: setup  ## Replay traces of requests through a pool smaller than they are, beside LRU and the optimum.
 	@$(VENV_PYTHON) -m maru.bench.hit_rates
