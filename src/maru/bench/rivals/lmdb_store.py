@@ -6,6 +6,7 @@ Whether the map is written through (`writemap`) is decided by a short trial, and
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from contextlib import ExitStack
@@ -47,7 +48,7 @@ class LmdbStore(Rival):
         path = place / "data"
         self._files += [path, Path(f"{path}-lock")]
         self._env = self._open(path, MAP_FACTOR * capacity_bytes, self._writemap)
-        return str(path)
+        return f"{self._writemap:d}:{path}"
 
     @staticmethod
     def _open(path: Path, map_bytes: int, writemap: bool) -> Any:
@@ -81,9 +82,12 @@ class LmdbStore(Rival):
         return min(seconds[True]) < min(seconds[False])
 
     def attach(self, address: str) -> None:
-        self._env = lmdb.open(address, map_size=0, subdir=False, readonly=True, readahead=False)
-        if not Path(address).stat().st_size:
-            raise RivalFailed(f"{address} is empty")
+        """All processes open it alike: LMDB allows no writer through the map beside one that is not."""
+        writemap, _, path = address.partition(":")
+        if not Path(path).stat().st_size:
+            raise RivalFailed(f"{path} is empty")
+        self._capacity = sys.maxsize  # What others stored is theirs to delete.
+        self._env = self._open(Path(path), 0, writemap == "1")
 
     def keys_of(self, packed: bytes) -> list[bytes]:
         return split(packed)
