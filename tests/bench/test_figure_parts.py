@@ -11,11 +11,13 @@ import pytest
 
 from maru.bench.energy import Counters, Meter
 from maru.bench.figures import NAMES, figure_named
+from maru.bench.figures.bandwidth import numa_nodes
 from maru.bench.figures.capacity import traces_of
 from maru.bench.figures.cost import _fitted, _growth, _saved_share, _seconds
 from maru.bench.figures.workloads import _settled_after, _sources
 from maru.bench.hit_rates import TRACES
 from maru.bench.loads.drive import Served, Turn
+from maru.bench.media_child import MediaChild
 from maru.bench.prefix_trace import read_trace
 from maru.bench.session import BadSetting, Session
 from maru.bench.simulated import POLICIES
@@ -143,3 +145,12 @@ def test_every_figure_says_what_it_is(name: str) -> None:
     assert figure.question.endswith("?")
     assert len({knob.name for knob in figure.knobs}) == len(figure.knobs)
     assert all(type(knob.full) is type(knob.quick) for knob in figure.knobs)
+
+
+def test_memory_can_be_bound_to_a_node_and_set_free_again(tmp_path: Path) -> None:
+    media = MediaChild()
+    media.make([str(tmp_path / "file")], 1 << 20, numa_nodes()[0])
+    assert (tmp_path / "file").stat().st_size == 1 << 20
+    with pytest.raises(OSError, match="node 62"):
+        media.make([str(tmp_path / "other")], 1 << 20, 62)
+    media.make([str(tmp_path / "third")], 1 << 20, numa_nodes()[0])

@@ -6,8 +6,10 @@ they copy from and to rotates over more bytes than the caches hold.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+import platform
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +27,10 @@ from maru.pool import Outcome, Pool
 CHUNK_BYTES = 8 << 20
 LINE_BYTES = 64
 _READY_S = 60.0
+_MPOL_DEFAULT, _MPOL_BIND = 0, 2  # <linux/mempolicy.h>
+_MASK_BITS = 64
+_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
+"""The system call's number; glibc has no function for it."""
 
 
 class MediaChild(Answering):
@@ -32,9 +38,20 @@ class MediaChild(Answering):
 
     def answer(self, request: dict[str, Any]) -> Any:
         acts: dict[str, Callable[..., Any]] = {
-            "open": self.open, "move": self.move, "fill": self.fill, "chase": self.chase, "watch": self.watch
+            "open": self.open, "move": self.move, "fill": self.fill, "chase": self.chase, "watch": self.watch,
+            "make": self.make,
         }  # fmt: skip
         return acts[request.pop("do")](**request)
+
+    def make(self, paths: list[str], size: int, node: int) -> None:
+        """Files whose memory lies on a NUMA node, wherever this process runs. Raises OSError."""
+        on_node(node)
+        try:
+            for path in paths:
+                with Path(path).open("wb") as out:
+                    os.posix_fallocate(out.fileno(), 0, size)
+        finally:
+            on_node(None)
 
     def open(self, paths: list[str], pool: str, index: int, members: int) -> None:
         """`paths`: of the segments, mapped plainly; or the URL of a pool. Each of `members` has a part of its own."""
@@ -115,6 +132,16 @@ class MediaChild(Answering):
         if getattr(self, "_pool", None) is not None:
             assert self._pool is not None
             self._pool.close()
+
+
+def on_node(node: int | None) -> None:
+    """From now on this thread's new memory comes from one NUMA node; None: from wherever it runs. Raises OSError."""
+    policy, mask = (_MPOL_DEFAULT, None) if node is None else (_MPOL_BIND, ctypes.byref(ctypes.c_ulong(1 << node)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = _SET_MEMPOLICY.get(platform.machine())
+    if number is None or libc.syscall(number, policy, mask, 0 if node is None else _MASK_BITS):
+        error = ctypes.get_errno()
+        raise OSError(error, f"set_mempolicy for node {node}: {os.strerror(error)}")
 
 
 def _split(keys: str) -> list[bytes]:

@@ -1,9 +1,10 @@
 """What the medium can do, and how near everybody comes: bandwidth, latency, CPU seconds and network bytes per GiB.
 
-Three parts. Raw: 1, 2, ... processes copy out of plain mappings and into them, over one segment and over several; one
-load after another gives the latency. Through the pool: the same copies through put and pin.
-Then every store of the engine `synthetic` keeps and gives back the same contexts: the seconds of CPU that all its
-processes took for a GiB, the bytes that crossed the network, and its bandwidth as a share of the raw ceiling.
+Three parts. Raw: 1, 2, ... processes copy out of plain mappings and into them, over one segment and over several, and
+where there are several NUMA nodes over memory of each; one load after another gives the latency. Through the pool: the
+same copies through put and pin. Then every store of the engine `synthetic` keeps and gives back the same contexts: the
+seconds of CPU that all its processes took for a GiB, the bytes that crossed the network, and its bandwidth as a share
+of the raw ceiling.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,7 @@ class Bandwidth(Figure):
         Knob("processes", (1, 2, 4), (1, 2), "readers, and writers, at once"),
         Knob("segments", (1, 2), (1, 2), "data segments that copies go to in turn"),
         Knob("chunks", 64, 12, "chunks of 8 MiB that each process moves for a sample"),
+        Knob("nodes", "several", "several", "NUMA nodes by themselves: where there are several, or all"),
         Knob("segment_mib", 512, 128, "size of each segment"),
     )
 
@@ -78,8 +80,12 @@ class Bandwidth(Figure):
             if count > 1:
                 run.compares([System(f"{OURS}-{count}", f"Maru, {_named(count)}", "put and pin")])
         for count in run.setting("segments"):
-            with _movers(run, count, nodes) as movers:
-                run.perform(movers.steps())
+            with _movers(run, count) as movers:
+                run.perform(movers.steps(chases=count == 1))
+        for node in nodes if len(nodes) > 1 or run.setting("nodes") == "all" else []:
+            run.compares([System(f"{RAW}-node-{node}", f"raw copy, NUMA node {node}", "memory bound to that node")])
+            with _on_node(run, node) as movers:
+                run.perform(movers.steps(chases=True))
         self._stores(run)
 
     def _stores(self, run: Session) -> None:
@@ -113,31 +119,34 @@ def numa_nodes() -> list[int]:
 
 
 class _Movers:
-    """The processes of one number of segments: half over plain mappings, half through a pool."""
+    """The processes over the same segments: some over plain mappings, as many through a pool if there is one."""
 
-    def __init__(self, run: Session, segments: int, plain: list[Member], pooled: list[Member], keys: str) -> None:
-        self._run, self._segments, self._plain, self._pooled, self._keys = run, segments, plain, pooled, keys
+    def __init__(
+        self, run: Session, raw_name: str, title: str, plain: list[Member], pooled: dict[str, list[Member]], keys: str
+    ) -> None:
+        """`pooled`: by the name that their samples get. `keys`: of the chunks that readers of the pool know."""
+        self._run, self._raw_name, self._title, self._keys = run, raw_name, title, keys
+        self._movers = {raw_name: plain, **pooled}
 
-    def steps(self) -> list[Step]:
-        run, segments = self._run, self._segments
-        ours = OURS if segments == 1 else f"{OURS}-{segments}"
+    def steps(self, *, chases: bool) -> list[Step]:
+        run = self._run
         steps = [
             Step(
-                f"{what}, {_named(segments)}, {count} at once, round {n}, {name}", "",
-                partial(self._move, what, count, n, name, movers),
+                f"{what}, {self._title}, {count} at once, round {n}, {name}", "",
+                partial(self._move, what, count, n, name),
             )
             for n in range(max(3, 2 * run.rounds))
             for what in ("read", "write")
             for count in run.setting("processes")
-            for name, movers in ((f"{RAW}-{segments}", self._plain), (ours, self._pooled))
+            for name in run.in_turn(list(self._movers), n)
         ]  # fmt: skip
-        if segments == 1:
-            steps += [Step(f"latency, round {n}", "", partial(self._chase, n)) for n in range(3)]
+        if chases:
+            steps += [Step(f"latency, {self._title}, round {n}", "", partial(self._chase, n)) for n in range(3)]
         return steps
 
-    def _move(self, what: str, count: int, number: int, name: str, movers: list[Member]) -> None:
-        chunks = self._run.setting("chunks")
-        if movers is self._pooled and what == "read":
+    def _move(self, what: str, count: int, number: int, name: str) -> None:
+        chunks, movers = self._run.setting("chunks"), self._movers[name]
+        if name != self._raw_name and what == "read":
             movers[0].ask("fill", keys=self._keys)  # Writers have pushed out what readers know.
         start_ns = time.monotonic_ns() + _HEAD_START_NS
         asked = [
@@ -149,12 +158,12 @@ class _Movers:
         self._run.note(what, name, count, count * chunks * CHUNK_BYTES / seconds / 1e9, number)
 
     def _chase(self, number: int) -> None:
-        seconds = self._plain[0].ask("chase", hops=HOPS)
-        self._run.note("latency", f"{RAW}-1", "64 bytes", seconds, number)
+        seconds = self._movers[self._raw_name][0].ask("chase", hops=HOPS)
+        self._run.note("latency", self._raw_name, "64 bytes", seconds, number)
 
 
 @contextmanager
-def _movers(run: Session, segments: int, nodes: Sequence[int]) -> Iterator[_Movers]:
+def _movers(run: Session, segments: int) -> Iterator[_Movers]:
     """Files, a pool of as many segments, and processes on both; everything goes away afterwards."""
     size, most = run.setting("segment_mib") << 20, max(run.setting("processes"))
     plain_files = [run.memory / f"plain-{segments}-{n}" for n in range(segments)]
@@ -175,9 +184,22 @@ def _movers(run: Session, segments: int, nodes: Sequence[int]) -> Iterator[_Move
         keys = Keys("media").packed(max(1, size // CHUNK_BYTES // 4)).hex()
         plain[0].ask("fill", keys="")
         pooled[0].ask("fill", keys=keys)
-        if len(nodes) > 1:
-            run.remark("the files lie on the NUMA node of the process that touched them first")
-        yield _Movers(run, segments, plain, pooled, keys)
+        ours = OURS if segments == 1 else f"{OURS}-{segments}"
+        yield _Movers(run, f"{RAW}-{segments}", _named(segments), plain, {ours: pooled}, keys)
+
+
+@contextmanager
+def _on_node(run: Session, node: int) -> Iterator[_Movers]:
+    """Plain copies over one file whose memory lies on one NUMA node."""
+    file, most = run.memory / f"node-{node}", max(run.setting("processes"))
+    with ExitStack() as stack:
+        stack.callback(partial(file.unlink, missing_ok=True))
+        maker = Member(command_of(sys.executable, _CHILD), run.folder / "media.log")
+        stack.callback(maker.await_end)
+        stack.callback(maker.let_go)
+        maker.ask("make", paths=[str(file)], size=run.setting("segment_mib") << 20, node=node)
+        plain = [_member(stack, run, [str(file)], "", n, most) for n in range(most)]
+        yield _Movers(run, f"{RAW}-node-{node}", f"NUMA node {node}", plain, {}, "")
 
 
 def _destroy(url: str) -> None:
