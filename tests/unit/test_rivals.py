@@ -24,6 +24,7 @@ from maru.bench.rivals import figures, install
 from maru.bench.rivals.contract import Rival, RivalFailed
 from maru.bench.rivals.crew import Crew
 from maru.bench.rivals.figures import Contest, OursFailed
+from maru.bench.rivals.files_store import FilesStore
 from maru.bench.rivals.pool_store import PoolStore
 from maru.bench.rivals.roster import ENTRIES, OURS, Entry
 from maru.bench.rivals.work import Job, Worker, prefix_keys
@@ -53,7 +54,7 @@ def lmdb_store() -> Rival:
     return LmdbStore()
 
 
-KINDS: list[Callable[[], Rival]] = [PoolStore, server_store, lmdb_store]
+KINDS: list[Callable[[], Rival]] = [PoolStore, server_store, lmdb_store, FilesStore]
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture(params=KINDS, ids=["pool", "server", "lmdb"])
+@pytest.fixture(params=KINDS, ids=["pool", "server", "lmdb", "files"])
 def store(request: pytest.FixtureRequest, place: Path) -> Iterator[Rival]:
     """Each store that runs in this interpreter, set up."""
     store: Rival = request.param()
@@ -82,7 +83,7 @@ def chunk(number: int, size: int = 4096) -> Any:
 def put_prefix(store: Rival, count: int, size: int = 4096) -> bytes:
     packed = prefix_keys(0, count)
     for number in range(count):
-        store.put(packed[16 * number : 16 * (number + 1)], chunk(number, size))
+        store.put(store.key_of(packed[16 * number : 16 * (number + 1)]), chunk(number, size))
     return packed
 
 
@@ -126,7 +127,8 @@ def test_a_full_store_goes_on_storing(store: Rival) -> None:
 
 
 def test_a_second_process_reads_what_the_first_stored(store: Rival, place: Path) -> None:
-    kind = {"PoolStore": OURS, "ServerStore": "server", "LmdbStore": "lmdb"}[type(store).__name__]
+    kinds = {"PoolStore": OURS, "ServerStore": "server", "LmdbStore": "lmdb", "FilesStore": "files"}
+    kind = kinds[type(store).__name__]
     with Crew(ENTRIES[kind], sys.executable, JOB, place.with_name("crew"), reader_count=1) as crew:
         crew.start()
         crew.host.ask("store_prefix", generation=0)
@@ -292,7 +294,7 @@ def test_what_is_read_is_compared_byte_by_byte(tmp_path: Path) -> None:
         worker.verify(0)
 
 
-@pytest.mark.parametrize("name", ["ray", "mooncake"])
+@pytest.mark.parametrize("name", ["ray", "mooncake", "nixl"])
 def test_what_is_not_installed_says_how_to_install_it(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(install, "rivals_folder", lambda: tmp_path)
     assert install.why_not(ENTRIES[name]) == f"not installed: python -m maru.bench rivals --install {name}"

@@ -9,7 +9,11 @@ parent asks for one sample at a time, in turn. docs/benchmarks.md says what each
     server_store      the usual architecture: a metadata server over a shared file
     metadata_server   that server
     lmdb_store        LMDB
+    files_store       plain files in shared memory
+    redis_store       Redis
     ray_store         Ray's object store
+    nixl_store        NIXL, memory to memory
+    nixl_server       the process that owns its memory
     mooncake_store    Mooncake Store, in its two deployments
     work              what a store's process does when it is asked
     child             that process

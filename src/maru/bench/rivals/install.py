@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,11 +31,21 @@ def why_not(entry: Entry) -> str:
     """Why this store cannot be measured here; "" if it can."""
     if not entry.folder:
         absent = [name for name in entry.modules if importlib.util.find_spec(name) is None]
-        return f"not installed: {EXTRA}" if absent else ""
+        if absent:
+            return f"not installed: {EXTRA}"
+        if entry.program and shutil.which(entry.program) is None:
+            return f"there is no {entry.program} (a system package of that name on Debian and Ubuntu)"
+        return ""
     if not interpreter_of(entry).exists():
         return f"not installed: {COMMAND} {entry.folder}"
-    program = "import " + ", ".join(entry.modules)
-    done = subprocess.run([interpreter_of(entry), "-c", program], capture_output=True, text=True, check=False)
+    return _why_not_imported(interpreter_of(entry), entry.modules)
+
+
+@functools.cache
+def _why_not_imported(interpreter: Path, modules: tuple[str, ...]) -> str:
+    """What an interpreter of another folder says when it imports these; asked once, since some take seconds."""
+    program = "import " + ", ".join(modules)
+    done = subprocess.run([interpreter, "-c", program], capture_output=True, text=True, check=False)
     if not done.returncode:
         return ""
     words = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -59,4 +71,5 @@ def install(folder: str) -> str:
         done = subprocess.run(command, check=False)
         if done.returncode:
             return f"{' '.join(command)} ended with {done.returncode}"
+    _why_not_imported.cache_clear()
     return why_not(entry)
