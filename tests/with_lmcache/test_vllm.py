@@ -1,6 +1,7 @@
 """Two vLLM processes with LMCache's MaruBackend on one pool, a real trained model, real text.
 
-LMCache supports no CPU with vLLM; `lmcache_on_cpu` gives it the one function that it lacks, nothing else is touched.
+LMCache supports no CPU with vLLM; `maru.bench.engines.on_cpu` gives it the one function that it lacks, nothing else is
+touched.
 """
 
 from __future__ import annotations
@@ -36,11 +37,10 @@ def config(folder: Path, model: Path, pool: str, number: int, size_gib: float) -
         model=model,
         kv_transfer={
             "kv_connector": "LMCacheOnCPU",
-            "kv_connector_module_path": "lmcache_on_cpu",
+            "kv_connector_module_path": "maru.bench.engines.on_cpu.lmcache_in_process",
             "kv_role": "kv_both",
         },
         environment={"LMCACHE_CONFIG_FILE": str(yaml)},
-        import_path=(str(Path(__file__).parent),),
         core=number,
         log=folder / f"vllm-{number}.log",
     )

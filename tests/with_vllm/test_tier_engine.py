@@ -13,6 +13,7 @@ import maru
 from maru.bench.engines.vllm_instance import EngineConfig, EngineFailed, VllmInstance
 
 ANSWER = 12
+SPEC = "maru.bench.engines.on_cpu.offloading_spec"
 BLOCK = 128
 """vLLM's own on a CPU, and with the spec of these tests a chunk too."""
 
@@ -32,7 +33,7 @@ def config(
             "pool": f"maru:///{pool_of_module}?size=1GiB",
             "revision": "as the tests set it",
         }
-        spec = {"spec_name": "CpuTieringSpec", "spec_module_path": "cpu_offloading_spec", "cpu_bytes_to_use": 256 << 20}
+        spec = {"spec_name": "CpuTieringSpec", "spec_module_path": SPEC, "cpu_bytes_to_use": 256 << 20}
         return EngineConfig(
             model=model,
             kv_transfer={
@@ -41,7 +42,6 @@ def config(
                 "engine_id": f"{pool_of_module}-{name}",
                 "kv_connector_extra_config": {**spec, "secondary_tiers": [tier], **change},
             },
-            import_path=(str(Path(__file__).parent),),
             core=core,
             log=folder / f"{name}.log",
         )

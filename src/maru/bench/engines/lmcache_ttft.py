@@ -25,18 +25,18 @@ from rich.console import Console
 from rich.table import Table
 
 from maru.bench import machine, report
-from maru.bench.engines.lmcache_ways import CHUNK_TOKENS, WAYS, ServerFailed, Setting, Way, missing_for
+from maru.bench.engines.lmcache_ways import CHUNK_TOKENS, SETTLE_S, ServerFailed, Setting, Way
+from maru.bench.engines.lmcache_ways import WAYS as ALL_WAYS
 from maru.bench.engines.vllm_instance import EngineFailed, VllmInstance
 from maru.demo.model import MODEL_NAME, ensure_model
 
 DEFAULT_JSON = Path("bench-results") / "lmcache-ttft.json"
-SHIMS = Path("tests") / "with_lmcache"
+WAYS = [way for way in ALL_WAYS if way.name not in ("recompute", "offloading")]
+"""Cold is recomputing; and vLLM's offloading stores only while its engine has something to do."""
 CONTEXTS = (1024, 4096, 7936)
 _STORED = re.compile(r"Stored (\d+) out of .*offload_time: ([\d.]+) ms, put_time: ([\d.]+) ms")
 SUFFIX_TOKENS = 30
 """What every prompt has beyond its whole chunks: computed also on a hit."""
-SETTLE_S = 1.0
-"""LMCache stores after it answered; a hit is asked for when that is through."""
 
 
 @dataclass
@@ -69,16 +69,10 @@ def measure(way: Way, setting: Setting, contexts: Sequence[int], rounds: int, pr
                 if tokens in found:
                     found[tokens].store_ms.append(store_ms)
         finally:
-            for engine in engines:
+            for number, engine in enumerate(engines):
                 engine.close()
-                remove_shared_kv(engine.process.pid)
+                way.clean_up(setting, number, engine.process.pid)
     return found
-
-
-def remove_shared_kv(pid: int | None) -> None:
-    """LMCache's MP connector leaves the memory that its server maps when its process does not end by itself."""
-    for file in Path("/dev/shm").glob(f"lmcache_kv_{pid}_*"):
-        file.unlink(missing_ok=True)
 
 
 def _one_round(samples: Samples, prompt: list[int], a: VllmInstance, b: VllmInstance) -> None:
@@ -160,9 +154,6 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--contexts", default=",".join(map(str, CONTEXTS)), help="tokens; default: %(default)s")
     parser.add_argument("--ways", default=",".join(names), help="default: %(default)s")
-    parser.add_argument(
-        "--shims", type=Path, default=Path("tests") / "with_lmcache", help="modules for a CPU; %(default)s"
-    )
     parser.add_argument("--cache-dir", type=Path, default=Path(".cache"), help="for the model; default: %(default)s")
     options = parser.parse_args(arguments)
     if importlib.util.find_spec("vllm") is None or importlib.util.find_spec("lmcache") is None:
@@ -182,7 +173,7 @@ def main(arguments: Sequence[str]) -> None:
     begun = time.monotonic()
     for way in (way for way in WAYS if way.name in options.ways.split(",")):
         with tempfile.TemporaryDirectory(prefix="maru-bench-", dir="/dev/shm") as memory:
-            setting = Setting(model, options.shims.resolve(), folder, Path(memory))
+            setting = Setting(model, folder, Path(memory))
             results[way.name] = _measured(way, setting, contexts, options.rounds, prompts, out)
     out.print(table(results, contexts))
     document = {
@@ -203,8 +194,8 @@ def _measured(
     way: Way, setting: Setting, contexts: list[int], rounds: int, prompts: Iterator[list[int]], out: Console
 ) -> dict[str, Any]:
     result: dict[str, Any] = {"title": way.title, "configuration": way.configuration, "contexts": {}}
-    if missing := missing_for(way):
-        return {**result, "missing": f"not installed: {missing}"}
+    if missing := way.why_not():
+        return {**result, "missing": missing}
     out.print(f"… {way.title}", markup=False)
     try:
         found = measure(way, setting, contexts, rounds, prompts)

@@ -1,58 +1,102 @@
-"""The ways of using LMCache with vLLM that are measured beside each other, each as its own documentation recommends.
+"""The ways of keeping KV with vLLM that are measured beside each other, each as its own documentation recommends:
+vLLM's own, Maru's connector, and LMCache's many.
 
 A way knows which servers it needs, how an engine is configured for it, and whether what one process stored reaches
-another. The engines of one way are A, which computes and stores, and B, which hits; where nothing reaches another
+another. The engines of one way are numbered: A (0) computes and stores, B (1) hits; where nothing reaches another
 process, B is A.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import maru
 from maru.bench.engines.vllm_instance import EngineConfig
-from maru.errors import MaruError
+from maru.bench.engines.way_servers import (
+    CHUNK_TOKENS,
+    HOST,
+    Server,
+    ServerFailed,
+    Servers,
+    free_ports,
+    lmcache_coordinator,
+    lmcache_server,
+    redis_server,
+)
+from maru.errors import PoolNotFound
+from maru.pool import Pool
 
-SERVER_DEADLINE_S = 120.0
-CHUNK_TOKENS = 256
+__all__ = ["CHUNK_TOKENS", "WAYS", "ServerFailed", "Setting", "Way"]
+
 CACHE_GIB = 4
-_POLL_S = 0.2
+SETTLE_S = 1.0
+"""LMCache stores after it answered; a hit is asked for when that is through."""
+BLOCK_TOKENS = 128
+"""vLLM's block on a CPU."""
+IN_FLIGHT = 4
+"""How many of the longest prompts an engine's own KV memory holds."""
+_GIB = 1 << 30
+_STAGING_GIB = 1
+"""LMCache's memory for what is on its way to or from a backend that is not memory of its own; a prompt has to fit."""
+_SHM = Path("/dev/shm")
+_numbers = itertools.count()
 
-Configure = Callable[["Setting", int], tuple[dict[str, Any] | None, dict[str, str]]]
-"""From the number of an engine to vLLM's connector configuration and the environment."""
-
-
-class ServerFailed(MaruError):
-    """A server that a way needs did not come up."""
-
-    hint = "its own words are in the log file named above"
+Transfer = dict[str, Any] | None
+"""vLLM's connector configuration; None for no connector."""
+Configured = tuple[Transfer, dict[str, str]]
+"""The connector's configuration, and the environment."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all ways have in common."""
+    """What all ways have in common. One deployment of a way has one to itself: its pool and its ports."""
 
     model: Path
-    shims: Path
-    """Where the modules lie that let LMCache run without a GPU."""
     folder: Path
     """For configuration and logs."""
     shared_memory: Path
     """For what a rival keeps in memory as files."""
-    cache_gib: int = CACHE_GIB
+    capacity_bytes: int = CACHE_GIB * _GIB
     """Of every cache, or of all servers of one way together."""
+    context_tokens_max: int = 8192
+    """Of a prompt with its answer."""
+    token_bytes: int | None = None
+    """KV of one token; None: engines have 1 GiB of KV memory, whatever fits there."""
+    pool: str = field(default_factory=lambda: f"bench-engines-{os.getpid()}-{next(_numbers)}")
+    pool_options: str = ""
+    """Of our pool's URL beyond its size."""
+    ports: tuple[int, ...] = field(default_factory=lambda: free_ports(8))
+
+    @property
+    def pool_url(self) -> str:
+        options = "&".join(part for part in (f"size={self.capacity_bytes}", self.pool_options) if part)
+        return f"maru:///{self.pool}?{options}"
+
+    @property
+    def capacity_gib(self) -> float:
+        return self.capacity_bytes / _GIB
+
+    def memory_of(self, what: str) -> Path:
+        """A folder in shared memory."""
+        folder = self.shared_memory / what
+        folder.mkdir(exist_ok=True)
+        return folder
+
+
+def _nothing(_setting: Setting, _number: int) -> Configured:
+    return None, {}
+
+
+def _no_servers(_setting: Setting) -> list[Server]:
+    return []
 
 
 @dataclass(frozen=True)
@@ -64,243 +108,290 @@ class Way:
     crosses: bool
     configuration: str
     """In one line, for the reader of the table."""
+    configure: Callable[[Setting, int], Configured] = _nothing
+    serve: Callable[[Setting], list[Server]] = _no_servers
+    settles: Literal["at once", "later", "in later steps"] = "later"
+    """When what was answered is also stored; vLLM's offloading goes on only while the engine has something to do."""
+    needs: tuple[str, ...] = ("vllm",)
+    """What has to be importable."""
+    program: str = ""
+    """What has to be installed beside, as a command."""
+
+    def why_not(self) -> str:
+        """Why it cannot be measured here, with what to do about it; "" if it can."""
+        absent = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        if absent == ["nixl"]:
+            return "needs nixl: pip install --no-deps nixl==1.5.1 nixl-cu12==1.5.1"
+        if absent:
+            return f"needs {', '.join(absent)}: `make engines`, then .venv-engines/bin/maru bench ..."
+        if self.program and shutil.which(self.program) is None:
+            return f"there is no {self.program} (a system package of that name on Debian and Ubuntu)"
+        return ""
 
     def engine(self, setting: Setting, number: int) -> EngineConfig:
-        """The configuration of engine A (0) or B (1)."""
-        configure: Configure = _CONFIGURE[self.name]
-        kv_transfer, environment = configure(setting, number)
-        return EngineConfig(
+        """The configuration of one engine."""
+        transfer, environment = self.configure(setting, number)
+        cores = sorted(os.sched_getaffinity(0))
+        config = EngineConfig(
             model=setting.model,
-            kv_transfer=kv_transfer,
+            kv_transfer=transfer,
             environment=environment,
-            import_path=(str(setting.shims),),
-            core=number,
+            core=cores[number % len(cores)],
             prefix_caching=self.name == "prefix-cache",
+            max_tokens=setting.context_tokens_max,
+            # The example connector stores whole prompts, so nobody's may be cut.
+            chunked_prefill=self.name != "example",
             log=setting.folder / f"{self.name}-{number}.log",
         )
+        return config if setting.token_bytes is None else self._with_memory(config, setting, setting.token_bytes)
+
+    def _with_memory(self, config: EngineConfig, setting: Setting, token_bytes: int) -> EngineConfig:
+        """KV memory of an engine: its cache if that is its own, else room for what it works on."""
+        wanted = IN_FLIGHT * setting.context_tokens_max
+        if self.name == "prefix-cache":
+            wanted = max(setting.context_tokens_max, setting.capacity_bytes // token_bytes)
+        blocks = -(-wanted // BLOCK_TOKENS) + 1
+        return replace(config, block_count=blocks, kv_gib=-(-blocks * BLOCK_TOKENS * token_bytes // _GIB))
 
     @contextmanager
-    def servers(self, setting: Setting) -> Iterator[None]:
+    def servers(self, setting: Setting) -> Iterator[Servers]:
         """What must run beside the engines. Raises ServerFailed."""
-        with ExitStack() as stack:
-            for command, ready_url in _SERVERS[self.name](setting) if self.name in _SERVERS else []:
-                stack.enter_context(_running(command, ready_url, setting.folder / f"{self.name}-server.log"))
-            yield
-        if "maru" in self.name:
-            maru.Pool.destroy(f"maru:///{_POOL}", force=True)
+        try:
+            with Servers(self.serve(setting), setting.folder / f"{self.name}-server.log") as running:
+                yield running
+        finally:
+            with suppress(PoolNotFound):
+                Pool.destroy(f"maru:///{setting.pool}", force=True)
+
+    def clean_up(self, setting: Setting, number: int, pid: int | None) -> None:
+        """Remove what an engine leaves in shared memory when its process does not end by itself."""
+        rows = _SHM.glob(f"vllm_offload_{setting.pool}-{number}*.mmap")
+        for file in (*_SHM.glob(f"lmcache_kv_{pid}_*"), *rows):
+            file.unlink(missing_ok=True)
 
 
-WAYS = (
-    Way("prefix-cache", "vLLM's own prefix cache, one process", False, "enable_prefix_caching"),
-    Way("maru-connector", "Maru's own connector, no LMCache", True, "kv_connector: MaruConnector, pool: maru:///NAME"),
-    Way(
-        "example", "vLLM's example connector, files in /dev/shm", True,
-        "kv_connector: ExampleConnector, shared_storage_path: /dev/shm/...",
-    ),
-    Way(
-        "maru", "LMCache + Maru", True,
-        f"maru_path: maru:///NAME, maru_pool_size: {CACHE_GIB}, max_local_cpu_size: 0",
-    ),
-    Way(
-        "maru-local-cpu", "LMCache + Maru behind LocalCPU", True,
-        f"maru_path: maru:///NAME, local_cpu: true, max_local_cpu_size: {CACHE_GIB}",
-    ),
-    Way("local-cpu", "LMCache LocalCPU, one process", False, f"local_cpu: true, max_local_cpu_size: {CACHE_GIB}"),
-    Way(
-        "mp", "LMCache MP mode", True,
-        f"lmcache server --l1-size-gb {CACHE_GIB} --no-l1-use-lazy, mp_transfer_mode lmcache_driven",
-    ),
-    Way(
-        "mp-l2-maru", "LMCache MP mode, two servers, Maru as L2", True,
-        f"two servers of {CACHE_GIB // 2} GB with the L2 adapter maru_lmcache.l2; A at the first, B at the second",
-    ),
-    Way(
-        "mp-l2-fs", "LMCache MP mode, two servers, fs as L2", True,
-        f"two servers of {CACHE_GIB // 2} GB with the L2 adapter fs in /dev/shm; A at the first, B at the second",
-    ),
-    Way(
-        "p2p", "LMCache MP mode, P2P over NIXL/UCX", True,
-        f"coordinator, two servers of {CACHE_GIB // 2} GB; A at the first, B at the second",
-    ),
-)  # fmt: skip
-_POOL = f"bench-lmcache-{os.getpid()}"
-_PORTS = {"mp": 17601, "server-0": 17611, "server-1": 17612, "coordinator": 17620}
-
-
-def missing_for(way: Way) -> str:
-    """What has to be installed before this way can be measured; empty when nothing."""
-    if way.name == "p2p" and importlib.util.find_spec("nixl") is None:
-        return "pip install --no-deps nixl==1.5.1 nixl-cu12==1.5.1"
-    return ""
-
-
-def _in_process(setting: Setting, way: str, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """LMCache inside the engine's process, by its YAML file."""
-    file = setting.folder / f"{way}.yaml"
-    lines = {"chunk_size": CHUNK_TOKENS, **settings}
-    file.write_text("".join(f"{name}: {json.dumps(value)}\n" for name, value in lines.items()))
-    connector = {"kv_connector": "LMCacheOnCPU", "kv_connector_module_path": "lmcache_on_cpu", "kv_role": "kv_both"}
-    return connector, {"LMCACHE_CONFIG_FILE": str(file)}
-
-
-def _maru(setting: Setting, _number: int) -> tuple[dict[str, Any], dict[str, str]]:
-    address = {"maru_path": f"maru:///{_POOL}", "maru_pool_size": setting.cache_gib}
-    return _in_process(setting, "maru", {"local_cpu": False, "max_local_cpu_size": 0, **address})
-
-
-def _maru_local_cpu(setting: Setting, _number: int) -> tuple[dict[str, Any], dict[str, str]]:
-    address = {"maru_path": f"maru:///{_POOL}", "maru_pool_size": setting.cache_gib}
-    local = {"local_cpu": True, "max_local_cpu_size": setting.cache_gib}
-    return _in_process(setting, "maru-local-cpu", {**local, **address})
-
-
-def _local_cpu(setting: Setting, _number: int) -> tuple[dict[str, Any], dict[str, str]]:
-    return _in_process(setting, "local-cpu", {"local_cpu": True, "max_local_cpu_size": setting.cache_gib})
-
-
-def _own_connector(setting: Setting, _number: int) -> tuple[dict[str, Any], dict[str, str]]:
+def _maru_connector(setting: Setting, _number: int) -> Configured:
     return {
         "kv_connector": "MaruConnector",
         "kv_connector_module_path": "maru.engine.vllm",
         "kv_role": "kv_both",
         "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": {
-            "pool": f"maru:///{_POOL}?size={setting.cache_gib}GiB",
-            "chunk_tokens": CHUNK_TOKENS,
-        },
+        "kv_connector_extra_config": {"pool": setting.pool_url, "chunk_tokens": CHUNK_TOKENS},
     }, {}
 
 
-def _example(setting: Setting, _number: int) -> tuple[dict[str, Any], dict[str, str]]:
+def _example(setting: Setting, _number: int) -> Configured:
     return {
         "kv_connector": "ExampleConnector",
         "kv_role": "kv_both",
-        "kv_connector_extra_config": {"shared_storage_path": str(setting.shared_memory / "example")},
+        "kv_connector_extra_config": {"shared_storage_path": str(setting.memory_of("example"))},
     }, {}
 
 
-def _none(_setting: Setting, _number: int) -> tuple[None, dict[str, str]]:
-    return None, {}
-
-
-def _server_client(port: int) -> tuple[dict[str, Any], dict[str, str]]:
+def _offloading(setting: Setting, number: int) -> Configured:
     extra = {
-        "lmcache.mp.host": "tcp://127.0.0.1",
-        "lmcache.mp.port": port,
-        # The only mode that a server without a GPU answers; the automatic one waits for ever.
-        "lmcache.mp.mp_transfer_mode": "lmcache_driven",
+        "spec_name": "CpuTieringSpec",
+        "spec_module_path": "maru.bench.engines.on_cpu.offloading_spec",
+        "cpu_bytes_to_use": setting.capacity_bytes,
+        "secondary_tiers": [{"type": "fs", "root_dir": str(setting.memory_of("offloading"))}],
     }
     return {
-        "kv_connector": "LMCacheMPConnector",
-        "kv_connector_module_path": "lmcache_mp_on_cpu",
+        "kv_connector": "OffloadingConnector",
         "kv_role": "kv_both",
+        "engine_id": f"{setting.pool}-{number}",  # Names the file of its rows, which has to be removed afterwards.
         "kv_connector_extra_config": extra,
     }, {}
 
 
-_CONFIGURE: dict[str, Configure] = {
-    "prefix-cache": _none,
-    "maru-connector": _own_connector,
-    "example": _example,
-    "maru": _maru,
-    "maru-local-cpu": _maru_local_cpu,
-    "local-cpu": _local_cpu,
-    "mp": lambda _setting, _number: _server_client(_PORTS["mp"]),
-    "p2p": lambda _setting, number: _server_client(_PORTS[f"server-{number}"]),
-    "mp-l2-maru": lambda _setting, number: _server_client(_PORTS[f"server-{number}"]),
-    "mp-l2-fs": lambda _setting, number: _server_client(_PORTS[f"server-{number}"]),
-}
+def _in_process(name: str, settings: Callable[[Setting, int], dict[str, Any]]) -> Callable[[Setting, int], Configured]:
+    """LMCache inside the engine's process, by its YAML file."""
+
+    def configure(setting: Setting, number: int) -> Configured:
+        file = setting.folder / f"{name}-{number}.yaml"
+        lines = {"chunk_size": CHUNK_TOKENS, **settings(setting, number)}
+        file.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in lines.items()))
+        return {
+            "kv_connector": "LMCacheOnCPU",
+            "kv_connector_module_path": "maru.bench.engines.on_cpu.lmcache_in_process",
+            "kv_role": "kv_both",
+        }, {"LMCACHE_CONFIG_FILE": str(file)}
+
+    return configure
 
 
-def _lmcache_server(port: int, size_gb: float, *more: str) -> tuple[list[str], str]:
-    command = [
-        str(Path(sys.executable).with_name("lmcache")), "server", "--host", "127.0.0.1", "--port", str(port),
-        "--chunk-size", str(CHUNK_TOKENS), "--l1-size-gb", f"{size_gb:g}", "--no-l1-use-lazy",
-        "--http-port", str(port + 1000), "--disable-observability", "--eviction-policy", "LRU", *more,
-    ]  # fmt: skip
-    return command, f"http://127.0.0.1:{port + 1000}/healthcheck"
+def _pool_of(setting: Setting) -> dict[str, Any]:
+    return {"maru_path": setting.pool_url, "maru_pool_size": setting.capacity_gib}
 
 
-def _mp_servers(setting: Setting) -> list[tuple[list[str], str]]:
-    return [_lmcache_server(_PORTS["mp"], setting.cache_gib)]
+def _maru(setting: Setting, _number: int) -> dict[str, Any]:
+    return {"local_cpu": False, "max_local_cpu_size": 0, **_pool_of(setting)}
 
 
-def _p2p_servers(setting: Setting) -> list[tuple[list[str], str]]:
-    port = _PORTS["coordinator"]
-    coordinator = [
-        str(Path(sys.executable).with_name("lmcache")), "coordinator", "--host", "127.0.0.1", "--port", str(port),
-        "--disable-metrics",
-    ]  # fmt: skip
-    peers = [
-        _lmcache_server(
-            _PORTS[f"server-{number}"], setting.cache_gib / 2, "--instance-id", f"server-{number}",
-            "--coordinator-url", f"http://127.0.0.1:{port}", "--coordinator-advertise-ip", "127.0.0.1",
-            "--p2p-advertise-url", f"127.0.0.1:{port + 1 + number}",
-        )
-        for number in (0, 1)
-    ]  # fmt: skip
-    return [(coordinator, f"tcp://127.0.0.1:{port}"), *peers]
+def _maru_local_cpu(setting: Setting, _number: int) -> dict[str, Any]:
+    return {"local_cpu": True, "max_local_cpu_size": setting.capacity_gib, **_pool_of(setting)}
 
 
-def _l2_servers(setting: Setting, l2: dict[str, Any]) -> list[tuple[list[str], str]]:
+def _local_cpu(setting: Setting, _number: int) -> dict[str, Any]:
+    return {"local_cpu": True, "max_local_cpu_size": setting.capacity_gib}
+
+
+def _dax(setting: Setting, number: int) -> dict[str, Any]:
+    """A file for each process: what lies where is known to the process alone."""
+    device = setting.memory_of("dax") / f"device-{number}"
+    with device.open("wb") as file:
+        file.truncate(setting.capacity_bytes)
+    plugin = {"module_path": "lmcache.v1.storage_backend.plugins.dax_backend", "class_name": "DaxBackend"}
+    options = {"device_path": str(device), "max_dax_size": setting.capacity_gib, "async_put": False}
+    return {
+        "local_cpu": False,
+        "max_local_cpu_size": _STAGING_GIB,
+        "storage_plugins": ["dax"],
+        "extra_config": {
+            **{f"storage_plugin.dax.{name}": value for name, value in plugin.items()},
+            **{f"dax.{name}": value for name, value in options.items()},
+        },
+    }
+
+
+def _remote(url: str) -> dict[str, Any]:
+    return {"local_cpu": False, "max_local_cpu_size": _STAGING_GIB, "remote_url": url, "remote_serde": "naive"}
+
+
+def _redis(setting: Setting, _number: int) -> dict[str, Any]:
+    return _remote(f"redis://{HOST}:{setting.ports[0]}")
+
+
+def _fs(setting: Setting, _number: int) -> dict[str, Any]:
+    return _remote(f"fs://localhost:0/{setting.memory_of('fs')}")
+
+
+def _redis_servers(setting: Setting) -> list[Server]:
+    return [redis_server(setting.ports[0], setting.capacity_bytes, setting.folder)]
+
+
+def _client_of_server(first_port: int) -> Callable[[Setting, int], Configured]:
+    """An engine at an LMCache server: engine N at the port `first_port + N`; all at the first when that is 0."""
+
+    def configure(setting: Setting, number: int) -> Configured:
+        extra = {
+            "lmcache.mp.host": f"tcp://{HOST}",
+            "lmcache.mp.port": setting.ports[first_port + number % 2 if first_port else 0],
+            # The only mode that a server without a GPU answers; the automatic one waits for ever.
+            "lmcache.mp.mp_transfer_mode": "lmcache_driven",
+        }
+        return {
+            "kv_connector": "LMCacheMPConnector",
+            "kv_connector_module_path": "maru.bench.engines.on_cpu.lmcache_mp",
+            "kv_role": "kv_both",
+            "kv_connector_extra_config": extra,
+        }, {}
+
+    return configure
+
+
+def _mp_servers(setting: Setting) -> list[Server]:
+    return [lmcache_server(setting.ports[0], setting.ports[3], setting.capacity_bytes)]
+
+
+_FIRST_OF_TWO = 1
+
+
+def _two_servers(setting: Setting, more: Callable[[int], tuple[str, ...]]) -> list[Server]:
+    """A's and B's, with half of the capacity each."""
     return [
-        _lmcache_server(_PORTS[f"server-{number}"], setting.cache_gib / 2, "--l2-adapter", json.dumps(l2))
+        lmcache_server(
+            setting.ports[_FIRST_OF_TWO + number], setting.ports[3 + number], setting.capacity_bytes // 2, *more(number)
+        )
         for number in (0, 1)
     ]
 
 
-def _l2_maru_servers(setting: Setting) -> list[tuple[list[str], str]]:
+def _p2p_servers(setting: Setting) -> list[Server]:
+    coordinator = setting.ports[0]
+
+    def more(number: int) -> tuple[str, ...]:
+        return (
+            "--instance-id", f"server-{number}", "--coordinator-url", f"http://{HOST}:{coordinator}",
+            "--coordinator-advertise-ip", HOST, "--p2p-advertise-url", f"{HOST}:{setting.ports[5 + number]}",
+        )  # fmt: skip
+
+    return [lmcache_coordinator(coordinator), *_two_servers(setting, more)]
+
+
+def _l2_maru_servers(setting: Setting) -> list[Server]:
     place = {"module_path": "maru_lmcache.l2", "class_name": "MaruL2Adapter"}
-    pool = {"pool": f"maru:///{_POOL}?size={setting.cache_gib}GiB"}
-    return _l2_servers(setting, {"type": "plugin", "shared": True, **place, "adapter_params": pool})
+    l2 = {"type": "plugin", "shared": True, **place, "adapter_params": {"pool": setting.pool_url}}
+    return _two_servers(setting, lambda _: ("--l2-adapter", json.dumps(l2)))
 
 
-def _l2_fs_servers(setting: Setting) -> list[tuple[list[str], str]]:
-    return _l2_servers(setting, {"type": "fs", "base_path": str(setting.shared_memory / "l2-fs")})
+def _l2_fs_servers(setting: Setting) -> list[Server]:
+    l2 = {"type": "fs", "base_path": str(setting.memory_of("l2-fs"))}
+    return _two_servers(setting, lambda _: ("--l2-adapter", json.dumps(l2)))
 
 
-_SERVERS: dict[str, Callable[[Setting], list[tuple[list[str], str]]]] = {
-    "mp": _mp_servers,
-    "mp-l2-maru": _l2_maru_servers,
-    "mp-l2-fs": _l2_fs_servers,
-    "p2p": _p2p_servers,
-}
-
-
-@contextmanager
-def _running(command: list[str], ready_url: str, log: Path) -> Iterator[None]:
-    """The server runs until the block ends. Raises ServerFailed when it is not ready in time."""
-    environment = os.environ | {"LMCACHE_TRACK_USAGE": "false", "PYTHONHASHSEED": "0"}
-    with log.open("ab") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
-    try:
-        deadline = time.monotonic() + SERVER_DEADLINE_S
-        while not _answers(ready_url):
-            if process.poll() is not None:
-                raise ServerFailed(f"{command[1]} ended with {process.returncode}; log: {log}")
-            if time.monotonic() > deadline:
-                raise ServerFailed(f"{command[1]} did not answer in {SERVER_DEADLINE_S:.0f} s; log: {log}")
-            time.sleep(_POLL_S)
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(15)
-
-
-def _answers(url: str) -> bool:
-    if url.startswith("tcp://"):
-        host, port = url.removeprefix("tcp://").split(":")
-        try:
-            socket.create_connection((host, int(port)), timeout=1).close()
-        except OSError:
-            return False
-        return True
-    try:
-        with urllib.request.urlopen(url, timeout=1) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+_LMCACHE = ("vllm", "lmcache")
+WAYS = (
+    Way("recompute", "recompute", False, "enable_prefix_caching: false, no connector", settles="at once"),
+    Way("prefix-cache", "vLLM's own prefix cache, one process", False, "enable_prefix_caching", settles="at once"),
+    Way(
+        "maru-connector", "Maru's own connector, no LMCache", True, "kv_connector: MaruConnector, pool: maru:///NAME",
+        _maru_connector,
+    ),
+    Way(
+        "example", "vLLM's example connector, files in /dev/shm", True,
+        "kv_connector: ExampleConnector, shared_storage_path: /dev/shm/...; removes nothing", _example,
+    ),
+    Way(
+        "offloading", "vLLM's offloading connector, fs tier in /dev/shm", True,
+        "kv_connector: OffloadingConnector, cpu_bytes_to_use, secondary_tiers: fs; vLLM's TieringOffloadingSpec with a "
+        "worker for CPUs, which its own refuses", _offloading, settles="in later steps",
+    ),
+    Way(
+        "maru", "LMCache + Maru", True, "maru_path: maru:///NAME, maru_pool_size, max_local_cpu_size: 0",
+        _in_process("maru", _maru), needs=_LMCACHE,
+    ),
+    Way(
+        "maru-local-cpu", "LMCache + Maru behind LocalCPU", True,
+        "maru_path: maru:///NAME, local_cpu: true, max_local_cpu_size",
+        _in_process("maru-local-cpu", _maru_local_cpu), needs=_LMCACHE,
+    ),
+    Way(
+        "local-cpu", "LMCache LocalCPU, one process", False, "local_cpu: true, max_local_cpu_size",
+        _in_process("local-cpu", _local_cpu), needs=_LMCACHE,
+    ),
+    Way(
+        "mp", "LMCache MP mode", True,
+        "lmcache server --l1-size-gb --no-l1-use-lazy, mp_transfer_mode lmcache_driven",
+        _client_of_server(0), _mp_servers, needs=_LMCACHE,
+    ),
+    Way(
+        "mp-l2-maru", "LMCache MP mode, two servers, Maru as L2", True,
+        "two servers of half the size with the L2 adapter maru_lmcache.l2; A at the first, B at the second",
+        _client_of_server(_FIRST_OF_TWO), _l2_maru_servers, needs=_LMCACHE,
+    ),
+    Way(
+        "mp-l2-fs", "LMCache MP mode, two servers, fs as L2", True,
+        "two servers of half the size with the L2 adapter fs in /dev/shm; A at the first, B at the second",
+        _client_of_server(_FIRST_OF_TWO), _l2_fs_servers, needs=_LMCACHE,
+    ),
+    Way(
+        "p2p", "LMCache MP mode, P2P over NIXL/UCX", True,
+        "coordinator, two servers of half the size; A at the first, B at the second",
+        _client_of_server(_FIRST_OF_TWO), _p2p_servers, needs=(*_LMCACHE, "nixl"),
+    ),
+    Way(
+        "dax", "LMCache DAX backend on a mapped file, one process", False,
+        "storage_plugins: [dax], dax.device_path: /dev/shm/..., dax.max_dax_size, dax.async_put: false",
+        _in_process("dax", _dax), needs=_LMCACHE,
+    ),
+    Way(
+        "redis", "LMCache remote, Redis", True,
+        "remote_url: redis://127.0.0.1, remote_serde: naive; redis-server with maxmemory, allkeys-lru, save ''",
+        _in_process("redis", _redis), _redis_servers, needs=(*_LMCACHE, "redis"), program="redis-server",
+    ),
+    Way(
+        "fs", "LMCache remote, files in /dev/shm", True,
+        "remote_url: fs://localhost/dev/shm/..., remote_serde: naive; removes nothing",
+        _in_process("fs", _fs), needs=_LMCACHE,
+    ),
+)  # fmt: skip

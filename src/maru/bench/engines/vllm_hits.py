@@ -25,8 +25,8 @@ from rich.table import Table
 
 import maru
 from maru.bench import report
-from maru.bench.engines.lmcache_ttft import SETTLE_S, SHIMS, facts, prompts_of, remove_shared_kv
-from maru.bench.engines.lmcache_ways import CHUNK_TOKENS, WAYS, Setting
+from maru.bench.engines.lmcache_ttft import facts, prompts_of
+from maru.bench.engines.lmcache_ways import CHUNK_TOKENS, SETTLE_S, WAYS, Setting
 from maru.bench.engines.scheduler_cost import cost_rows
 from maru.bench.engines.vllm_instance import EngineFailed, VllmInstance
 from maru.demo.model import MODEL_NAME, ensure_model
@@ -73,7 +73,7 @@ class Field:
             VllmInstance(_WAY[name].engine(self._setting, 0)) for name in ("prefix-cache", "example", "mp")
         )
         for engine in (self.plain, self.example, self.mp):
-            self._rivals.callback(remove_shared_kv, engine.process.pid)
+            self._rivals.callback(_WAY["mp"].clean_up, self._setting, 0, engine.process.pid)
             self._rivals.callback(engine.close)
         for engine in (self.a, self.plain, self.example, self.mp):
             engine.wait_ready()
@@ -241,7 +241,6 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path, default=DEFAULT_JSON, metavar="PATH", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--contexts", default=",".join(map(str, CONTEXTS)), help="tokens; default: %(default)s")
-    parser.add_argument("--shims", type=Path, default=SHIMS, help="modules for a CPU; default: %(default)s")
     parser.add_argument("--cache-dir", type=Path, default=Path(".cache"), help="for the model; default: %(default)s")
     options = parser.parse_args(arguments)
     if importlib.util.find_spec("vllm") is None or importlib.util.find_spec("lmcache") is None:
@@ -255,9 +254,8 @@ def main(arguments: Sequence[str]) -> None:
     prompts = prompts_of(model)
     found = {context: Samples() for context in contexts}
     with tempfile.TemporaryDirectory(prefix="maru-bench-", dir="/dev/shm") as memory:
-        setting = Setting(
-            model, options.shims.resolve(), Path(tempfile.mkdtemp(prefix="maru-bench-vllm-")), Path(memory), CACHE_GIB
-        )
+        folder = Path(tempfile.mkdtemp(prefix="maru-bench-vllm-"))
+        setting = Setting(model, folder, Path(memory), CACHE_GIB << 30)
         try:
             out.print("… starting engines", markup=False)
             with Field(setting) as engines, report.progress_bar(out, options.rounds + 2) as show:

@@ -1,7 +1,9 @@
 """One vLLM engine in a process of its own, asked by token ids, over a pipe.
 
 Holds:      starting it, asking it, ending it; what it took.
-Promises:   a process that dies or does not answer in time is a named error; nothing of it stays behind.
+Promises:   a process that dies or does not answer in time is a named error; nothing of it stays behind, and it ends
+            when its parent does. Questions that come while others are answered join them, as at a server; answers come
+            in the order of the questions.
 Leaves:     which connector it has, and what that does, to whoever configures it.
 
 vLLM, its connector and LMCache are imported in the child only. The child's environment is set before that, since they
@@ -12,11 +14,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import sys
+import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -60,6 +65,8 @@ class EngineConfig:
     """Of a prompt with its answer."""
     batched_tokens: int | None = None
     """At most so many in one step; None: a whole prompt."""
+    chunked_prefill: bool = True
+    """May a prompt that does not fit into what is left of a step be cut?"""
     block_count: int | None = None
     """vLLM's blocks; None: as many as `kv_gib` holds."""
     kv_gib: int = 1
@@ -72,7 +79,7 @@ class Answer:
 
     output_ids: tuple[int, ...]
     ttft_s: float
-    """From the call to the first token, in the engine's process."""
+    """From the parent's sending to the first token."""
     total_s: float
     cached_tokens: int
     """Prompt tokens that were not computed, by vLLM's own count."""
@@ -113,7 +120,7 @@ class VllmInstance:
         return self.receive()
 
     def ask_many(self, prompts: Sequence[Sequence[int]], max_tokens: int = 1) -> list[Answer]:
-        """Answer all of them at once; each answer's times are those of the whole. Raises EngineFailed."""
+        """Answer all of them, asked at once. Raises EngineFailed."""
         self._send([list(prompt) for prompt in prompts], max_tokens)
         return self._answers(ANSWER_DEADLINE_S)
 
@@ -127,7 +134,7 @@ class VllmInstance:
 
     def _send(self, prompts: list[list[int]], max_tokens: int) -> None:
         try:
-            self._conn.send((prompts, max_tokens))
+            self._conn.send((prompts, max_tokens, time.monotonic()))
         except OSError as error:
             raise self._failed(f"is gone: {error}") from None
 
@@ -172,7 +179,7 @@ class VllmInstance:
 
 
 def _run(conn: Connection, config: EngineConfig) -> None:
-    """The child: one engine, one question at a time, until the pipe closes."""
+    """The child: one engine, until the pipe closes."""
     os.environ.update(config.environment)
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_gib)
     sys.path[:0] = config.import_path
@@ -185,13 +192,17 @@ def _run(conn: Connection, config: EngineConfig) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
     try:
-        engine = _start(config)
+        serving = _Serving(_start(config))
+        serving.answer([[7] * 40], 2)  # What is compiled or allocated at the first question belongs to the start.
         conn.send((True, None))
+        questions: queue.SimpleQueue[tuple[list[list[int]], int, float]] = queue.SimpleQueue()
+        threading.Thread(target=_listen, args=(conn, questions), daemon=True).start()
         while True:
-            prompts, max_tokens = conn.recv()
-            conn.send((True, _answer(engine, prompts, max_tokens)))
-    except EOFError:
-        os._exit(0)
+            if not serving.is_busy() or not questions.empty():
+                serving.take(*questions.get())
+                continue
+            for answers in serving.step():
+                conn.send((True, answers))
     except BaseException as error:
         traceback.print_exc()
         conn.send((False, f"{type(error).__name__}: {error}"))
@@ -207,6 +218,7 @@ def _start(config: EngineConfig) -> Any:
         "max_model_len": config.max_tokens,
         "max_num_seqs": 4,
         "max_num_batched_tokens": config.batched_tokens or config.max_tokens,
+        "enable_chunked_prefill": config.chunked_prefill,
         "enable_prefix_caching": config.prefix_caching,
         "enforce_eager": True,
         "disable_log_stats": False,
@@ -216,29 +228,86 @@ def _start(config: EngineConfig) -> Any:
         settings["kv_transfer_config"] = dict(config.kv_transfer)
     if config.block_count is not None:
         settings["num_gpu_blocks_override"] = config.block_count
-    engine = LLM(**settings)
-    _answer(engine, [[7] * 40], 2)  # What is compiled or allocated at the first question belongs to the start.
-    return engine
+    return LLM(**settings).llm_engine
 
 
-def _answer(engine: Any, prompts: list[list[int]], max_tokens: int) -> list[Answer]:
-    from vllm import SamplingParams
+def _listen(conn: Connection, questions: queue.SimpleQueue[Any]) -> None:
+    """Take questions as they come, so that nobody waits to ask; without a parent there is nothing left to do."""
+    try:
+        while True:
+            questions.put(conn.recv())
+    except (EOFError, OSError):
+        os._exit(0)
 
-    sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
-    begun = time.monotonic()
-    outputs = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
-    total_s = time.monotonic() - begun
-    counted = _counted()
-    return [
-        Answer(
-            output_ids=tuple(output.outputs[0].token_ids),
-            ttft_s=total_s if max_tokens == 1 else getattr(output.metrics, "first_token_latency", 0.0) or total_s,
-            total_s=total_s,
-            cached_tokens=int(output.num_cached_tokens or 0),
-            connector=counted,
-        )
-        for output in outputs
-    ]
+
+@dataclass
+class _Question:
+    """Prompts that were asked together, and their answers as far as they are known."""
+
+    sent_s: float
+    answers: list[Answer | None]
+
+
+@dataclass
+class _Asked:
+    """One prompt that vLLM has."""
+
+    question: _Question
+    place: int
+    ttft_s: float | None = None
+
+
+class _Serving:
+    """vLLM's loop: what comes in between two steps is in the next one."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._waiting: deque[_Question] = deque()
+        self._asked: dict[str, _Asked] = {}
+        self._number = 0
+
+    def is_busy(self) -> bool:
+        return bool(self._waiting)
+
+    def answer(self, prompts: list[list[int]], max_tokens: int) -> list[Answer]:
+        """One question alone."""
+        self.take(prompts, max_tokens, time.monotonic())
+        while True:
+            for answers in self.step():
+                return answers
+
+    def take(self, prompts: list[list[int]], max_tokens: int, sent_s: float) -> None:
+        from vllm import SamplingParams
+
+        question = _Question(sent_s, [None] * len(prompts))
+        self._waiting.append(question)
+        for place, prompt in enumerate(prompts):
+            self._number += 1
+            name = str(self._number)
+            self._asked[name] = _Asked(question, place)
+            sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+            self._engine.add_request(name, {"prompt_token_ids": prompt}, sampling)
+
+    def step(self) -> list[list[Answer]]:
+        """One step of the engine; the answers to questions that are complete with it, in the order of all questions."""
+        for output in self._engine.step():
+            asked, now = self._asked[output.request_id], time.monotonic()
+            if asked.ttft_s is None and output.outputs[0].token_ids:
+                asked.ttft_s = now - asked.question.sent_s
+            if output.finished:
+                del self._asked[output.request_id]
+                asked.question.answers[asked.place] = Answer(
+                    output_ids=tuple(output.outputs[0].token_ids),
+                    ttft_s=asked.ttft_s or 0.0,
+                    total_s=now - asked.question.sent_s,
+                    cached_tokens=int(output.num_cached_tokens or 0),
+                )
+        complete = []
+        while self._waiting and None not in self._waiting[0].answers:
+            counted = _counted()
+            found = [answer for answer in self._waiting.popleft().answers if answer is not None]
+            complete.append([replace(answer, connector=counted) for answer in found])
+        return complete
 
 
 def _counted() -> dict[str, float]:

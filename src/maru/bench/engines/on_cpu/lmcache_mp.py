@@ -17,7 +17,7 @@ def _plain_vars(value: Any) -> Any:
     return found if isinstance(found, dict) or type(found).__name__ == "mappingproxy" else {}
 
 
-dispatcher.vars = _plain_vars  # type: ignore[attr-defined]
+dispatcher.vars = _plain_vars
 
 from lmcache.integration.vllm.lmcache_mp_connector import LMCacheMPConnector  # noqa: E402
 

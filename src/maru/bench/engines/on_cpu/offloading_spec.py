@@ -1,7 +1,7 @@
-"""vLLM's tiering offload where it computes on a CPU, which its own spec refuses. For tests: it copies a second time for
-nothing, since the blocks lie in memory that any process could read.
+"""vLLM's tiering offload where it computes on a CPU, which its own spec refuses. For tests and measurements: it copies
+a second time for nothing, since the blocks lie in memory that any process could read.
 
-    "spec_name": "CpuTieringSpec", "spec_module_path": "cpu_offloading_spec"
+    "spec_name": "CpuTieringSpec", "spec_module_path": "maru.bench.engines.on_cpu.offloading_spec"
 
 One block a chunk, and each copy is done when the call that asks for it returns.
 """
@@ -17,7 +17,7 @@ from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 
 
-class BlockCopies(OffloadingWorker):
+class BlockCopies(OffloadingWorker):  # type: ignore[misc]
     """Between vLLM's blocks and the rows of its offloading region."""
 
     def __init__(self, kv_caches: Any, region: SharedOffloadRegion) -> None:
@@ -58,8 +58,10 @@ class BlockCopies(OffloadingWorker):
         self._region.cleanup()
 
 
-class CpuTieringSpec(TieringOffloadingSpec):
+class CpuTieringSpec(TieringOffloadingSpec):  # type: ignore[misc]
     """vLLM's own but for the worker."""
+
+    _worker: Any
 
     def get_worker(self, kv_caches: Any) -> OffloadingWorker:
         if self._worker is None:
