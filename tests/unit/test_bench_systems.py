@@ -20,7 +20,7 @@ from maru.bench.rivals import install
 from maru.bench.rivals.contract import Rival, RivalFailed
 from maru.bench.rivals.files_store import FilesStore
 from maru.bench.rivals.roster import Entry
-from maru.bench.systems import stores
+from maru.bench.systems import roster, stores
 from maru.bench.systems.contract import Deployment, Job, SystemFailed
 from maru.config import shared_memory_root
 
@@ -115,6 +115,12 @@ def test_a_chunk_larger_than_the_files_may_be_is_refused(two_of_files: tuple[Riv
     store = two_of_files[0]
     with pytest.raises(RivalFailed, match="in a store of"):
         store.put(store.key_of(bytes(16)), np.ones(MIB + 1, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("engine", ["vllm", "lmcache"])
+def test_an_engine_that_is_not_installed_says_how_to_install_it(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert all("`make engines`" in system.why_not() for system in roster.systems_of(engine))
 
 
 def test_a_store_without_its_program_says_which(monkeypatch: pytest.MonkeyPatch) -> None:

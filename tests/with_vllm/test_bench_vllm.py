@@ -90,9 +90,3 @@ def test_lmcache_hits_what_was_stored_before(name: str, replicas: int, job: Job,
         assert hit.output == cold.output
         started = usage.family(deployment.pids())
     assert usage.family(started) == set()
-
-
-@pytest.mark.parametrize("engine", ["vllm", "lmcache"])
-def test_a_system_that_cannot_run_here_says_what_is_missing(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    assert all("make engines" in system.why_not() for system in roster.systems_of(engine))

@@ -85,8 +85,8 @@ class Setting:
         return self.capacity_bytes / _GIB
 
     def memory_of(self, what: str) -> Path:
-        """A folder in shared memory."""
-        folder = self.shared_memory / what
+        """A folder in shared memory, of this deployment alone."""
+        folder = self.shared_memory / f"{self.pool}-{what}"
         folder.mkdir(exist_ok=True)
         return folder
 
@@ -155,13 +155,15 @@ class Way:
 
     @contextmanager
     def servers(self, setting: Setting) -> Iterator[Servers]:
-        """What must run beside the engines. Raises ServerFailed."""
+        """What must run beside the engines; the pool and the files of this setting go with it. Raises ServerFailed."""
         try:
             with Servers(self.serve(setting), setting.folder / f"{self.name}-server.log") as running:
                 yield running
         finally:
             with suppress(PoolNotFound):
                 Pool.destroy(f"maru:///{setting.pool}", force=True)
+            for folder in setting.shared_memory.glob(f"{setting.pool}-*"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def clean_up(self, setting: Setting, number: int, pid: int | None) -> None:
         """Remove what an engine leaves in shared memory when its process does not end by itself."""
