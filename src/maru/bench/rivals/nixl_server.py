@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,23 @@ from maru.bench.rivals.contract import Answering
 AGENT = "store"
 
 
+def _agent_that_yields() -> Any:
+    """An agent with NIXL's own progress thread, as by default: writes into the region need this side too.
+
+    That thread never rests. It inherits that it may only use what nobody else wants, so that a store that waits for its
+    turn takes no core from the one that is measured.
+    """
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    return nixl_agent(AGENT, nixl_agent_config(enable_prog_thread=True, backends=["UCX"]))
+
+
 class NixlServer(Answering):
     """Asked once, to serve; its answer is what other agents need to reach the region."""
 
     def answer(self, request: dict[str, Any]) -> Any:
         capacity = int(request["capacity_bytes"])
-        # Transfers that the kernel cannot do alone need this side too: its progress thread takes part in them.
-        self._agent = nixl_agent(AGENT, nixl_agent_config(enable_prog_thread=True, backends=["UCX"]))
+        with ThreadPoolExecutor(1) as apart:  # Only what this thread starts is to yield.
+            self._agent = apart.submit(_agent_that_yields).result()
         self._memory: Any = np.ones(capacity, dtype=np.uint8)
         at = self._memory.ctypes.data
         self._agent.register_memory([(at, capacity, 0, "")], "DRAM")

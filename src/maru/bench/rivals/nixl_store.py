@@ -26,6 +26,7 @@ from maru.bench.rivals.server_store import ServerStore
 
 SERVER = "maru.bench.rivals.nixl_server:NixlServer"
 TRANSFER_TIMEOUT_S = 60.0
+_GREETING_BYTES = 4096
 
 
 class NixlStore(ServerStore):
@@ -58,6 +59,8 @@ class NixlStore(ServerStore):
         self._agent.add_remote_agent(bytes.fromhex(told["agent"]))
         self._agent.make_connection(AGENT)
         self._socket.connect(f"ipc://{address}/socket")
+        # The first transfer makes the connection: that belongs to attaching, and not to what is measured.
+        self.put(os.urandom(KEY_BYTES), np.zeros(_GREETING_BYTES, dtype=np.uint8))
 
     def make_landing(self, size_bytes: int) -> Array:
         """Registered: NIXL reads and writes no other memory."""
@@ -116,8 +119,14 @@ class NixlStore(ServerStore):
         places = self.ask(wire.Find(key)).places
         insist_on(len(places), 1)
         view = self._staged(places[0][1])
-        self._transfer("READ", view, places)
+        try:
+            self._transfer("READ", view, places)
+        finally:
+            self._socket.send(self._encode(wire.Release(key)))
         return view
+
+    def release(self, _key: bytes, _view: Any) -> None:
+        """Nothing to do: the chunk was let go when it had been copied."""
 
     def read_into(self, keys: bytes, landing: Array) -> None:
         places = self.ask(wire.Find(keys)).places
