@@ -73,8 +73,8 @@ $(ENGINES_STAMP): pyproject.toml CMakeLists.txt $(CORE_SOURCES)
 	@touch $(ENGINES_STAMP)
 
 test: lint engines  ## Lint, then run every test.
-	@echo '==> Looking for a browser'
-	@sh scripts/install_browser.sh
+	@echo '==> Looking for programs that tests run against'
+	@sh scripts/install_test_programs.sh
 	@echo '==> pytest'
 	@$(VENV_PYTHON) -m pytest
 	@echo '==> pytest, with vLLM and LMCache'

@@ -19,7 +19,7 @@ OPTIONS = (
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--disable-crash-reporter",
 )  # fmt: skip
 LOAD_SECONDS_MAX = 30
-HOW_TO = "sh scripts/install_browser.sh, or on Debian and Ubuntu: sudo apt-get install -y chromium chromium-driver"
+HOW_TO = "sh scripts/install_test_programs.sh, or on Debian: sudo apt-get install -y chromium chromium-driver"
 
 
 @pytest.fixture(scope="session")

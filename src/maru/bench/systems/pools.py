@@ -20,9 +20,3 @@ def pool_url(job: Job) -> str:
     """The address of a pool that does not exist yet: of the job's capacity, medium and options."""
     options = "&".join(part for part in (f"size={job.capacity_bytes}", pool_options(job)) if part)
     return f"maru:///bench-{os.getpid()}-{next(_numbers)}?{options}"
-
-
-def pool_options(job: Job) -> str:
-    """Of its URL, beyond the size: where its data lies."""
-    place = f"data={job.pool_place}" if job.pool_place else ""
-    return "&".join(part for part in (place, job.pool_options) if part)
