@@ -25,6 +25,8 @@ from maru.bench.systems.contract import Deployment, Replica, System, SystemFaile
 CONTEXT = (2048,)
 QUICK_CONTEXT = (384,)
 BIN_S = 5.0
+ANSWERS_A_SECOND_MAX = 10.0
+"""So many are made ready; a system that answers more is told to have run out of load."""
 OUTPUT_TOKENS = 4
 SERVER = -1
 
@@ -64,9 +66,10 @@ class Chaos(Figure):
 
     def perform(self, run: Session) -> None:
         (context,) = run.contexts(CONTEXT, QUICK_CONTEXT)[:1]
+        lanes, turns = run.setting("conversations"), run.setting("turns")
         # More than can be answered: the drive ends by the clock.
-        sessions = conversations(run.prompts, run.setting("conversations") * 8, context, run.setting("turns"), "chaos")
-        chained = _chained(sessions, run.setting("conversations"))
+        count = max(8 * lanes, int(ANSWERS_A_SECOND_MAX * run.setting("seconds") / turns))
+        chained = _chained(conversations(run.prompts, count, context, turns, "chaos"), lanes)
         longest = max(len(turn.prompt) for session in chained for turn in session)
         job = run.job(longest + OUTPUT_TOKENS + 2 * run.chunk_tokens)
         for system in run.systems:
@@ -141,6 +144,8 @@ def _one(run: Session, system: System, job: object, sessions: list[list[Turn]]) 
             killer.end()
         if killer.error:
             raise killer.error
+        if len(served) == sum(map(len, sessions)):
+            run.remark(f"{system.name} answered everything before the time was over: its later seconds had no load")
         _note(run, system.name, served, killer.kills)
         run.note("memory", system.name, "held", (_memory(deployment) - memory) / 1e6)
 
