@@ -1,7 +1,9 @@
 """What a measurement used besides time: CPU seconds of processes, bytes on the network, and what others took meanwhile.
 
-Everything is read from /proc. Figures of processes count those that they started and those that have ended and were
-waited for, so a server that forks workers is seen whole.
+Everything is read from /proc, and CPU time from the kernel's clock of each process, which has no ticks. Figures of
+processes count those that they started, those of their sessions, and those that have ended and were waited for: a
+server that forks workers is seen whole, also when one of them is given to init. One that is given to init and has begun
+a session of its own is not seen.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +29,12 @@ def _fields_of(pid: int) -> list[str] | None:
 
 
 def family(pids: Iterable[int]) -> set[int]:
-    """These processes and all that they started, as far as they live."""
+    """These processes, all that they started and all of the sessions that they began, as far as they live."""
     parents: dict[int, list[int]] = {}
     for entry in _PROC.iterdir():
         if entry.name.isdigit() and (fields := _fields_of(int(entry.name))):
-            parents.setdefault(int(fields[1]), []).append(int(entry.name))
+            for parent in {int(fields[1]), int(fields[3])}:
+                parents.setdefault(parent, []).append(int(entry.name))
     found: set[int] = set()
     waiting = [pid for pid in pids if _fields_of(pid) is not None]
     while waiting:
@@ -43,11 +47,17 @@ def family(pids: Iterable[int]) -> set[int]:
 
 def cpu_seconds(pids: Iterable[int]) -> float:
     """User and system time of these processes, of all they started, and of what those waited for."""
-    ticks = 0
+    total = 0.0
     for pid in family(pids):
         if fields := _fields_of(pid):
-            ticks += sum(int(field) for field in fields[11:15])
-    return ticks * _TICK_S
+            with suppress(OSError):  # It ended just now.
+                total += time.clock_gettime(_cpu_clock_of(pid)) + sum(map(int, fields[13:15])) * _TICK_S
+    return total
+
+
+def _cpu_clock_of(pid: int) -> int:
+    """The clock of a process's CPU time, as clock_getcpuclockid(3) makes it: the complement, and 2 for all threads."""
+    return ~pid << 3 | 2
 
 
 def memory_bytes(pids: Iterable[int]) -> int:
