@@ -8,7 +8,7 @@ import pytest
 from toy_systems import ToyReplica
 
 from maru.bench.loads.drive import Drive, Turn, by_turn
-from maru.bench.systems.contract import Replica, SystemFailed
+from maru.bench.systems.contract import Answer, Replica, SystemFailed
 
 
 def sessions_of(count: int, turns: int) -> list[list[Turn]]:
@@ -64,3 +64,48 @@ def test_a_drive_ends_at_its_deadline() -> None:
 def test_a_turn_that_is_to_come_later_does_not_come_before() -> None:
     (served,) = Drive([ToyReplica()], 1).run([[Turn(0, 0, (1,), wait_s=0.05)]])
     assert served.asked_s >= 0.05
+
+
+class Waits(ToyReplica):
+    """Nobody answers: whoever waits for it is interrupted."""
+
+    def collect(self, _ticket: int) -> Answer:
+        raise KeyboardInterrupt
+
+
+def test_nobody_is_started_after_a_drive_was_interrupted() -> None:
+    """As Ctrl-C does: it comes to the thread that waits, while others find their replica dead."""
+    drive: Drive
+    started: list[int] = []
+
+    def again(number: int) -> Replica:
+        started.append(number)
+        return ToyReplica()
+
+    drive = Drive([ToyReplica()], 1, on_failure=again)
+    drive.run([])
+    drive._give_up(KeyboardInterrupt())
+    drive._replace(0, drive._lanes[0], SystemFailed("dead"))
+    assert started == []
+    with pytest.raises(KeyboardInterrupt):
+        Drive([Waits()], 1, on_failure=again).run(sessions_of(1, 1))
+    assert started == []
+
+
+def test_a_user_waits_from_when_a_prompt_came_also_for_a_successor() -> None:
+    replicas = iter([ToyReplica(dies_after=0), ToyReplica()])
+    (one,) = Drive([ToyReplica(dies_after=0)], 1, on_failure=lambda _n: next(replicas)).run(sessions_of(1, 1))
+    assert one.came_s <= one.asked_s
+    assert one.user_ttft_s == pytest.approx(one.asked_s - one.came_s + 0.25)
+
+
+def test_a_prompt_that_waits_for_a_place_came_before_it_was_asked() -> None:
+    served = Drive([ToyReplica()], 1).run(sessions_of(3, 1))
+    assert all(one.came_s < served[0].done_s for one in served)
+    assert served[-1].user_ttft_s > 0.25
+
+
+def test_a_drive_that_gives_up_says_so() -> None:
+    late = [[Turn(0, 0, (1,), wait_s=60.0)]]
+    with pytest.raises(SystemFailed, match="1 prompts were not answered"):
+        Drive([ToyReplica()], 1, give_up_s=0.01).run(late)

@@ -3,7 +3,7 @@
 Holds:      who asks whom, and when: a router, and at most so many prompts in flight at each replica.
 Promises:   prompts of one session are asked in their order; every answer is told with when it was asked and came. A
             replica that fails gives back what it had in flight: its successor is asked again.
-Leaves:     what prompts are to `sessions` and `contexts`, what answers mean to the figure.
+Leaves:     what prompts are to `streams` and `contexts`, what answers mean to the figure.
 """
 
 from __future__ import annotations
@@ -30,13 +30,23 @@ class Turn:
 
 @dataclass(frozen=True)
 class Served:
-    """A turn and its answer; seconds since the drive began."""
+    """A turn and its answer; seconds since the drive began.
+
+    A turn comes when its session's last answer did, or when it is due. Until it is asked it waits for a place among
+    those in flight, and where its replica died for the successor: `asked_s` is of the question that was answered.
+    """
 
     turn: Turn
     replica: int
     answer: Answer
     asked_s: float
     done_s: float
+    came_s: float = 0.0
+
+    @property
+    def user_ttft_s(self) -> float:
+        """From when it came to its first token."""
+        return self.asked_s - self.came_s + self.answer.ttft_s
 
 
 Router = Callable[[Turn, int], int]
@@ -52,8 +62,10 @@ class _Lane:
     """One replica's waiting turns, and those in flight."""
 
     def __init__(self) -> None:
-        self.waiting: deque[Turn] = deque()
-        self.in_flight: deque[tuple[Turn, int, float]] = deque()
+        self.waiting: deque[tuple[Turn, float]] = deque()
+        """With when each came."""
+        self.in_flight: deque[tuple[Turn, float, int, float]] = deque()
+        """With when each came, its ticket, and when it was asked."""
 
 
 class Drive:
@@ -81,7 +93,10 @@ class Drive:
         self.served: list[Served] = []
 
     def run(self, sessions: Sequence[Sequence[Turn]], deadline_s: float | None = None) -> list[Served]:
-        """Every turn of every session, or as many as come before the deadline. Raises SystemFailed."""
+        """Every turn of every session, or as many as come before the deadline.
+
+        Raises SystemFailed, also when there is no deadline and everything takes longer than `give_up_s`.
+        """
         self._sessions = [list(session) for session in sessions]
         self._left = sum(map(len, self._sessions))
         self._begun = time.monotonic()
@@ -92,15 +107,26 @@ class Drive:
         threads = [threading.Thread(target=self._serve, args=(n,), daemon=True) for n in range(len(self._replicas))]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException as error:  # Ctrl-C: no thread begins anything new.
+            self._give_up(error)
+            raise
         if self._error is not None:
             raise self._error
+        if self._left and deadline_s is None:
+            raise SystemFailed(f"{self._left} prompts were not answered in {self._give_up_s:.0f} s")
         return self.served
+
+    def _give_up(self, error: BaseException) -> None:
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
 
     def _enqueue(self, turn: Turn) -> None:
         with self._changed:
-            self._lanes[self._router(turn, len(self._replicas))].waiting.append(turn)
+            self._lanes[self._router(turn, len(self._replicas))].waiting.append((turn, time.monotonic()))
             self._changed.notify_all()
 
     def _come(self, turn: Turn) -> None:
@@ -126,9 +152,7 @@ class Drive:
                 except SystemFailed as error:
                     self._replace(number, lane, error)
         except BaseException as error:
-            with self._changed:
-                self._error = self._error or error
-                self._changed.notify_all()
+            self._give_up(error)
 
     def _fill(self, number: int, lane: _Lane) -> None:
         """Ask as much as may be in flight; wait a moment when there is nothing to do."""
@@ -138,33 +162,38 @@ class Drive:
                     if not lane.in_flight and not self._is_over():
                         self._changed.wait(0.05)
                     return
-                turn = lane.waiting[0]
+                turn, came = lane.waiting[0]
+            self._replicas[number].learn(turn.prompt)  # A new process is ready after that, and the question short.
             asked = time.monotonic()
             ticket = self._replicas[number].post(turn.prompt, turn.max_tokens, is_checked=self._is_checked)
             with self._changed:
                 lane.waiting.popleft()
-            lane.in_flight.append((turn, ticket, asked))
+            lane.in_flight.append((turn, came, ticket, asked))
 
     def _take_answer(self, number: int, lane: _Lane) -> None:
-        turn, ticket, asked = lane.in_flight[0]
+        turn, came, ticket, asked = lane.in_flight[0]
         answer = self._replicas[number].collect(ticket)
         done = time.monotonic()
         lane.in_flight.popleft()
         session = self._sessions[turn.session]
         with self._changed:
-            self.served.append(Served(turn, number, answer, asked - self._begun, done - self._begun))
+            self.served.append(
+                Served(turn, number, answer, asked - self._begun, done - self._begun, came - self._begun)
+            )
             self._left -= 1
             self._changed.notify_all()
         if turn.number + 1 < len(session):
             self._come(session[turn.number + 1])
 
     def _replace(self, number: int, lane: _Lane, error: SystemFailed) -> None:
-        """What was in flight is asked again, first of all."""
+        """What was in flight is asked again, first of all; when it is over nobody is started any more."""
+        if self._is_over():
+            return
         successor = self._on_failure(number)
         if successor is None:
             raise error
         self._replicas[number] = successor
         with self._changed:
-            for turn, _, _ in reversed(lane.in_flight):
-                lane.waiting.appendleft(turn)
+            for turn, came, _, _ in reversed(lane.in_flight):
+                lane.waiting.appendleft((turn, came))
             lane.in_flight.clear()
