@@ -253,10 +253,15 @@ def _words(text: str | None) -> tuple[str, ...] | None:
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
     try:
-        return None if text is None else tuple(int(part) for part in text.split(",") if part)
+        numbers = tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise typer.BadParameter(f"numbers with commas between, not {text!r}") from None
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise typer.BadParameter(f"numbers above 0 with commas between, not {text!r}")
+    return numbers
 
 
 def _pairs(texts: list[str] | None) -> dict[str, str]:
@@ -274,9 +279,13 @@ def _command_line() -> str:
 
 
 def _run(name: str, options: Any, json_output: bool) -> bool:
-    """Measure one figure, write its files, say what came out. Raises MaruError. False: an answer was wrong."""
+    """Measure one figure, write its files, say what came out. Raises MaruError.
+
+    False: an answer was wrong, none was compared, or a system did not come to the end.
+    """
     from maru.bench import results
     from maru.bench.session import opened
+    from maru.bench.step_log import NoPlace
 
     out = _wide(json_output)
     figure = figure_named(name)
@@ -286,8 +295,12 @@ def _run(name: str, options: Any, json_output: bool) -> bool:
         except KeyboardInterrupt:
             complain("interrupted; --resume goes on from here")
             raise typer.Exit(1) from None
-        document = run.document()
-        files = results.keep(document, run.json_path)
+        run.insist_on_samples()
+        document, failed = run.document(), run.failed
+        try:
+            files = results.keep(document, run.json_path)
+        except OSError as error:
+            raise NoPlace(f"{run.json_path}: {error.strerror}") from error
         run.finished()
     if json_output:
         from maru.bench.document import as_json
@@ -299,7 +312,11 @@ def _run(name: str, options: Any, json_output: bool) -> bool:
             out.print(f"{what}: {path}", markup=False)
     if not document.checks.are_good:
         complain(f"{name}: {document.checks.wrong} of {document.checks.compared} answers were wrong")
-    return document.checks.are_good
+    if not document.checks.compared:
+        complain(f"{name}: nothing was compared")
+    if failed:
+        complain(f"{name}: not measured to the end: {', '.join(failed)}")
+    return document.checks.are_good and document.checks.compared > 0 and not failed
 
 
 def _wide(json_output: bool) -> Console:

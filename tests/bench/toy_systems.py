@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from maru.bench.systems.contract import Answer, Deployment, Job, Replica, System, SystemFailed
 
@@ -54,6 +54,49 @@ class ToyReplica(Replica):
 
     def close(self) -> None:
         self.is_dead = True
+
+
+@dataclass
+class ToyStoreReplica(ToyReplica):
+    """Keeps prompts' prefixes in `kept`, which replicas may share; what it loads can be wrong, or be forgotten."""
+
+    kept: set[tuple[int, ...]] = field(default_factory=set)
+    chunk_tokens: int = 64
+    generates: bool = True
+    lies: bool = False
+    forgets: bool = False
+    is_silent: bool = False
+    _checked: list[bool] = field(default_factory=list)
+
+    def post(self, prompt: Sequence[int], _max_tokens: int = 1, *, is_checked: bool = True, **_how: bool) -> int:
+        self._checked.append(is_checked)
+        return super().post(prompt)
+
+    def collect(self, ticket: int) -> Answer:
+        plain = super().collect(ticket)
+        prompt = self._tickets[ticket]
+        ends = range(self.chunk_tokens, len(prompt) + 1, self.chunk_tokens)
+        cached = 0
+        for end in ends:
+            if prompt[:end] not in self.kept:
+                break
+            cached = end
+        if not self.forgets:
+            self.kept.update(prompt[:end] for end in ends)
+        wrong = bool(self.lies and cached)
+        stored = len(prompt) - cached
+        answer = replace(plain, cached_tokens=cached, loaded_bytes=cached, stored_bytes=stored, store_s=0.1)
+        if self.generates:
+            return replace(answer, output=() if self.is_silent else (sum(prompt) + wrong,))
+        if not self._checked[ticket]:
+            return replace(answer, output=())
+        return replace(answer, output=(), compared=cached // self.chunk_tokens, wrong=int(wrong))
+
+
+def replicas_that(chunk_tokens: int, **habits: bool) -> Callable[[int], Replica]:
+    """Makes replicas of one system, which share what they keep."""
+    kept: set[tuple[int, ...]] = set()
+    return lambda _number: ToyStoreReplica(kept=kept, chunk_tokens=chunk_tokens, **habits)
 
 
 @dataclass

