@@ -1,7 +1,8 @@
 """One process that moves bytes and nothing else: over a plain mapping, or through a pool. No engine.
 
 All processes of a sample begin at the same moment, which the parent names; each reports when it began and ended. What
-they copy from and to rotates over more bytes than the caches hold.
+they copy from and to rotates over more bytes than the caches hold, is mapped before, and is compared afterwards: what
+still lies where it was copied to.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,15 @@ _MPOL_DEFAULT, _MPOL_BIND = 0, 2  # <linux/mempolicy.h>
 _MASK_BITS = 64
 _SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
 """The system call's number; glibc has no function for it."""
+_SHARE_READ = 0.75
+"""Of what there is room for: a pool has to hold all that is read, and plain mappings have no more of it."""
+Pairs = list[tuple[Any, Any]]
+"""(To, from): slices or keys, and data."""
+
+
+def prefix_chunks(size_bytes: int) -> int:
+    """How many chunks readers know, of so many bytes."""
+    return int(_SHARE_READ * size_bytes) // CHUNK_BYTES
 
 
 class MediaChild(Answering):
@@ -54,10 +65,12 @@ class MediaChild(Answering):
             on_node(None)
 
     def open(self, paths: list[str], pool: str, index: int, members: int) -> None:
-        """`paths`: of the segments, mapped plainly; or the URL of a pool. Each of `members` has a part of its own."""
+        """`paths`: of the segments, mapped plainly; or the URL of a pool. Each of `members` reads a part of its own."""
+        self._index, self._members = index, members
         own_bytes = 2 * last_level_cache_bytes()
         self._own = Rotation(touched_array(max(own_bytes, 2 * CHUNK_BYTES)), CHUNK_BYTES)
         self._source = Rotation(source_array(max(own_bytes, 2 * CHUNK_BYTES)), CHUNK_BYTES)
+        self._contents = self._source.take(len(self._source))
         self._pool: Pool | None = None
         self._maps: list[Any] = []
         if pool:
@@ -68,46 +81,64 @@ class MediaChild(Answering):
         for path in paths:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                self._maps.append(np.frombuffer(mmap.mmap(fd, Path(path).stat().st_size), dtype=np.uint8))
+                mapping = mmap.mmap(fd, Path(path).stat().st_size)
             finally:
                 os.close(fd)
-        slices = [
+            with suppress(OSError):  # A kernel without huge pages refuses; the pool asks in the same way.
+                mapping.madvise(mmap.MADV_HUGEPAGE)
+            self._maps.append(np.frombuffer(mapping, dtype=np.uint8))
+            int(self._maps[-1][::4096].sum())  # Mapped by now, as the pool's memory is once it is ready.
+        self._all = [
             segment[at : at + CHUNK_BYTES]
             for at in range(0, self._maps[0].nbytes - CHUNK_BYTES + 1, CHUNK_BYTES)
             for segment in self._maps
         ]
-        self._slices = slices[index::members]
+        self._slices = self._all[: prefix_chunks(sum(one.nbytes for one in self._maps))][index::members]
 
     def fill(self, keys: str) -> None:
-        """Make everything real: touch the mapping, or store chunks under keys that readers know."""
+        """Make everything real: fill the mapping, or store chunks under keys that readers know."""
         if self._pool is None:
-            for segment in self._maps:
-                segment.fill(1)
+            for number, part in enumerate(self._all):
+                np.copyto(part, self._content(number))
             return
-        for key, (data,) in zip(_split(keys), iter(lambda: self._source.take(1), None), strict=False):
-            _store(self._pool, key, data)
+        for number, key in enumerate(_split(keys)):
+            _store(self._pool, key, self._content(number))
 
-    def move(self, what: str, start_ns: int, chunks: int, keys: str) -> tuple[int, int, float]:
-        """Read or write so many chunks. Returns nanoseconds of time.monotonic_ns() at both ends, and CPU seconds."""
-        act = self._prepared(what, chunks, keys)
+    def _content(self, number: int) -> Any:
+        """What lies under a key that readers know, by its number: the same in every process."""
+        return self._contents[number % len(self._contents)]
+
+    def move(self, what: str, start_ns: int, chunks: int, keys: str) -> tuple[int, int, int, int]:
+        """Read or write so many chunks.
+
+        Returns nanoseconds of time.monotonic_ns() at both ends, how many chunks were compared, and how many are wrong.
+        """
+        act, outcome = self._prepared(what, chunks, keys)
         while time.monotonic_ns() < start_ns:
             pass
-        cpu, begun = time.process_time(), time.monotonic_ns()
+        begun = time.monotonic_ns()
         act()
-        return begun, time.monotonic_ns(), time.process_time() - cpu
+        ended = time.monotonic_ns()
+        return begun, ended, *_compared(outcome())
 
-    def _prepared(self, what: str, chunks: int, keys: str) -> Any:
-        if self._pool is None:
+    def _prepared(self, what: str, chunks: int, keys: str) -> tuple[Callable[[], None], Callable[[], Pairs]]:
+        """What is timed, and what gives the pairs that have to be equal then."""
+        pool = self._pool
+        if pool is None:
             own = (self._own if what == "read" else self._source).take(chunks)
             there = [self._slices[n % len(self._slices)] for n in range(chunks)]
             pairs = list(zip(own, there, strict=True) if what == "read" else zip(there, own, strict=True))
-            return partial(_copy_all, pairs)
+            return partial(_copy_all, pairs), lambda: pairs
         if what == "read":
-            known = _split(keys)
+            known = list(enumerate(_split(keys)))[self._index :: self._members]
             wanted = [known[n % len(known)] for n in range(chunks)]
-            return partial(_read_all, self._pool, list(zip(wanted, self._own.take(chunks), strict=True)))
+            own = self._own.take(chunks)
+            reading = [(key, to) for (_, key), to in zip(wanted, own, strict=True)]
+            return partial(_read_all, pool, reading), lambda: [
+                (to, self._content(number)) for (number, _), to in zip(wanted, own, strict=True)
+            ]
         fresh = list(zip(self._fresh.take(chunks), self._source.take(chunks), strict=True))
-        return partial(_put_all, self._pool, fresh)
+        return partial(_put_all, pool, fresh), lambda: _read_back(pool, fresh)
 
     def watch(self, key: str) -> int:
         """Look a chunk up until it is not there any more, or for ten seconds. Returns time.monotonic_ns()."""
@@ -147,6 +178,22 @@ def on_node(node: int | None) -> None:
 def _split(keys: str) -> list[bytes]:
     packed = bytes.fromhex(keys)
     return [packed[at : at + 16] for at in range(0, len(packed), 16)]
+
+
+def _compared(pairs: Pairs) -> tuple[int, int]:
+    """(compared, wrong) of pairs that have to be equal; of those that share a place only the last."""
+    last = {to.ctypes.data: (to, data) for to, data in pairs}
+    return len(last), sum(not np.array_equal(to, data) for to, data in last.values())
+
+
+def _read_back(pool: Pool, pairs: Pairs) -> Pairs:
+    """What of these chunks is still there, with what it has to be."""
+    found: Pairs = []
+    for key, data in pairs:
+        with pool.pin(key) as prefix:
+            if len(prefix):
+                found.append((np.array(np.frombuffer(prefix.views[0], dtype=np.uint8)), data))
+    return found
 
 
 def _copy_all(pairs: list[tuple[Any, Any]]) -> None:

@@ -2,9 +2,9 @@
 
 Three parts. Raw: 1, 2, ... processes copy out of plain mappings and into them, over one segment and over several, and
 where there are several NUMA nodes over memory of each; one load after another gives the latency. Through the pool: the
-same copies through put and pin. Then every store of the engine `synthetic` keeps and gives back the same contexts: the
-seconds of CPU that all its processes took for a GiB, the bytes that crossed the network, and its bandwidth as a share
-of the raw ceiling.
+same copies through put and pin, of as many bytes. What was copied is compared, after the time has stopped. Then every
+store of the engine `synthetic` keeps and gives back the same contexts: the seconds of CPU that all its processes took
+for a GiB, the bytes that crossed the network, and its bandwidth as a share of the raw ceiling.
 """
 
 from __future__ import annotations
@@ -24,15 +24,19 @@ from maru.bench.document import Measure, System
 from maru.bench.figures.base import Figure, Knob, Step
 from maru.bench.figures.ttft import SUFFIX_TOKENS, replica_bytes, replicas_of
 from maru.bench.ground import Keys
-from maru.bench.media_child import CHUNK_BYTES
+from maru.bench.machine import last_level_cache_bytes
+from maru.bench.media_child import CHUNK_BYTES, prefix_chunks
+from maru.bench.rivals.contract import RivalFailed
 from maru.bench.rivals.crew import Member, command_of
-from maru.bench.session import Session
+from maru.bench.session import BadSetting, NothingToMeasure, Session
 from maru.bench.systems.contract import Deployment
+from maru.config import format_size
 from maru.errors import PoolNotFound
 from maru.pool import Pool
 
 GIB = 1 << 30
 HOPS = 200_000
+SLAB_BYTES = 4 * CHUNK_BYTES
 _HEAD_START_NS = 20_000_000
 _CHILD = "maru.bench.media_child:MediaChild"
 _NODES = Path("/sys/devices/system/node")
@@ -49,7 +53,7 @@ class Bandwidth(Figure):
         Knob("segments", (1, 2), (1, 2), "data segments that copies go to in turn"),
         Knob("chunks", 64, 12, "chunks of 8 MiB that each process moves for a sample"),
         Knob("nodes", "several", "several", "NUMA nodes by themselves: where there are several, or all"),
-        Knob("segment_mib", 512, 128, "size of each segment"),
+        Knob("segment_mib", 512, 128, "size of each segment, at least; twice the caches are read in any case"),
     )
 
     def measures(self, _run: Session) -> list[Measure]:
@@ -73,23 +77,29 @@ class Bandwidth(Figure):
         ]  # fmt: skip
 
     def perform(self, run: Session) -> None:
+        for name in ("processes", "segments"):
+            if 1 not in run.setting(name):
+                raise BadSetting(f"{name} has to have 1 in it, which the others are compared with")
         nodes = numa_nodes()
         run.remark(f"{len(nodes)} NUMA node{'s' if len(nodes) > 1 else ''}")
         for count in run.setting("segments"):
             run.compares([System(f"{RAW}-{count}", f"raw copy, {_named(count)}", "streaming copies")])
             if count > 1:
                 run.compares([System(f"{OURS}-{count}", f"Maru, {_named(count)}", "put and pin")])
-        for count in run.setting("segments"):
-            with _movers(run, count) as movers:
-                run.perform(movers.steps(chases=count == 1))
-        for node in nodes if len(nodes) > 1 or run.setting("nodes") == "all" else []:
-            run.compares([System(f"{RAW}-node-{node}", f"raw copy, NUMA node {node}", "memory bound to that node")])
-            with _on_node(run, node) as movers:
-                run.perform(movers.steps(chases=True))
+        try:
+            for count in run.setting("segments"):
+                with _movers(run, count) as movers:
+                    run.perform(movers.steps(chases=count == 1))
+            for node in nodes if len(nodes) > 1 or run.setting("nodes") == "all" else []:
+                run.compares([System(f"{RAW}-node-{node}", f"raw copy, NUMA node {node}", "memory bound to that node")])
+                with _on_node(run, node) as movers:
+                    run.perform(movers.steps(chases=True))
+        except RivalFailed as error:
+            raise NothingToMeasure(f"no raw copy can be measured here: {error}") from error
         self._stores(run)
 
     def _stores(self, run: Session) -> None:
-        (context,) = run.contexts((4096,), (1024,))[:1]
+        context = run.context(4096, 1024)
         job = run.job(context + 2 * run.chunk_tokens)
         for group in run.groups(replica_bytes(run, job.context_tokens_max), replicas_of, job.capacity_bytes):
             with run.deployed(job, replicas_of, group) as field:
@@ -154,7 +164,9 @@ class _Movers:
             for one in movers[:count]
         ]
         told = [one.collect(ticket) for one, ticket in asked]
-        seconds = (max(end for _, end, _ in told) - min(begun for begun, _, _ in told)) * 1e-9
+        for _, _, compared, wrong in told:
+            self._run.count(compared, wrong)
+        seconds = (max(end for _, end, *_ in told) - min(begun for begun, *_ in told)) * 1e-9
         self._run.note(what, name, count, count * chunks * CHUNK_BYTES / seconds / 1e9, number)
 
     def _chase(self, number: int) -> None:
@@ -162,26 +174,35 @@ class _Movers:
         self._run.note("latency", self._raw_name, "64 bytes", seconds, number)
 
 
+def _segment_bytes(run: Session) -> int:
+    """Of which each process reads a part: twice what the caches hold, or more."""
+    wanted: int = 3 * max(run.setting("processes")) * last_level_cache_bytes()
+    return max(int(run.setting("segment_mib")) << 20, -(-wanted // SLAB_BYTES) * SLAB_BYTES)
+
+
 @contextmanager
 def _movers(run: Session, segments: int) -> Iterator[_Movers]:
-    """Files, a pool of as many segments, and processes on both; everything goes away afterwards."""
-    size, most = run.setting("segment_mib") << 20, max(run.setting("processes"))
+    """Files, a pool of as many segments, and processes on both; everything goes away afterwards. Raises BadSetting."""
+    size, most = _segment_bytes(run), max(run.setting("processes"))
     plain_files = [run.memory / f"plain-{segments}-{n}" for n in range(segments)]
     pool_files = [run.memory / f"pool-{segments}-{n}" for n in range(segments)]
-    for file in plain_files:
-        with file.open("wb") as out:
-            os.posix_fallocate(out.fileno(), 0, size)
     url = f"maru:///bench-media-{os.getpid()}-{segments}"
     data = ",".join(map(str, pool_files))
-    options = f"size={segments * size}&data={data}&medium=file&slab_bytes={4 * CHUNK_BYTES}&gate=off"
+    options = f"size={segments * size}&data={data}&medium=file&slab_bytes={SLAB_BYTES}&gate=off"
     with ExitStack() as stack:
         for file in (*plain_files, *pool_files):
             stack.callback(partial(file.unlink, missing_ok=True))
+        try:
+            for file in plain_files:
+                with file.open("wb") as out:
+                    os.posix_fallocate(out.fileno(), 0, size)
+        except OSError as error:
+            raise BadSetting(f"{segments} x {format_size(size)} in {run.memory.parent}: {error.strerror}") from error
         Pool.create(f"{url}?{options}").close()
         stack.callback(_destroy, url)
         plain = [_member(stack, run, [str(f) for f in plain_files], "", n, most) for n in range(most)]
         pooled = [_member(stack, run, [], url, n, most) for n in range(most)]
-        keys = Keys("media").packed(max(1, size // CHUNK_BYTES // 4)).hex()
+        keys = Keys("media").packed(prefix_chunks(segments * size)).hex()
         plain[0].ask("fill", keys="")
         pooled[0].ask("fill", keys=keys)
         ours = OURS if segments == 1 else f"{OURS}-{segments}"
@@ -197,7 +218,7 @@ def _on_node(run: Session, node: int) -> Iterator[_Movers]:
         maker = Member(command_of(sys.executable, _CHILD), run.folder / "media.log")
         stack.callback(maker.await_end)
         stack.callback(maker.let_go)
-        maker.ask("make", paths=[str(file)], size=run.setting("segment_mib") << 20, node=node)
+        maker.ask("make", paths=[str(file)], size=_segment_bytes(run), node=node)
         plain = [_member(stack, run, [str(file)], "", n, most) for n in range(most)]
         yield _Movers(run, f"{RAW}-node-{node}", f"NUMA node {node}", plain, {}, "")
 
@@ -225,6 +246,7 @@ def _cost(run: Session, name: str, deployment: Deployment, context: int, number:
     stored, store_cpu, store_net = _metered(deployment, lambda: a.collect(a.post(prompt, is_checked=False)))
     loaded, load_cpu, load_net = _metered(deployment, lambda: b.collect(b.post(prompt, is_checked=False)))
     run.check(b.ask(prompt), question)
+    run.insist_on_hit(name, loaded, context)
     raw = {what: _ceiling(run, what) for what in ("read", "write")}
     if stored.stored_bytes and stored.store_s:
         run.note("ceiling", name, "stored", stored.stored_bytes / stored.store_s / 1e9 / raw["write"], number)

@@ -13,7 +13,7 @@ from pathlib import Path
 from maru.bench.document import Measure, System
 from maru.bench.figures.base import Figure, Knob, Step
 from maru.bench.hit_rates import CAPACITIES, TRACES, lines_of
-from maru.bench.prefix_trace import PrefixTrace, read_trace
+from maru.bench.prefix_trace import BadTrace, PrefixTrace, read_trace
 from maru.bench.session import BadSetting, Session
 from maru.bench.systems.models import model_named
 
@@ -62,14 +62,17 @@ class Capacity(Figure):
 
 
 def traces_of(run: Session) -> list[PrefixTrace]:
-    """Raises BadSetting, BadTrace."""
+    """Raises BadSetting."""
     place = Path(run.setting("traces")) if run.setting("traces") else TRACES
     files = sorted(place.glob("*.pct*")) if place.is_dir() else [place]
     wanted: Sequence[str] = run.setting("only")
     names = {file.name.split(".")[0]: file for file in files}
     if not files or set(wanted) - set(names):
         raise BadSetting(f"no such trace in {place}: {', '.join(sorted(set(wanted) - set(names))) or '*.pct'}")
-    return [read_trace(names[name], run.setting("chunk_tokens")) for name in (wanted or names)]
+    try:
+        return [read_trace(names[name], run.setting("chunk_tokens")) for name in (wanted or names)]
+    except (BadTrace, OSError) as error:
+        raise BadSetting(str(error)) from error
 
 
 def size_gb(run: Session, trace: PrefixTrace, share: float) -> float:

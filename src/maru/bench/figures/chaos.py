@@ -8,6 +8,7 @@ answered before, by whatever system and process.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -19,14 +20,14 @@ from maru.bench.figures.base import Figure, Knob, Step
 from maru.bench.figures.concurrency import two
 from maru.bench.loads.contexts import conversations
 from maru.bench.loads.drive import Drive, Served, Turn
+from maru.bench.loads.prompts import Prompts
 from maru.bench.session import Session
 from maru.bench.systems.contract import Deployment, Replica, System, SystemFailed
 
-CONTEXT = (2048,)
-QUICK_CONTEXT = (384,)
+CONTEXT, QUICK_CONTEXT = 2048, 384
 BIN_S = 5.0
-ANSWERS_A_SECOND_MAX = 10.0
-"""So many are made ready; a system that answers more is told to have run out of load."""
+ANSWERS_A_SECOND = 20
+"""So much load is there at least: more than two replicas answer."""
 OUTPUT_TOKENS = 4
 SERVER = -1
 
@@ -56,8 +57,11 @@ class Chaos(Figure):
             of("answered", "Right answers, in all", "answers", "higher"),
             of("wrong", "Wrong answers", "answers", "lower", "must be 0"),
             of("first-hit", "From a kill to the new process's first hit", "s", "lower", "starting it is part of that"),
-            of("ttft", "Time to first token", "s", "lower", "of every request, with its wait for others"),
-            of("memory", "Memory held at the end, beyond the beginning", "MB", "lower", "replicas, servers, /dev/shm"),
+            of("ttft", "Time to first token", "s", "lower", "from when a user asks, with all waiting"),
+            of(
+                "memory", "Memory held at the end, beyond the beginning", "MB", "lower",
+                "of replicas and servers, with their part of the shared memory that they map",
+            ),
             Measure(
                 "kills-events", "Kills", "", "since the load began", "s", better="", kind="timeline",
                 note="1: a replica, 2: the server",
@@ -65,24 +69,29 @@ class Chaos(Figure):
         ]  # fmt: skip
 
     def perform(self, run: Session) -> None:
-        (context,) = run.contexts(CONTEXT, QUICK_CONTEXT)[:1]
-        lanes, turns = run.setting("conversations"), run.setting("turns")
-        # More than can be answered: the drive ends by the clock.
-        count = max(8 * lanes, int(ANSWERS_A_SECOND_MAX * run.setting("seconds") / turns))
-        chained = _chained(conversations(run.prompts, count, context, turns, "chaos"), lanes)
+        context = run.context(CONTEXT, QUICK_CONTEXT)
+        sessions = conversations(run.prompts, run.setting("conversations") * 8, context, run.setting("turns"), "chaos")
+        chained = chained_turns(run.prompts, sessions, run.setting("conversations"), run.setting("seconds"))
         longest = max(len(turn.prompt) for session in chained for turn in session)
+        run.insist_on_tokens(longest + OUTPUT_TOKENS)
         job = run.job(longest + OUTPUT_TOKENS + 2 * run.chunk_tokens)
         for system in run.systems:
             key = f"{run.setting('seconds'):g} s of load and kills, {system.name}"
             run.perform([Step(key, system.name, partial(_one, run, system, job, chained))])
 
 
-def _chained(sessions: list[list[Turn]], lanes: int) -> list[list[Turn]]:
-    """Conversations that follow each other, in so many lanes."""
+def chained_turns(prompts: Prompts, sessions: list[list[Turn]], lanes: int, seconds: float) -> list[list[Turn]]:
+    """Conversations that follow each other, in so many lanes, more than can be answered: the drive ends by the clock.
+
+    When all of them are over they begin again, each with a first line that makes its context new to everybody.
+    """
     found: list[list[Turn]] = [[] for _ in range(lanes)]
-    for number, session in enumerate(sessions):
-        lane = found[number % lanes]
-        lane += [Turn(number % lanes, len(lane) + n, turn.prompt, OUTPUT_TOKENS) for n, turn in enumerate(session)]
+    for lap in range(math.ceil(ANSWERS_A_SECOND * seconds / sum(map(len, sessions)))):
+        head = tuple(prompts.words(f"# lap {lap}\n"))
+        for number, session in enumerate(sessions):
+            lane = found[number % lanes]
+            for turn in session:
+                lane.append(Turn(number % lanes, len(lane), head + turn.prompt, OUTPUT_TOKENS))
     return found
 
 
@@ -128,8 +137,6 @@ def _one(run: Session, system: System, job: object, sessions: list[list[Turn]]) 
         if system.name not in field:
             return
         deployment = field[system.name]
-        for replica in deployment.replicas:
-            replica.ask(sessions[0][0].prompt[: 2 * run.chunk_tokens])
         memory = _memory(deployment)
         killer = _Killer(deployment, run.setting("every"), run.setting("seed"))
 
@@ -156,14 +163,14 @@ def _memory(deployment: Deployment) -> int:
 
 def _note(run: Session, name: str, served: list[Served], kills: list[tuple[float, int]]) -> None:
     wrong = [one for one in served if not run.check(one.answer, one.turn.prompt)]
-    right = [one for one in served if one not in wrong]
+    right = [one for one in served if one not in wrong and one.done_s <= run.setting("seconds")]
     run.note("wrong", name, "answers", float(len(wrong)))
     run.note("answered", name, "answers", float(len(right)))
     for number in range(int(run.setting("seconds") // BIN_S)):
         count = sum(number * BIN_S <= one.done_s < (number + 1) * BIN_S for one in right)
         run.note("goodput", name, (number + 0.5) * BIN_S, count / BIN_S)
     for one in served:
-        run.note("ttft", name, "requests", one.answer.ttft_s)
+        run.note("ttft", name, "requests", one.user_ttft_s)
     for at, target in kills:
         run.note("kills-events", name, round(at, 1), 2.0 if target == SERVER else 1.0)
         hits = [

@@ -13,12 +13,11 @@ from functools import partial
 from maru.bench.document import Measure
 from maru.bench.figures.base import Figure, Knob, Step
 from maru.bench.figures.ttft import SUFFIX_TOKENS, replica_bytes
-from maru.bench.session import Session
-from maru.bench.systems.contract import Deployment, System
+from maru.bench.session import SYNTHETIC, Session
+from maru.bench.systems.contract import Answer, Deployment, System
 
 REPLICAS = 2
-CONTEXT = (4096,)
-QUICK_CONTEXT = (256,)
+CONTEXT, QUICK_CONTEXT = 4096, 256
 
 
 def two(_system: System) -> int:
@@ -42,7 +41,7 @@ class Concurrency(Figure):
         ]
 
     def perform(self, run: Session) -> None:
-        (context,) = run.contexts(CONTEXT, QUICK_CONTEXT)[:1]
+        context = run.context(CONTEXT, QUICK_CONTEXT)
         levels: tuple[int, ...] = run.setting("levels")
         job = run.job(context + 2 * run.chunk_tokens, capacity_bytes=_room(run, context, max(levels)))
         for group in run.groups(replica_bytes(run, job.context_tokens_max), two, job.capacity_bytes):
@@ -50,7 +49,7 @@ class Concurrency(Figure):
                 prompts = [run.prompts.prompt(f"concurrency {n}", context + SUFFIX_TOKENS) for n in range(max(levels))]
                 crosses = {system.name: system.crosses for system in group}
                 warm = [
-                    Step(f"storing, {name}", name, partial(_store, field[name], crosses[name], prompts))
+                    Step(f"storing, {name}", name, partial(_store, run, field[name], crosses[name], prompts))
                     for name in field
                 ]
                 run.perform(warm, always=True)
@@ -58,7 +57,7 @@ class Concurrency(Figure):
                     [
                         Step(
                             f"round {number}, {level} at once, {name}", name,
-                            partial(at_once, run, name, field[name], prompts[:level], number),
+                            partial(at_once, run, name, field[name], prompts[:level], context, number),
                         )
                         for number in range(run.rounds)
                         for level in levels
@@ -72,31 +71,43 @@ def _room(run: Session, context: int, prompts: int) -> int:
     return -(-2 * prompts * (context + SUFFIX_TOKENS) * run.kv_model.token_bytes // (1 << 30)) << 30
 
 
-def _store(deployment: Deployment, crosses: bool, prompts: list[list[int]]) -> None:
+def _store(run: Session, deployment: Deployment, crosses: bool, prompts: list[list[int]]) -> None:
     for number, prompt in enumerate(prompts):
         if crosses:
-            deployment.replicas[0].ask(prompt)
-        deployment.replicas[number % REPLICAS].ask(prompt)
+            run.check(deployment.replicas[0].ask(prompt), f"concurrency {number}")
+            deployment.replicas[0].settle()
+        run.check(deployment.replicas[number % REPLICAS].ask(prompt), f"concurrency {number}")
     for replica in deployment.replicas:
         replica.settle()
 
 
-def at_once(run: Session, name: str, deployment: Deployment, prompts: list[list[int]], number: int) -> None:
-    """All of these prompts at the same moment."""
+def at_once(
+    run: Session, name: str, deployment: Deployment, prompts: list[list[int]], context: int, number: int
+) -> None:
+    """All of these prompts at the same moment; where nothing is computed, once more, with every byte compared."""
+    answers, taken_s = _asked(deployment, prompts, is_checked=False)
+    for turn, answer in enumerate(answers):
+        run.check(answer, f"concurrency {turn}")
+        run.insist_on_hit(name, answer, context)
+        run.note("ttft", name, len(prompts), answer.ttft_s, number)
+    run.note("rate", name, len(prompts), len(prompts) / taken_s, number)
+    if run.engine == SYNTHETIC:
+        for answer in _asked(deployment, prompts, is_checked=True)[0]:
+            run.check(answer, "")
+
+
+def _asked(deployment: Deployment, prompts: list[list[int]], *, is_checked: bool) -> tuple[list[Answer], float]:
+    """Answers, and the seconds from the first question to the last answer."""
     replicas = deployment.replicas
     for turn, prompt in enumerate(prompts):
         replicas[turn % REPLICAS].learn(prompt)
     begun = time.monotonic()
     tickets = [
-        (replicas[turn % REPLICAS], replicas[turn % REPLICAS].post(prompt, is_checked=False))
+        (replicas[turn % REPLICAS], replicas[turn % REPLICAS].post(prompt, is_checked=is_checked))
         for turn, prompt in enumerate(prompts)
     ]
     answers = [replica.collect(ticket) for replica, ticket in tickets]
-    taken_s = time.monotonic() - begun
-    for turn, answer in enumerate(answers):
-        run.check(answer, f"concurrency {turn}")
-        run.note("ttft", name, len(prompts), answer.ttft_s, number)
-    run.note("rate", name, len(prompts), len(prompts) / taken_s, number)
+    return answers, time.monotonic() - begun
 
 
 FIGURE = Concurrency()

@@ -10,6 +10,7 @@ Whoever has other hardware gives its prefill speed instead (`--set prefill_token
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -20,9 +21,10 @@ from maru.bench.figures.capacity import traces_of
 from maru.bench.figures.ttft import SUFFIX_TOKENS, replica_bytes, replicas_of
 from maru.bench.hit_rates import replay
 from maru.bench.prefix_trace import PrefixTrace
-from maru.bench.session import Field, Session
+from maru.bench.session import NO_CACHE, BadSetting, Field, NothingToMeasure, Session
 from maru.bench.simulated import POLICIES
 from maru.bench.systems.contract import Deployment
+from maru.bench.systems.contract import System as Takes
 
 CONTEXTS = (512, 2048, 4096, 7936)
 QUICK_CONTEXTS = (256, 512, 1024)
@@ -31,6 +33,7 @@ MONTH_DAYS = 30.0
 GIB = 1 << 30
 Curve = tuple[float, float]
 """(b, a) of seconds = a n + b n^2."""
+OURS = "maru"
 _LRU, _OPTIMUM = "lru", "optimum"
 
 
@@ -50,6 +53,18 @@ class Cost(Figure):
         Knob("prefill_tokens_per_s", 0.0, 0.0, "of your hardware, for short prompts; 0: measured here"),
         Knob("half_tokens", 30_500.0, 30_500.0, "with it: where attention costs a token as much as all the rest"),
     )
+
+    def systems(self, run: Session, chosen: Sequence[Takes]) -> Sequence[Takes]:
+        """What computes and what reuses; nobody where speeds are given."""
+        if run.setting("prefill_tokens_per_s"):
+            return []
+        found = [system for system in chosen if system.name in (OURS, NO_CACHE)]
+        if len(found) < 2:
+            raise BadSetting(
+                f"cost compares a hit with computing: it needs the systems {OURS} and {NO_CACHE}, or your speed with "
+                "--set prefill_tokens_per_s=…"
+            )
+        return found
 
     def measures(self, run: Session) -> list[Measure]:
         unit = f"{run.kv_model.name}, GiB"
@@ -93,12 +108,13 @@ class Cost(Figure):
             run.remark(f"prefill speed as given: {rate:g} tokens/s; a hit is taken to cost nothing")
             return (a / (2 * run.setting("half_tokens")), a), (0.0, 0.0)
         contexts = run.contexts(CONTEXTS, QUICK_CONTEXTS)
+        if len(contexts) < 2:
+            raise BadSetting("cost follows how seconds grow with tokens: it needs two --contexts at least")
         job = run.job(max(contexts) + 2 * run.chunk_tokens)
-        wanted = [system for system in run.systems if system.name in ("maru", "recompute")]
-        run.groups(replica_bytes(run, job.context_tokens_max), replicas_of, job.capacity_bytes)
-        with run.deployed(job, replicas_of, wanted) as field:
-            run.perform(_speed_steps(run, field, contexts))
-        return _fitted(run, "recompute", contexts), _growth(run, "maru", contexts)
+        for group in run.groups(replica_bytes(run, job.context_tokens_max), replicas_of, job.capacity_bytes):
+            with run.deployed(job, replicas_of, group) as field:
+                run.perform(_speed_steps(run, field, contexts))
+        return _fitted(run, NO_CACHE, contexts), _growth(run, OURS, contexts)
 
 
 def _speed_steps(run: Session, field: Field, contexts: list[int]) -> list[Step]:
@@ -115,16 +131,26 @@ def _speed(run: Session, name: str, deployment: Deployment, context: int, number
     prompt = run.prompts.prompt(question, context + SUFFIX_TOKENS)
     a, b = deployment.replicas[0], deployment.replicas[-1]
     answer = a.ask(prompt)
-    if name == "maru":
+    run.check(answer, question)
+    if name == OURS:
         a.settle()
         answer = b.ask(prompt)
-    run.check(answer, question)
+        run.check(answer, question)
+        run.insist_on_hit(name, answer, context)
     run.note("prefill", name, context, answer.ttft_s, number)
+
+
+def _pairs(run: Session, name: str, contexts: list[int]) -> list[tuple[int, float]]:
+    """(tokens, seconds) of all samples. Raises NothingToMeasure when some length has none."""
+    found = {x: run.values("prefill", name, x) for x in contexts}
+    if not all(found.values()):
+        raise NothingToMeasure(f"{name} was not measured to the end, and nothing can be said without it")
+    return [(x, value) for x, values in found.items() for value in values]
 
 
 def _fitted(run: Session, name: str, contexts: list[int]) -> Curve:
     """(b, a) of seconds = a n + b n^2, by least squares of relative errors; neither is below 0."""
-    pairs = [(x, value) for x in contexts for value in run.values("prefill", name, x)]
+    pairs = _pairs(run, name, contexts)
     tokens = np.array([x for x, _ in pairs], dtype=float)
     seconds = np.array([value for _, value in pairs])
     both = np.stack([tokens**2, tokens], axis=1) / seconds[:, None]
@@ -136,7 +162,7 @@ def _fitted(run: Session, name: str, contexts: list[int]) -> Curve:
 
 def _growth(run: Session, name: str, contexts: list[int]) -> Curve:
     """(0, d) of seconds = c + d n: what every further token of a hit costs. The constant is the suffix's."""
-    pairs = [(x, value) for x in contexts for value in run.values("prefill", name, x)]
+    pairs = _pairs(run, name, contexts)
     d, _c = np.polyfit([x for x, _ in pairs], [value for _, value in pairs], 1)
     return 0.0, max(0.0, float(d))
 
@@ -150,7 +176,7 @@ def _worth(run: Session, trace: PrefixTrace, share: float, prefill: Curve, hit: 
     capacity = max(1, int(share * trace.chunk_count + 0.5))
     gib = capacity * trace.chunk_tokens * run.kv_model.token_bytes / GIB
     every = sum(_seconds(prefill, tokens) for tokens in trace.prompt_tokens)
-    kept = {"maru": replay(trace, capacity).saved} | {
+    kept = {OURS: replay(trace, capacity).saved} | {
         name: POLICIES[policy](trace, capacity) for name, policy in ((_LRU, "LRU"), (_OPTIMUM, "optimum"))
     }
     run.count(trace.references, 0)

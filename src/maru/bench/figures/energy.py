@@ -16,7 +16,7 @@ from maru.bench.energy import Counters, Meter, counters_here
 from maru.bench.figures.base import Figure, Knob, Step
 from maru.bench.figures.ttft import SUFFIX_TOKENS, replica_bytes, replicas_of
 from maru.bench.session import Session
-from maru.bench.systems.contract import Deployment
+from maru.bench.systems.contract import Answer, Deployment
 
 CONTEXTS = (1024, 2048, 4096, 7936)
 QUICK_CONTEXTS = (256, 512)
@@ -90,16 +90,21 @@ def _one(run: Session, meter: Meter, name: str, deployment: Deployment, context:
     question = f"energy {context} {number}"
     prompt = run.prompts.prompt(question, context + SUFFIX_TOKENS)
     a, b = deployment.replicas[0], deployment.replicas[-1]
-    a.ask(prompt)
+    run.check(a.ask(prompt), question)
     a.settle()
     run.check(b.ask(prompt), question)
     pids = [b.pid, *deployment.server_pids()]
+    answers: list[Answer] = []
     cpu = usage.cpu_seconds(pids)
     with meter.window() as window:
         for _ in range(run.setting("repeats")):
-            run.check(b.ask(prompt), question)
+            answers.append(b.ask(prompt))
+    cpu_s = usage.cpu_seconds(pids) - cpu
+    for answer in answers:
+        run.check(answer, question)
+        run.insist_on_hit(name, answer, context)
     tokens = run.setting("repeats") * len(prompt)
-    run.note("cpu", name, context, (usage.cpu_seconds(pids) - cpu) / tokens, number)
+    run.note("cpu", name, context, cpu_s / tokens, number)
     if window.joules > 0:
         run.note("total", name, context, tokens / window.joules, number)
         if active := meter.active_joules(window):

@@ -15,13 +15,14 @@ from pathlib import Path
 from maru.bench.document import Measure
 from maru.bench.figures.base import Figure, Knob, Step
 from maru.bench.figures.ttft import one, replica_bytes, replicas_of
-from maru.bench.session import Session
+from maru.bench.session import SYNTHETIC, BadSetting, Session
 from maru.bench.systems.contract import Deployment, Job, System
 from maru.config import format_size
 
 CONTEXTS = (1024, 4096, 7936)
 QUICK_CONTEXTS = (256, 512)
 HUGE_PAGE = 2 << 20
+OURS = "maru"
 _HUGE = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 
 
@@ -42,8 +43,8 @@ class OnMedium(System):
         return self.absent or self.base.why_not()
 
     def deploy(self, job: Job) -> Deployment:
-        if self.place and not self.place.startswith("/dev/dax"):
-            Path(self.place).unlink(missing_ok=True)
+        if self.options == "medium=file":
+            Path(self.place).parent.mkdir(parents=True, exist_ok=True)
         return self.base.deploy(replace(job, pool_options=self.options, pool_place=self.place))
 
 
@@ -59,7 +60,9 @@ class Tiers(Figure):
     )
 
     def systems(self, run: Session, chosen: Sequence[System]) -> Sequence[System]:
-        ours = next(system for system in chosen if system.name == "maru")
+        ours = next((system for system in chosen if system.name == OURS), None)
+        if ours is None:
+            raise BadSetting(f"tiers compares media of our own pool: --systems has to name {OURS}")
         return [*media(run, ours), *(system for system in chosen if system.name == "recompute")]
 
     def measures(self, run: Session) -> list[Measure]:
@@ -67,7 +70,7 @@ class Tiers(Figure):
             return Measure(name, title, "s", "context", "tokens", log_x=True, log_y=True)
 
         reuse = [of("warmup", "First transfer into a process"), of("query", "Reuse")]
-        return [*([of("store", "Storing")] if run.engine == "synthetic" else [of("cold", "First time")]), *reuse]
+        return [*([of("store", "Storing")] if run.engine == SYNTHETIC else [of("cold", "First time")]), *reuse]
 
     def perform(self, run: Session) -> None:
         contexts = run.contexts(CONTEXTS, QUICK_CONTEXTS)
@@ -88,11 +91,11 @@ class Tiers(Figure):
 
 def media(run: Session, ours: System) -> list[System]:
     """Every medium, with the reason where it is not there."""
-    file = Path(run.setting("file") or run.options.cache_dir / "bench-pool.data").absolute()
+    file = Path(run.setting("file") or run.options.cache_dir / f"bench-pool-{os.getpid()}.data").absolute()
     device = str(run.setting("devdax"))
     hugetlbfs = Path(run.setting("hugetlbfs"))
     return [
-        OnMedium(ours, "maru", "Maru, shared memory", "/dev/shm, pages as the system gives them"),
+        OnMedium(ours, OURS, "Maru, shared memory", "/dev/shm, pages as the system gives them"),
         OnMedium(
             ours, "maru-huge", "Maru, huge pages", f"hugetlbfs at {hugetlbfs}, pages of 2 MiB",
             absent=_why_no_huge_pages(hugetlbfs), options="medium=hugetlb",
@@ -100,6 +103,7 @@ def media(run: Session, ours: System) -> list[System]:
         ),
         OnMedium(
             ours, "maru-file", "Maru, a file", f"{file.parent.name}/{file.name}, through the page cache",
+            absent=f"{file} is there already: name one that is not: --set file=…" if file.exists() else "",
             options="medium=file", place=str(file),
         ),
         OnMedium(

@@ -57,7 +57,10 @@ def ensure_sessions(cache_dir: Path) -> Path:
         made = scratch / _FILE
         program = Path(__file__).with_name("agentic_tasks.py")
         command = [sys.executable, "-P", str(program), str(scratch / "packages"), str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False, cwd=scratch)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False, cwd=scratch)
+        except subprocess.TimeoutExpired:
+            raise NoSessions(f"the simulators took longer than {DEADLINE_S:.0f} s") from None
         if done.returncode:
             raise NoSessions(done.stderr.strip()[-500:] or f"exit code {done.returncode}")
         made.replace(file)

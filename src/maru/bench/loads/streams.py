@@ -72,7 +72,7 @@ def long_set(prompts: Prompts, path: Path, requests: int, tokens_max: int) -> li
         if not isinstance(row.get("context"), str) or not isinstance(question, str):
             raise BadStream(f"{path}, line {number + 1}: no `context` and `input` (or `question`), both texts")
         asked = prompts.words(f"\n\n{question}\n")
-        found.append([*prompts.words(row["context"])[: tokens_max - len(asked)], *asked])
+        found.append([*prompts.words(row["context"])[: max(0, tokens_max - len(asked))], *asked])
     return _alone(found)
 
 
