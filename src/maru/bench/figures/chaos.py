@@ -98,8 +98,9 @@ def chained_turns(prompts: Prompts, sessions: list[list[Turn]], lanes: int, seco
 class _Killer:
     """Kills by the clock and by a seed, and remembers what and when."""
 
-    def __init__(self, deployment: Deployment, every_s: float, seed: int) -> None:
-        self._deployment, self._every_s = deployment, every_s
+    def __init__(self, deployment: Deployment, every_s: float, until_s: float, seed: int) -> None:
+        """None is killed in the last half of a pause: who died then could not come back."""
+        self._deployment, self._every_s, self._until_s = deployment, every_s, until_s - every_s / 2
         self._chosen = random.Random(seed)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -120,6 +121,8 @@ class _Killer:
             targets = [*range(len(self._deployment.replicas)), *([SERVER] if self._deployment.server_pids() else [])]
             target = self._chosen.choice(targets)
             at = time.monotonic() - self._begun
+            if at > self._until_s:
+                return
             try:
                 if target == SERVER:
                     self._deployment.kill_server()
@@ -138,7 +141,7 @@ def _one(run: Session, system: System, job: object, sessions: list[list[Turn]]) 
             return
         deployment = field[system.name]
         memory = _memory(deployment)
-        killer = _Killer(deployment, run.setting("every"), run.setting("seed"))
+        killer = _Killer(deployment, run.setting("every"), run.setting("seconds"), run.setting("seed"))
 
         def succeed(number: int) -> Replica:
             return deployment.restart(number)
