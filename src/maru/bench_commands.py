@@ -223,7 +223,7 @@ def report(
     """Draw every picture of a folder's results again, and its report.html."""
     with _explained():
         from maru.bench import results
-        from maru.bench.picture import draw
+        from maru.bench.drawing.picture import draw
 
         for path, document in results.files_in(folder):
             path.with_suffix(".png").write_bytes(draw(document))

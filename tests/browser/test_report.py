@@ -14,7 +14,7 @@ from selenium.webdriver.common.by import By
 
 import bench_documents
 from maru.bench.document import Document
-from maru.bench.page import page
+from maru.bench.drawing.page import page
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from maru.bench import colours
-from maru.bench.colours import KNOWN, Look, lab_of_light, linear, look_of
+from maru.bench.drawing import colours
+from maru.bench.drawing.colours import KNOWN, Look, lab_of_light, linear, look_of
 
 OURS_IN_LMCACHE = ("maru-lmcache", "maru-local-cpu", "mp-l2-maru")
 TOGETHER = [
@@ -82,6 +82,6 @@ def test_an_unknown_name_gets_a_colour_that_no_known_one_is_near(number: int) ->
 
 
 def test_an_unknown_name_has_the_same_colour_in_every_process() -> None:
-    program = "from maru.bench.colours import look_of; print(look_of('somebody new'))"
+    program = "from maru.bench.drawing.colours import look_of; print(look_of('somebody new'))"
     there = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True).stdout
     assert there.strip() == str(look_of("somebody new"))

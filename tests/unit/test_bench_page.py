@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 import bench_documents
-from maru.bench.colours import luminance
 from maru.bench.document import Disturbance, Document
-from maru.bench.page import page
-from maru.bench.page_sections import contention, text
-from maru.bench.page_style import STYLE
+from maru.bench.drawing.colours import luminance
+from maru.bench.drawing.page import page
+from maru.bench.drawing.page_sections import contention, text
+from maru.bench.drawing.page_style import STYLE
 
 HOSTILE = """<script>alert("1")</script> & 'more' </main> \x1b[31m"""
 

@@ -17,11 +17,11 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
 import bench_documents
-from maru.bench.colours import look_of
 from maru.bench.document import Document, Measure, Sample, System
-from maru.bench.lettering import lines_of, shortened, width_in
-from maru.bench.panels import panels_of
-from maru.bench.picture import draw, figure_of
+from maru.bench.drawing.colours import look_of
+from maru.bench.drawing.lettering import lines_of, shortened, width_in
+from maru.bench.drawing.panels import panels_of
+from maru.bench.drawing.picture import draw, figure_of
 
 DOCUMENTS = {one.figure: one for one in (*bench_documents.all_kinds(), *bench_documents.edges())}
 POINTS_MIN = 9.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from maru.bench.scales import axis_title, linear_ticks, log_ticks, noun_of, plain, scale_for, shown
+from maru.bench.drawing.scales import axis_title, linear_ticks, log_ticks, noun_of, plain, scale_for, shown
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ Figures, beside what one would use instead; needs the `bench` extra:
     step_log, leftovers what an interrupted run is taken up from; what a killed one left
     usage, energy       CPU seconds, network bytes and joules
     document, results   a run as data, and as files
-    picture, page       the drawing, and the report; panels, plots, scales, lettering, colours and page_* below them
+    drawing             pictures, and the report
     standings, compare  who is best at a place; two runs side by side
 
 The pool, operation by operation, each beside what bounds it; needs numpy:

@@ -16,8 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from maru.bench.document import Document, Measure, Place, Summary
+from maru.bench.drawing.scales import scale_for
 from maru.bench.report import three_digits
-from maru.bench.scales import scale_for
 from maru.bench.standings import overlap, place_text, standings
 from maru.errors import MaruError
 

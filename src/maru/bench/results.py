@@ -10,10 +10,10 @@ from rich.table import Table
 
 from maru.bench import document as documents
 from maru.bench.document import Document, NotADocument
+from maru.bench.drawing.page import page
+from maru.bench.drawing.picture import draw
+from maru.bench.drawing.scales import shown
 from maru.bench.figures import NAMES
-from maru.bench.page import page
-from maru.bench.picture import draw
-from maru.bench.scales import shown
 from maru.bench.standings import place_text, standings
 
 REPORT = "report.html"

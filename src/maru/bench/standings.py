@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from maru.bench.document import Document, Measure, Place, Summary, summaries, summary_of
-from maru.bench.panels import is_events
-from maru.bench.scales import scale_for, shown
+from maru.bench.drawing.panels import is_events
+from maru.bench.drawing.scales import scale_for, shown
 
 WHOLE_RUN = "whole run"
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from maru.bench.document import Document, Measure, Place, Sample, Summary, summary_of
-from maru.bench.lettering import PANEL_PT, SMALL_PT, TICK_PT, height_in, lines_of, printable, width_in
-from maru.bench.scales import Scale, plain, scale_for
+from maru.bench.drawing.lettering import PANEL_PT, SMALL_PT, TICK_PT, height_in, lines_of, printable, width_in
+from maru.bench.drawing.scales import Scale, plain, scale_for
 
 EVENTS = "-events"
 """A measure of this ending is no panel: its samples are marks, at their seconds, on every timeline."""

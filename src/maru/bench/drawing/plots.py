@@ -14,9 +14,9 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import blended_transform_factory
 
-from maru.bench.colours import Look, look_of
 from maru.bench.document import Summary
-from maru.bench.lettering import (
+from maru.bench.drawing.colours import Look, look_of
+from maru.bench.drawing.lettering import (
     AXIS_PT,
     DPI,
     FRAME,
@@ -32,8 +32,8 @@ from maru.bench.lettering import (
     lines_of,
     literal,
 )
-from maru.bench.panels import Panel
-from maru.bench.scales import axis_title, linear_ticks, log_ticks, noun_of, plain
+from maru.bench.drawing.panels import Panel
+from maru.bench.drawing.scales import axis_title, linear_ticks, log_ticks, noun_of, plain
 
 _OURS_ABOVE = 100  # Ours is drawn over the others.
 _MARKERS_MAX = 40

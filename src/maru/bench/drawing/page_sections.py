@@ -16,11 +16,11 @@ from typing import Any
 
 import msgspec
 
-from maru.bench.colours import look_of
 from maru.bench.document import Document, Measure
-from maru.bench.picture import draw, short_commit
+from maru.bench.drawing.colours import look_of
+from maru.bench.drawing.picture import draw, short_commit
+from maru.bench.drawing.scales import shown
 from maru.bench.report import duration
-from maru.bench.scales import shown
 from maru.bench.standings import Standing, place_text, standings
 
 DISTURBED_SHARE = 0.1

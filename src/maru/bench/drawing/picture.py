@@ -17,7 +17,7 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 
 from maru.bench.document import Document
-from maru.bench.lettering import (
+from maru.bench.drawing.lettering import (
     ALARM,
     DPI,
     INK,
@@ -32,8 +32,8 @@ from maru.bench.lettering import (
     shortened,
     width_in,
 )
-from maru.bench.panels import Panel, heading_in, is_events, panels_of
-from maru.bench.plots import Plot, legend_handles
+from maru.bench.drawing.panels import Panel, heading_in, is_events, panels_of
+from maru.bench.drawing.plots import Plot, legend_handles
 
 WIDTH_IN = 12.8
 MARGIN_IN = 0.22

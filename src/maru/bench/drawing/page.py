@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from maru.bench.document import Document
-from maru.bench.page_sections import facts, quick_mark, section, text, wrong_text
-from maru.bench.page_style import STYLE
-from maru.bench.picture import short_commit
+from maru.bench.drawing.page_sections import facts, quick_mark, section, text, wrong_text
+from maru.bench.drawing.page_style import STYLE
+from maru.bench.drawing.picture import short_commit
 from maru.config import format_size
 
 TITLE = "Maru, measured"
