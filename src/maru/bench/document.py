@@ -20,6 +20,10 @@ from maru.errors import MaruError
 
 FORMAT = 1
 
+Better = Literal["lower", "higher", ""]
+"""Which way a measure is good; "" for neither."""
+DISTURBED_SHARE = 0.1
+"""A step during which others took more of the machine than this is disturbed."""
 Place = float | str
 """Where a sample stands on its measure's horizontal axis: a number, or the name of a group."""
 
@@ -39,7 +43,7 @@ class Measure(msgspec.Struct, frozen=True):
     """"s", "tokens/s", "GB/s", "share", "USD", ...; times are always in seconds."""
     x_title: str
     x_unit: str = ""
-    better: Literal["lower", "higher", ""] = "lower"
+    better: Better = "lower"
     kind: Literal["curve", "bars", "timeline"] = "curve"
     """A curve over numbers, bars in named groups, or a line over the seconds of a run."""
     log_x: bool = False

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 SAMPLE_S = 0.2
 
@@ -46,18 +48,31 @@ def counters_here() -> Counters:
     try:
         gpus = get_gpus()
         for index in range(len(gpus)):
-            found[f"GPU {index}"] = lambda i=index: gpus.get_total_energy_consumption(i) / 1e3  # type: ignore[misc]
+            found[f"GPU {index}"] = partial(_gpu_joules, gpus, index)
     except Exception as error:  # zeus tells what is missing by errors of each vendor's library.
         missing.append(f"GPUs: {error}")
     try:
         cpus = get_cpus()
         for index in range(len(cpus)):
-            found[f"CPU {index}"] = lambda i=index: cpus.get_total_energy_consumption(i).cpu_mj / 1e3  # type: ignore[misc]
+            found[f"CPU {index}"] = partial(_cpu_joules, cpus, index)
             if cpus.supports_get_dram_energy_consumption(index):
-                found[f"DRAM {index}"] = lambda i=index: cpus.get_total_energy_consumption(i).dram_mj / 1e3  # type: ignore[misc]
+                found[f"DRAM {index}"] = partial(_memory_joules, cpus, index)
     except Exception as error:
         missing.append(f"CPUs: {error}")
     return Counters(found, missing, _gpu_load() if any(name.startswith("GPU") for name in found) else None)
+
+
+# zeus counts in millijoules.
+def _gpu_joules(gpus: Any, index: int) -> float:
+    return float(gpus.get_total_energy_consumption(index)) / 1e3
+
+
+def _cpu_joules(cpus: Any, index: int) -> float:
+    return float(cpus.get_total_energy_consumption(index).cpu_mj) / 1e3
+
+
+def _memory_joules(cpus: Any, index: int) -> float:
+    return float(cpus.get_total_energy_consumption(index).dram_mj) / 1e3
 
 
 def _gpu_load() -> Callable[[], float] | None:

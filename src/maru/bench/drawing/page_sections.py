@@ -16,15 +16,13 @@ from typing import Any
 
 import msgspec
 
-from maru.bench.document import Document, Measure
+from maru.bench.document import DISTURBED_SHARE, Document, Measure
 from maru.bench.drawing.colours import look_of
 from maru.bench.drawing.picture import draw, short_commit
 from maru.bench.drawing.scales import shown
 from maru.bench.report import duration
 from maru.bench.standings import Standing, place_text, standings
 
-DISTURBED_SHARE = 0.1
-"""A step during which others took more of the machine than this is disturbed."""
 ROWS_OPEN_MAX = 60
 """Longer tables are folded in until somebody wants them."""
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")

@@ -21,7 +21,7 @@ from typing import Any
 
 from maru.bench import usage
 from maru.bench.document import Measure, System
-from maru.bench.figures.base import Figure, Knob, Step
+from maru.bench.figures.base import GIB, Figure, Knob, Step
 from maru.bench.figures.ttft import SUFFIX_TOKENS, replica_bytes, replicas_of
 from maru.bench.ground import Keys
 from maru.bench.machine import last_level_cache_bytes
@@ -34,7 +34,6 @@ from maru.config import format_size
 from maru.errors import PoolNotFound
 from maru.pool import Pool
 
-GIB = 1 << 30
 HOPS = 200_000
 SLAB_BYTES = 4 * CHUNK_BYTES
 _HEAD_START_NS = 20_000_000

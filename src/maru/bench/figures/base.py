@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from maru.bench.document import Measure
 
 if TYPE_CHECKING:
-    from maru.bench.session import Session
-    from maru.bench.systems.contract import System
+    from maru.bench.session import Field, Session
+    from maru.bench.systems.contract import Deployment, System
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,20 @@ class Knob:
     meaning: str
 
 
+ROOM_FACTOR = 1.5
+"""How much more room a cache has than what is to be found in it; what was measured before may go."""
+GIB = 1 << 30
+
+
+def whole_gib(size_bytes: float) -> int:
+    """So many bytes, in whole GiB."""
+    return math.ceil(size_bytes / GIB) * GIB
+
+
+Act = Callable[["Session", str, "Deployment", int, int], None]
+"""What is done in a step: of a run, for a system's name, with its deployment, at a context length, in a round."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One piece of the work, complete in itself: after an interruption it is done whole or again."""
@@ -33,6 +49,16 @@ class Step:
     system: str
     """Whose it is: when it fails, this system leaves the run. "" for nobody's."""
     act: Callable[[], None]
+
+
+def steps_by_context(run: Session, field: Field, contexts: Sequence[int], act: Act) -> list[Step]:
+    """A step for each round, length and system; every round begins with another system."""
+    return [
+        Step(f"round {number}, {context} tokens, {name}", name, partial(act, run, name, field[name], context, number))
+        for number in range(run.rounds)
+        for context in contexts
+        for name in run.in_turn(list(field), number)
+    ]
 
 
 class Figure(ABC):

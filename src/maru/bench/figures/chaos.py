@@ -15,14 +15,14 @@ import time
 from functools import partial
 
 from maru.bench import usage
-from maru.bench.document import Measure
+from maru.bench.document import Better, Measure
 from maru.bench.figures.base import Figure, Knob, Step
 from maru.bench.figures.concurrency import two
 from maru.bench.loads.contexts import conversations
 from maru.bench.loads.drive import Drive, Served, Turn
 from maru.bench.loads.prompts import Prompts
 from maru.bench.session import Session
-from maru.bench.systems.contract import Deployment, Replica, System, SystemFailed
+from maru.bench.systems.contract import Deployment, Job, Replica, System, SystemFailed
 
 CONTEXT, QUICK_CONTEXT = 2048, 384
 BIN_S = 5.0
@@ -38,16 +38,16 @@ class Chaos(Figure):
     question = "When something dies, what do users notice: missing answers, wrong ones, or slow ones, and for how long?"
     engines = ("transformers", "vllm", "lmcache")
     knobs = (
-        Knob("seconds", 180.0, 20.0, "of load on each system"),
-        Knob("every", 20.0, 8.0, "seconds between kills"),
+        Knob("seconds", 180.0, 12.0, "of load on each system"),
+        Knob("every", 20.0, 4.0, "seconds between kills"),
         Knob("conversations", 6, 3, "under way at once"),
         Knob("turns", 5, 3, "of each; then they begin again, each with a context that nobody has seen"),
         Knob("seed", 1, 1, "of what is killed"),
     )
 
     def measures(self, _run: Session) -> list[Measure]:
-        def of(name: str, title: str, unit: str, better: str, note: str = "") -> Measure:
-            return Measure(name, title, unit, "", kind="bars", better=better, note=note)  # type: ignore[arg-type]
+        def of(name: str, title: str, unit: str, better: Better, note: str = "") -> Measure:
+            return Measure(name, title, unit, "", kind="bars", better=better, note=note)
 
         return [
             Measure(
@@ -134,9 +134,9 @@ class _Killer:
             self.kills.append((at, target))
 
 
-def _one(run: Session, system: System, job: object, sessions: list[list[Turn]]) -> None:
+def _one(run: Session, system: System, job: Job, sessions: list[list[Turn]]) -> None:
     """One system under load, killed again and again."""
-    with run.deployed(job, two, [system]) as field:  # type: ignore[arg-type]
+    with run.deployed(job, two, [system]) as field:
         if system.name not in field:
             return
         deployment = field[system.name]

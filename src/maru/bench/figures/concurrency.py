@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from functools import partial
 
-from maru.bench.document import Measure
-from maru.bench.figures.base import Figure, Knob, Step
+from maru.bench.document import Better, Measure
+from maru.bench.figures.base import ROOM_FACTOR, Figure, Knob, Step, whole_gib
 from maru.bench.figures.ttft import SUFFIX_TOKENS, replica_bytes
 from maru.bench.session import SYNTHETIC, Session
 from maru.bench.systems.contract import Answer, Deployment, System
@@ -32,8 +32,8 @@ class Concurrency(Figure):
     knobs = (Knob("levels", (1, 2, 4, 8, 16), (1, 2, 4), "how many prompts are in flight at once"),)
 
     def measures(self, _run: Session) -> list[Measure]:
-        def of(name: str, title: str, unit: str, better: str) -> Measure:
-            return Measure(name, title, unit, "prompts at once", better=better, log_x=True, log_y=unit == "s")  # type: ignore[arg-type]
+        def of(name: str, title: str, unit: str, better: Better) -> Measure:
+            return Measure(name, title, unit, "prompts at once", better=better, log_x=True, log_y=unit == "s")
 
         return [
             of("ttft", "Time to first token of a hit", "s", "lower"),
@@ -68,7 +68,7 @@ class Concurrency(Figure):
 
 def _room(run: Session, context: int, prompts: int) -> int:
     """All prompts at once, with some air."""
-    return -(-2 * prompts * (context + SUFFIX_TOKENS) * run.kv_model.token_bytes // (1 << 30)) << 30
+    return whole_gib(ROOM_FACTOR * prompts * (context + SUFFIX_TOKENS) * run.kv_model.token_bytes)
 
 
 def _store(run: Session, deployment: Deployment, crosses: bool, prompts: list[list[int]]) -> None:

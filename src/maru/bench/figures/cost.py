@@ -16,21 +16,21 @@ from functools import partial
 import numpy as np
 
 from maru.bench.document import Measure, System
-from maru.bench.figures.base import Figure, Knob, Step
+from maru.bench.figures.base import GIB, Figure, Knob, Step, steps_by_context
 from maru.bench.figures.capacity import traces_of
 from maru.bench.figures.ttft import SUFFIX_TOKENS, replica_bytes, replicas_of
 from maru.bench.hit_rates import replay
 from maru.bench.prefix_trace import PrefixTrace
-from maru.bench.session import NO_CACHE, BadSetting, Field, NothingToMeasure, Session
+from maru.bench.session import NO_CACHE, BadSetting, NothingToMeasure, Session
 from maru.bench.simulated import POLICIES
 from maru.bench.systems.contract import Deployment
 from maru.bench.systems.contract import System as Takes
+from maru.bench.systems.models import KvModel, model_named
 
 CONTEXTS = (512, 2048, 4096, 7936)
 QUICK_CONTEXTS = (256, 512, 1024)
 DAY_S = 86_400.0
 MONTH_DAYS = 30.0
-GIB = 1 << 30
 Curve = tuple[float, float]
 """(b, a) of seconds = a n + b n^2."""
 OURS = "maru"
@@ -51,6 +51,7 @@ class Cost(Figure):
         Knob("gib_month", 0.0, 0.0, "price of a GiB of pool memory for a month"),
         Knob("currency", "USD", "USD", "of both prices"),
         Knob("prefill_tokens_per_s", 0.0, 0.0, "of your hardware, for short prompts; 0: measured here"),
+        Knob("sized_as", "", "", "with it: the model whose KV fills the pool, as of --model; without, the engine's"),
         Knob("half_tokens", 30_500.0, 30_500.0, "with it: where attention costs a token as much as all the rest"),
     )
 
@@ -67,7 +68,7 @@ class Cost(Figure):
         return found
 
     def measures(self, run: Session) -> list[Measure]:
-        unit = f"{run.kv_model.name}, GiB"
+        unit = f"{_sized_as(run).name}, GiB"
         saved = [
             Measure(
                 f"saved-{trace.name}", f"{trace.name}: prefill saved a day, for each GiB", "s", "pool size", unit,
@@ -113,17 +114,13 @@ class Cost(Figure):
         job = run.job(max(contexts) + 2 * run.chunk_tokens)
         for group in run.groups(replica_bytes(run, job.context_tokens_max), replicas_of, job.capacity_bytes):
             with run.deployed(job, replicas_of, group) as field:
-                run.perform(_speed_steps(run, field, contexts))
+                run.perform(steps_by_context(run, field, contexts, _speed))
         return _fitted(run, NO_CACHE, contexts), _growth(run, OURS, contexts)
 
 
-def _speed_steps(run: Session, field: Field, contexts: list[int]) -> list[Step]:
-    return [
-        Step(f"round {n}, {context} tokens, {name}", name, partial(_speed, run, name, field[name], context, n))
-        for n in range(run.rounds)
-        for context in contexts
-        for name in run.in_turn(list(field), n)
-    ]
+def _sized_as(run: Session) -> KvModel:
+    """Whose KV the pool holds. Raises UnknownModel."""
+    return model_named(run.setting("sized_as")) if run.setting("sized_as") else run.kv_model
 
 
 def _speed(run: Session, name: str, deployment: Deployment, context: int, number: int) -> None:
@@ -174,7 +171,7 @@ def _seconds(curve: Curve, tokens: float) -> float:
 def _worth(run: Session, trace: PrefixTrace, share: float, prefill: Curve, hit: Curve) -> None:
     """One trace through a pool of one size."""
     capacity = max(1, int(share * trace.chunk_count + 0.5))
-    gib = capacity * trace.chunk_tokens * run.kv_model.token_bytes / GIB
+    gib = capacity * trace.chunk_tokens * _sized_as(run).token_bytes / GIB
     every = sum(_seconds(prefill, tokens) for tokens in trace.prompt_tokens)
     kept = {OURS: replay(trace, capacity).saved} | {
         name: POLICIES[policy](trace, capacity) for name, policy in ((_LRU, "LRU"), (_OPTIMUM, "optimum"))

@@ -11,9 +11,9 @@ import time
 from functools import partial
 
 from maru.bench import usage
-from maru.bench.document import Measure
+from maru.bench.document import Better, Measure
 from maru.bench.energy import Counters, Meter, counters_here
-from maru.bench.figures.base import Figure, Knob, Step
+from maru.bench.figures.base import Figure, Knob, steps_by_context
 from maru.bench.figures.ttft import SUFFIX_TOKENS, replica_bytes, replicas_of
 from maru.bench.session import Session
 from maru.bench.systems.contract import Answer, Deployment
@@ -50,21 +50,12 @@ class Energy(Figure):
                         time.sleep(run.setting("idle_s"))
                     meter.idle_watts = idle.joules / idle.seconds
                     run.remark(f"idle: {meter.idle_watts:.1f} W")
-                steps = [
-                    Step(
-                        f"round {number}, {context} tokens, {name}", name,
-                        partial(_one, run, meter, name, field[name], context, number),
-                    )
-                    for number in range(run.rounds)
-                    for context in contexts
-                    for name in run.in_turn(list(field), number)
-                ]  # fmt: skip
-                run.perform(steps)
+                run.perform(steps_by_context(run, field, contexts, partial(_one, meter)))
 
 
 def _measures(counters: Counters) -> list[Measure]:
-    def of(name: str, title: str, unit: str, better: str, note: str) -> Measure:
-        return Measure(name, title, unit, "context", "tokens", better=better, log_x=True, log_y=True, note=note)  # type: ignore[arg-type]
+    def of(name: str, title: str, unit: str, better: Better, note: str) -> Measure:
+        return Measure(name, title, unit, "context", "tokens", better=better, log_x=True, log_y=True, note=note)
 
     cpu = of(
         "cpu", "CPU time of a prompt's token", "s", "lower",
@@ -85,7 +76,7 @@ def _measures(counters: Counters) -> list[Measure]:
     ]
 
 
-def _one(run: Session, meter: Meter, name: str, deployment: Deployment, context: int, number: int) -> None:
+def _one(meter: Meter, run: Session, name: str, deployment: Deployment, context: int, number: int) -> None:
     """One prompt, known to the system, asked several times in one window."""
     question = f"energy {context} {number}"
     prompt = run.prompts.prompt(question, context + SUFFIX_TOKENS)

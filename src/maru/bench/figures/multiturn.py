@@ -16,7 +16,7 @@ from functools import partial
 from itertools import pairwise
 
 from maru.bench.document import Measure
-from maru.bench.figures.base import Figure, Knob, Step
+from maru.bench.figures.base import ROOM_FACTOR, Figure, Knob, Step, whole_gib
 from maru.bench.figures.concurrency import two
 from maru.bench.figures.ttft import replica_bytes
 from maru.bench.loads.contexts import ANSWER_TOKENS, conversations
@@ -65,11 +65,11 @@ class Multiturn(Figure):
         longest = max(len(turn.prompt) for turn in rounds[0]["one"][0])
         run.insist_on_tokens(longest)
         whole = count * (longest + ANSWER_TOKENS) * run.kv_model.token_bytes
-        job = run.job(longest + run.chunk_tokens, capacity_bytes=-(-2 * len(MODES) * whole // (1 << 30)) << 30)
+        job = run.job(longest + run.chunk_tokens, capacity_bytes=whole_gib(ROOM_FACTOR * len(MODES) * whole))
         own = replace(job, capacity_bytes=int(run.setting("own_share") * whole))
         if any(system.name == "prefix-cache" for system in run.systems):
             run.remark(
-                f"the engine's own cache holds {run.setting('own_share'):.0%} of all contexts, the others all of them"
+                f"the engine's own cache holds {run.setting('own_share'):.0%} of a part's contexts, others all of them"
             )
         for group in run.groups(replica_bytes(run, job.context_tokens_max), two, job.capacity_bytes):
             parts = [

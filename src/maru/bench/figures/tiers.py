@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from maru.bench.document import Measure
-from maru.bench.figures.base import Figure, Knob, Step
-from maru.bench.figures.ttft import one, replica_bytes, replicas_of
+from maru.bench.figures.base import Figure, Knob
+from maru.bench.figures.ttft import first_and_again
 from maru.bench.session import SYNTHETIC, BadSetting, Session
 from maru.bench.systems.contract import Deployment, Job, System
 from maru.config import format_size
@@ -73,20 +72,7 @@ class Tiers(Figure):
         return [*([of("store", "Storing")] if run.engine == SYNTHETIC else [of("cold", "First time")]), *reuse]
 
     def perform(self, run: Session) -> None:
-        contexts = run.contexts(CONTEXTS, QUICK_CONTEXTS)
-        job = run.job(max(contexts) + 2 * run.chunk_tokens)
-        for group in run.groups(replica_bytes(run, job.context_tokens_max), replicas_of, job.capacity_bytes):
-            with run.deployed(job, replicas_of, group) as field:
-                steps = [
-                    Step(
-                        f"round {number}, {context} tokens, {name}", name,
-                        partial(one, run, name, field[name], context, number),
-                    )
-                    for number in range(run.rounds)
-                    for context in contexts
-                    for name in run.in_turn(list(field), number)
-                ]  # fmt: skip
-                run.perform(steps)
+        first_and_again(run, run.contexts(CONTEXTS, QUICK_CONTEXTS))
 
 
 def media(run: Session, ours: System) -> list[System]:

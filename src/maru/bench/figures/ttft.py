@@ -7,10 +7,8 @@ computes again.
 
 from __future__ import annotations
 
-from functools import partial
-
 from maru.bench.document import Measure
-from maru.bench.figures.base import Figure, Step
+from maru.bench.figures.base import Figure, steps_by_context
 from maru.bench.session import SYNTHETIC, Session
 from maru.bench.systems.contract import Deployment, System
 
@@ -52,21 +50,15 @@ class Ttft(Figure):
         return [of("cold", "First time", "the whole prompt is computed, and stored if the system stores"), *reuse]
 
     def perform(self, run: Session) -> None:
-        contexts = run.contexts(CONTEXTS, QUICK_CONTEXTS)
-        job = run.job(max(contexts) + 2 * run.chunk_tokens)
-        for group in run.groups(replica_bytes(run, job.context_tokens_max), replicas_of, job.capacity_bytes):
-            with run.deployed(job, replicas_of, group) as field:
-                run.perform(
-                    [
-                        Step(
-                            f"round {number}, {context} tokens, {name}", name,
-                            partial(one, run, name, field[name], context, number),
-                        )
-                        for number in range(run.rounds)
-                        for context in contexts
-                        for name in run.in_turn(list(field), number)
-                    ]
-                )  # fmt: skip
+        first_and_again(run, run.contexts(CONTEXTS, QUICK_CONTEXTS))
+
+
+def first_and_again(run: Session, contexts: list[int]) -> None:
+    """Every system at every length, in groups that fit memory."""
+    job = run.job(max(contexts) + 2 * run.chunk_tokens)
+    for group in run.groups(replica_bytes(run, job.context_tokens_max), replicas_of, job.capacity_bytes):
+        with run.deployed(job, replicas_of, group) as field:
+            run.perform(steps_by_context(run, field, contexts, one))
 
 
 def one(run: Session, name: str, deployment: Deployment, context: int, number: int) -> None:

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from maru.bench import usage
-from maru.bench.document import Measure
-from maru.bench.figures.base import Figure, Knob, Step
+from maru.bench.document import Better, Measure
+from maru.bench.figures.base import GIB, ROOM_FACTOR, Figure, Knob, Step, whole_gib
 from maru.bench.figures.concurrency import two
 from maru.bench.figures.invalidation import delays
 from maru.bench.figures.ttft import replica_bytes
@@ -25,7 +25,6 @@ from maru.bench.session import SYNTHETIC, BadSetting, Field, Session
 from maru.bench.systems.contract import Deployment
 
 CONTEXT, QUICK_CONTEXT = 4096, 512
-GIB = 1 << 30
 SETTLED_SHARE = 0.9
 WINDOW = 8
 TITLES = {
@@ -51,12 +50,12 @@ class Workloads(Figure):
         Knob("long_set", "", "", "a long-context set (LV-Eval, LongBench: JSON lines with context and input)"),
         Knob("trace", "", "", "a trace in Mooncake's format (JSON lines with timestamp, input_length, hash_ids)"),
         Knob("speed", 1.0, 1.0, "how many times as fast the trace is replayed"),
-        Knob("room", 0.0, 0.0, "GiB of cache; 0: enough for everything"),
+        Knob("room", 0.0, 0.0, "GiB of cache; 0: enough for the largest stream"),
     )
 
     def measures(self, run: Session) -> list[Measure]:
-        def of(name: str, title: str, unit: str, better: str, note: str = "", log_y: bool = False) -> Measure:
-            return Measure(name, title, unit, "", kind="bars", better=better, note=note, log_y=log_y)  # type: ignore[arg-type]
+        def of(name: str, title: str, unit: str, better: Better, note: str = "", log_y: bool = False) -> Measure:
+            return Measure(name, title, unit, "", kind="bars", better=better, note=note, log_y=log_y)
 
         waits = "with the wait for others; of a trace, from when its request came"
         if run.engine == SYNTHETIC:
@@ -126,9 +125,10 @@ def _stream(run: Session, kind: str, context: int) -> list[list[Turn]]:
 def _room(run: Session, loads: dict[str, list[list[Turn]]]) -> int:
     if run.setting("room"):
         return int(run.setting("room") * GIB)
-    different = {key for load in loads.values() for session in load for turn in session for key in _chunks(run, turn)}
-    wanted = 2 * max(1, run.rounds) * len(different) * run.chunk_tokens * run.kv_model.token_bytes
-    return -(-wanted // GIB) * GIB
+    most = max(
+        len({key for session in load for turn in session for key in _chunks(run, turn)}) for load in loads.values()
+    )
+    return whole_gib(ROOM_FACTOR * most * run.chunk_tokens * run.kv_model.token_bytes)
 
 
 def _chunks(run: Session, turn: Turn) -> list[bytes]:

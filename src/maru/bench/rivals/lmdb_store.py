@@ -6,7 +6,6 @@ Whether the map is written through (`writemap`) is decided by a short trial, and
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from contextlib import ExitStack
@@ -48,7 +47,7 @@ class LmdbStore(Rival):
         path = place / "data"
         self._files += [path, Path(f"{path}-lock")]
         self._env = self._open(path, MAP_FACTOR * capacity_bytes, self._writemap)
-        return f"{self._writemap:d}:{path}"
+        return f"{self._writemap:d}:{capacity_bytes}:{path}"
 
     @staticmethod
     def _open(path: Path, map_bytes: int, writemap: bool) -> Any:
@@ -83,10 +82,11 @@ class LmdbStore(Rival):
 
     def attach(self, address: str) -> None:
         """All processes open it alike: LMDB allows no writer through the map beside one that is not."""
-        writemap, _, path = address.partition(":")
+        writemap, capacity, path = address.split(":", 2)
         if not Path(path).stat().st_size:
             raise RivalFailed(f"{path} is empty")
-        self._capacity = sys.maxsize  # What others stored is theirs to delete.
+        # Each process deletes what it stored itself; the map has twice the capacity, so there is room for one more.
+        self._capacity = int(capacity) // 2
         self._env = self._open(Path(path), 0, writemap == "1")
 
     def keys_of(self, packed: bytes) -> list[bytes]:

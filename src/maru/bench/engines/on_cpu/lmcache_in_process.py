@@ -20,7 +20,7 @@ def _block_mover(metadata: Any) -> Any:
     import torch
     from lmcache.v1.gpu_connector import GPUConnectorInterface
 
-    class WholeBlocks(GPUConnectorInterface):  # type: ignore[misc]
+    class WholeBlocks(GPUConnectorInterface):
         """Between LMCache's objects and vLLM's blocks [block, heads, tokens, 2 x head_dim], one tensor a layer."""
 
         def __init__(self) -> None:
@@ -80,7 +80,7 @@ def _know_cpus() -> None:
     gpu_connector.CreateGPUConnector = create
 
 
-class LMCacheOnCPU(LMCacheConnectorV1):  # type: ignore[misc]
+class LMCacheOnCPU(LMCacheConnectorV1):
     """LMCacheConnectorV1 where there is no GPU."""
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:

@@ -17,7 +17,7 @@ from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 
 
-class BlockCopies(OffloadingWorker):  # type: ignore[misc]
+class BlockCopies(OffloadingWorker):
     """Between vLLM's blocks and the rows of its offloading region."""
 
     def __init__(self, kv_caches: Any, region: SharedOffloadRegion) -> None:
@@ -58,7 +58,7 @@ class BlockCopies(OffloadingWorker):  # type: ignore[misc]
         self._region.cleanup()
 
 
-class CpuTieringSpec(TieringOffloadingSpec):  # type: ignore[misc]
+class CpuTieringSpec(TieringOffloadingSpec):
     """vLLM's own but for the worker."""
 
     _worker: Any
