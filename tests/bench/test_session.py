@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -336,3 +337,19 @@ def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:
     document = measured(ToyFigure(), tmp_path)
     documents.write(tmp_path / "one.json", document)
     assert documents.read(tmp_path / "one.json") == document
+
+
+@pytest.mark.parametrize(
+    ("second", "stays"),
+    [
+        (ToySystem("server", absent="not installed"), False),
+        (ToySystem("server", make=lambda _number: ToyReplica(dies_after=1)), True),
+    ],
+    ids=["absent", "failed"],
+)
+def test_logs_stay_only_when_a_system_failed(second: ToySystem, stays: bool, tmp_path: Path) -> None:
+    figure = ToyFigure(takes=[ToySystem("maru"), second])
+    with opened(figure, Options(path=tmp_path, rounds=3)) as run:
+        figure.perform(run)
+    assert run.folder.exists() == stays
+    shutil.rmtree(run.folder, ignore_errors=True)

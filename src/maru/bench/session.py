@@ -478,5 +478,5 @@ def opened(figure: Figure, options: Options, progress: Progress = lambda *_: Non
             yield session
     finally:
         shutil.rmtree(memory, ignore_errors=True)
-        if not session._absent:
+        if not session.failed:
             shutil.rmtree(folder, ignore_errors=True)
