@@ -28,6 +28,7 @@ from maru.doctor.show import show_lines
 from maru.errors import MaruError
 from maru.pool_commands import pool_app
 from maru.selftest_commands import selftest_app
+from maru.serve_commands import serve
 from maru.stat_view import SeenPool, plain, show_pool, table_of_pools
 from maru.survey import look_at, pool_folders, survey
 from maru.terminal import SETTINGS, JsonFlag, PlaceOption, complain, config_of, console, print_json, say_none
@@ -50,6 +51,7 @@ class _MaruGroup(TyperGroup):
 app = typer.Typer(cls=_MaruGroup, name="maru", add_completion=False, pretty_exceptions_enable=False, **SETTINGS)
 app.add_typer(pool_app, name="pool", help="Create, list, rebuild and destroy pools.")
 app.add_typer(bench_app, name="bench", help="Measure the published figures here, beside what you would use instead.")
+app.command()(serve)
 app.add_typer(selftest_app, name="selftest", help="Test what only this machine has: a GPU.")
 
 
@@ -80,6 +82,7 @@ def _root(
     [cyan]maru stat kv[/cyan]   see one of them closely
     [cyan]maru doctor[/cyan]   see what this machine offers, and what it lacks
     [cyan]maru check kv[/cyan]   have the pool's bytes read by other eyes
+    [cyan]maru serve kv[/cyan]   serve a pool to other hosts
     [cyan]maru bench ttft --quick[/cyan]   see what a hit saves on this machine
     """
 

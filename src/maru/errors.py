@@ -8,11 +8,16 @@
     │   ├── PoolBusy              in use, being created, or every process slot taken
     │   ├── NoSpace               the medium has no room for it
     │   ├── NamespaceTableFull    more namespaces than the pool was made for
-    │   ├── NoDaemon              another host is asked, and there is no daemon yet that would answer
+    │   ├── LeaseEnded            what another host held here is not held for it any more
+    │   ├── NoDaemon              another host is asked, and no daemon answers
     │   └── NotAttached           this handle was closed
     ├── BadUrl (ValueError)       a pool URL that cannot be read
     ├── BadSize (ValueError)      a size that cannot be laid out
     ├── BadKey (ValueError)       keys that are not n x 16 bytes
+    ├── BadMessage (ValueError)   bytes from a network that are no message of ours, or one with impossible values
+    ├── PlainRefused              a daemon that would serve strangers, unencrypted
+    ├── VersionSkew               a daemon and a client that have no protocol in common
+    ├── SessionUnknown            a daemon that was not greeted, or has forgotten
     ├── ChunkTooLarge (ValueError)  one chunk does not fit a slab
     ├── NotReserved               writing to, or sealing, what is not (or no longer) reserved
     └── TooManyPins               one process holds 60,000 views of one chunk
@@ -91,11 +96,20 @@ class NamespaceTableFull(PoolError):
     namespace_limit: int = 0
 
 
+class LeaseEnded(PoolError):
+    """A row of the process table that a daemon held for another host: its time is over, or somebody else holds it."""
+
+    hint = "what it pinned may be gone: ask for it again"
+
+
 class NoDaemon(PoolError):
-    """The address names another host. Its memory cannot be mapped from here, and `maru serve` does not exist yet."""
+    """The address names a daemon, and none answers there in time."""
 
     host: str = ""
-    hint = "instances on one host need no daemon: maru:///NAME, or maru://localhost:PORT for the pool `default`"
+    hint = (
+        "start one there: maru serve --pool maru:///NAME --listen tcp://HOST:PORT; instances on one host need none: "
+        "maru:///NAME"
+    )
 
 
 class NotAttached(PoolError):
@@ -118,6 +132,26 @@ class BadKey(MaruError, ValueError):
     """Keys are packed: any contiguous buffer of n x 16 bytes."""
 
     got_bytes: int = 0
+
+
+class BadMessage(MaruError, ValueError):
+    """What came over the network is not a message of ours, or says what cannot be. Nothing was changed."""
+
+
+class PlainRefused(MaruError):
+    """A daemon would be open to other hosts without encryption."""
+
+    hint = "make keys (maru keys generate) and give them with --keys, or say --plain on a network you trust wholly"
+
+
+class VersionSkew(MaruError):
+    """The daemon and this client have no version of the protocol in common."""
+
+    hint = "install the same version of maru-kvcache on both hosts"
+
+
+class SessionUnknown(MaruError):
+    """The daemon does not know this session: it restarted, or the session was silent for too long."""
 
 
 class ChunkTooLarge(MaruError, ValueError):

@@ -1,0 +1,64 @@
+"""`maru serve`: run the daemon of this host's pool until it is told to end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from maru.config import redact
+from maru.errors import MaruError
+from maru.terminal import complain, config_of, print_json
+
+SERVE_MODULES = frozenset({"zmq", "msgspec"})
+
+
+def serve(
+    pool: Annotated[str, typer.Argument(metavar="POOL", help="NAME or maru:/// URL; made when it is not there.")],
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="URL", help="Where other hosts ask: tcp://ADDRESS:PORT.")
+    ] = "tcp://127.0.0.1:6555",
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Serve other hosts without encryption. On a network you trust wholly.")
+    ] = False,
+    lease_s: Annotated[
+        float, typer.Option("--lease", min=2, max=300, help="Seconds after which a silent host has given back all.")
+    ] = 10.0,
+    json_output: Annotated[bool, typer.Option("--json", help="Say where it listens as one JSON line.")] = False,
+) -> None:
+    """Serve this host's pool to those who cannot share its memory: other hosts, people, Prometheus, routers.
+
+    Instances on this host need no daemon, and do not notice when it ends: the pool is theirs too.
+
+    [bold]Examples[/bold]
+
+    [cyan]maru serve kv[/cyan]   for clients on this host, and to try it
+    [cyan]maru serve 'maru:///kv?size=64GiB' --listen tcp://10.0.0.7:6555 --keys ~/.config/maru/keys[/cyan]
+    [cyan]python -c "import maru; print(maru.connect('maru://10.0.0.7:6555', key='b.key').stats())"[/cyan]
+    """
+    try:
+        from maru.daemon.serve import Daemon, ServeConfig
+        from maru.daemon.sessions import Limits
+    except ModuleNotFoundError as error:
+        if error.name not in SERVE_MODULES:
+            raise
+        complain(f"the daemon needs {error.name}: pip install 'maru-kvcache[serve]'")
+        raise typer.Exit(1) from None
+    config_of(pool, None)
+    url = pool if pool.startswith("maru:") else f"maru:///{pool}"
+    daemon = Daemon(ServeConfig(url, listen, plain, limits=Limits(lease_s=lease_s, guard_s=min(1.0, lease_s / 4))))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        with daemon:
+            told = {"pool": daemon.pool.config.url, "rpc": daemon.rpc.url}
+            if json_output:
+                print_json(told)
+                sys.stdout.flush()
+            else:
+                typer.echo(f"serving {redact(told['pool'])} at {told['rpc']}; Ctrl-C ends it, and loses nothing")
+            daemon.wait()
+            raise MaruError("the RPC thread ended by itself; the log says why")
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
