@@ -87,7 +87,7 @@ class Tables:
     layout: Layout
     index: PoolFile
     alive: set[int] | None
-    """Numbers of the processes that hold their byte, and of rows whose lease runs; None when the lock file cannot be asked."""
+    """Numbers of the processes that hold their byte, or whose lease runs; None when the lock file cannot be asked."""
     hot: Rows
     cold: Rows
     tags: Numbers
