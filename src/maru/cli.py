@@ -26,6 +26,7 @@ from maru.config import format_size, parse_url, shared_memory_root
 from maru.doctor import Machine, PoolSeen, document, examine, look_at_gpus, worst
 from maru.doctor.show import show_lines
 from maru.errors import MaruError
+from maru.keys_commands import keys_app
 from maru.pool_commands import pool_app
 from maru.selftest_commands import selftest_app
 from maru.serve_commands import serve
@@ -50,6 +51,7 @@ class _MaruGroup(TyperGroup):
 
 app = typer.Typer(cls=_MaruGroup, name="maru", add_completion=False, pretty_exceptions_enable=False, **SETTINGS)
 app.add_typer(pool_app, name="pool", help="Create, list, rebuild and destroy pools.")
+app.add_typer(keys_app, name="keys")
 app.add_typer(bench_app, name="bench", help="Measure the published figures here, beside what you would use instead.")
 app.command()(serve)
 app.add_typer(selftest_app, name="selftest", help="Test what only this machine has: a GPU.")

@@ -20,7 +20,14 @@
     ├── SessionUnknown            a daemon that was not greeted, or has forgotten
     ├── ChunkTooLarge (ValueError)  one chunk does not fit a slab
     ├── NotReserved               writing to, or sealing, what is not (or no longer) reserved
-    └── TooManyPins               one process holds 60,000 views of one chunk
+    ├── TooManyPins               one process holds 60,000 views of one chunk
+    ├── CredentialError           who may speak to a daemon: its folder of keys could not be used
+    │   ├── UnsafeCredentials     somebody else could read, change or swap it
+    │   ├── CredentialNotFound    no key, client, token or certificate of that name
+    │   ├── CredentialExists      that name has one already
+    │   ├── CredentialsBusy       another command holds the folder for longer than a deadline
+    │   └── BadCredential (ValueError)  a name, key, role, host or key file that cannot be read
+    └── MissingPackage            an optional part was not installed with Maru
 
 Each carries the numbers a reader needs as attributes, and `hint`: what to do about it.
 """
@@ -168,3 +175,37 @@ class NotReserved(MaruError):
 
 class TooManyPins(MaruError):
     """One process holds more live views of one chunk than a pin counter can count."""
+
+
+class CredentialError(MaruError):
+    """Something about the keys of a daemon and its clients; `path` is the file or folder concerned."""
+
+    path: str = ""
+
+
+class UnsafeCredentials(CredentialError):
+    """Others than its owner could read, change or swap this file or folder, so nothing in it is believed."""
+
+
+class CredentialNotFound(CredentialError):
+    """There is no key, client, token or certificate of that name."""
+
+
+class CredentialExists(CredentialError):
+    """That name has one already. Nothing was changed."""
+
+
+class CredentialsBusy(CredentialError):
+    """Another command was changing the same folder for longer than this one waits."""
+
+    hint = "try again; a lock ends with the process that holds it"
+
+
+class BadCredential(CredentialError, ValueError):
+    """A name, key, role, host or key file that cannot be read. The message never shows a secret."""
+
+
+class MissingPackage(MaruError):
+    """An optional part that this call needs was not installed with Maru."""
+
+    package: str = ""
