@@ -11,6 +11,8 @@
     │   ├── LeaseEnded            what another host held here is not held for it any more
     │   ├── NoDaemon              another host is asked, and no daemon answers
     │   └── NotAttached           this handle was closed
+    ├── CannotListen              a daemon's address is taken, or its certificate cannot be used
+    ├── NotProtected              a daemon would show pools, or tokens, to a network
     ├── BadUrl (ValueError)       a pool URL that cannot be read
     ├── BadSize (ValueError)      a size that cannot be laid out
     ├── BadKey (ValueError)       keys that are not n x 16 bytes
@@ -121,6 +123,20 @@ class NoDaemon(PoolError):
 
 class NotAttached(PoolError):
     """This handle was closed."""
+
+
+class CannotListen(MaruError):
+    """A daemon cannot serve at its address: taken, not this host's, or the certificate cannot be used."""
+
+    host: str = ""
+    port: int = 0
+
+
+class NotProtected(MaruError):
+    """The address reaches other hosts, and who asks would not be checked, or could be overheard."""
+
+    host: str = ""
+    hint = "make tokens and a certificate with `maru keys`, or listen on 127.0.0.1"
 
 
 class BadUrl(MaruError, ValueError):

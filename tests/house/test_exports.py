@@ -13,7 +13,10 @@ import pytest
 import maru
 from maru import errors
 
-HEAVY = ("torch", "transformers", "numpy", "typer", "rich", "starlette", "httpx", "requests")
+HEAVY = (
+    "torch", "transformers", "numpy", "typer", "rich", "httpx", "requests",
+    "starlette", "uvicorn", "prometheus_client", "msgspec", "zmq", "cryptography", "textual",
+)  # fmt: skip
 _NODE = re.compile(r"(?P<indent>[ │├└─]*)(?P<name>[A-Z]\w+)(?: \((?P<also>\w+)\))?(?: {2}|$)")
 
 
