@@ -17,7 +17,6 @@
     ├── BadSize (ValueError)      a size that cannot be laid out
     ├── BadKey (ValueError)       keys that are not n x 16 bytes
     ├── BadMessage (ValueError)   bytes from a network that are no message of ours, or one with impossible values
-    ├── PlainRefused              a daemon that would serve strangers, unencrypted
     ├── VersionSkew               a daemon and a client that have no protocol in common
     ├── SessionUnknown            a daemon that was not greeted, or has forgotten
     ├── ChunkTooLarge (ValueError)  one chunk does not fit a slab
@@ -136,7 +135,7 @@ class NotProtected(MaruError):
     """The address reaches other hosts, and who asks would not be checked, or could be overheard."""
 
     host: str = ""
-    hint = "make tokens and a certificate with `maru keys`, or listen on 127.0.0.1"
+    hint = "make keys, tokens and a certificate with `maru keys` and give --keys; or listen on 127.0.0.1"
 
 
 class BadUrl(MaruError, ValueError):
@@ -159,12 +158,6 @@ class BadKey(MaruError, ValueError):
 
 class BadMessage(MaruError, ValueError):
     """What came over the network is not a message of ours, or says what cannot be. Nothing was changed."""
-
-
-class PlainRefused(MaruError):
-    """A daemon would be open to other hosts without encryption."""
-
-    hint = "make keys (maru keys generate) and give them with --keys, or say --plain on a network you trust wholly"
 
 
 class VersionSkew(MaruError):

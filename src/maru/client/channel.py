@@ -18,7 +18,6 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import zmq
 
 from maru import errors, wire
+from maru.credentials import ClientKey, secure_client
 from maru.errors import BadMessage, MaruError, NoDaemon
 
 CONNECTIONS_MAX = 16
@@ -41,22 +41,13 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 Body = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True)
-class ChannelKeys:
-    """CURVE keys of a client, and its daemon's, in Z85."""
-
-    public: bytes
-    secret: bytes = field(repr=False)
-    server: bytes
-
-
 class Channel:
     """One client's session. Thread-safe."""
 
     def __init__(
         self,
         endpoint: str,
-        keys: ChannelKeys | None,
+        key: ClientKey | None,
         is_mapped: bool,
         deadline_s: float,
         renewed: Callable[[wire.Welcome, float], None],
@@ -64,7 +55,7 @@ class Channel:
         """`endpoint`: tcp://HOST:PORT. `renewed(welcome, sent_s)` is called at each greeting, monotonic seconds."""
         self.endpoint = endpoint
         self.deadline_s = deadline_s
-        self.keys = keys
+        self.key = key
         self.is_mapped = is_mapped
         self.session = os.urandom(16)
         self.welcome: wire.Welcome | None = None
@@ -197,10 +188,8 @@ class _Line:
             socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
             socket.setsockopt(zmq.MAXMSGSIZE, wire.BODY_BYTES_MAX + wire.HEADER_BYTES_MAX)
             socket.ipv6 = True
-            keys = self._channel.keys
-            if keys is not None:
-                socket.curve_publickey, socket.curve_secretkey = keys.public, keys.secret
-                socket.curve_serverkey = keys.server
+            if self._channel.key is not None:
+                secure_client(socket, self._channel.key)
             socket.connect(self._channel.endpoint)
             self._socket = socket
         return self._socket

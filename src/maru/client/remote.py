@@ -17,10 +17,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from maru import wire
-from maru.client.channel import Body, Channel, ChannelKeys
+from maru.client.channel import Body, Channel
 from maru.client.holds import Extents, RemoteBatch, RemotePrefix, RemoteReservation
 from maru.client.segments import SegmentsMemory
 from maru.coherence import written_for_others
+from maru.credentials import ClientKey
 from maru.errors import BadKey, BadSize, ChunkTooLarge, MaruError, NotAttached
 from maru.key import Identity
 from maru.native import core
@@ -56,7 +57,7 @@ class RemotePool:
         self,
         endpoint: str,
         is_mapped: bool = False,
-        keys: ChannelKeys | None = None,
+        key: ClientKey | None = None,
         paths: Sequence[str] = (),
         deadline_s: float = 5.0,
         memory_bytes: int = MEMORY_BYTES,
@@ -76,7 +77,7 @@ class RemotePool:
         self._rows_held: dict[tuple[int, int], int] = {}
         """Leases that are held by each row of ours."""
         self._row_of_lease: dict[tuple[bytes, int], tuple[int, int]] = {}
-        self.channel = Channel(endpoint, keys, is_mapped, deadline_s, self._greeted)
+        self.channel = Channel(endpoint, key, is_mapped, deadline_s, self._greeted)
         try:
             self.channel.call(wire.Renew(0), deadline_s=deadline_s)
             welcome = self.welcome

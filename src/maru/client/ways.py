@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from maru.client.channel import BOOT_ID, ChannelKeys
+from maru.client.channel import BOOT_ID
 from maru.client.remote import MEMORY_BYTES, RemotePool
 from maru.config import redact
+from maru.credentials import load_client_key
 from maru.errors import BadUrl, MaruError, PoolMismatch
 from maru.pool import Pool
 
@@ -51,9 +52,10 @@ def connect_to_daemon(
     mode = mode if mode != "auto" else way.mode
     if mode not in MODES:
         raise BadUrl(f"mode={mode} is not one of {', '.join(MODES)}")
-    keys = _keys_of(key or way.key)
+    path = key or way.key
+    client_key = load_client_key(Path(path).expanduser()) if path else None
     memory_bytes = memory_bytes or MEMORY_BYTES
-    remote = RemotePool(way.endpoint, False, keys, (), deadline_s, memory_bytes)
+    remote = RemotePool(way.endpoint, False, client_key, (), deadline_s, memory_bytes)
     if mode == "wire":
         return remote
     try:
@@ -66,7 +68,7 @@ def connect_to_daemon(
                 if mode == "local":
                     raise
         try:
-            mapped = RemotePool(way.endpoint, True, keys, data or way.data, deadline_s, memory_bytes)
+            mapped = RemotePool(way.endpoint, True, client_key, data or way.data, deadline_s, memory_bytes)
         except PoolMismatch:
             if mode == "mapped":
                 raise
@@ -89,12 +91,3 @@ def _local(remote: RemotePool) -> Pool:
         pool.close()
         raise PoolMismatch(f"{folder} is another pool than the daemon's", path=str(folder))
     return pool
-
-
-def _keys_of(path: str) -> ChannelKeys | None:
-    if not path:
-        return None
-    from maru.credentials import load_client_key
-
-    found = load_client_key(path)
-    return ChannelKeys(found.public, found.secret, found.server)

@@ -112,6 +112,7 @@ class Control:
             pool = core.PoolCore(self.pool.folder, name, False, lease=held)
         session = Session(hello.session, user, name, hello.host[:64], pool, self._clock(), hello.mapped)
         if hello.mapped:
+            session.row_number = pool._row()[0]
             for row in hello.rows[:OLD_ROWS_MAX]:
                 try:
                     session.old_rows[row] = core.PoolCore(self.pool.folder, name, False, lease=held, adopt=row)

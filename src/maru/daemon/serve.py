@@ -12,16 +12,19 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
-import zmq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import maru
+from maru.credentials import Authorised, load_certificate, load_server_keys
 from maru.daemon.control import Control
-from maru.daemon.server import Authenticator, RpcServer, ServerKeys
+from maru.daemon.facts import DaemonIdentity, Histogram, LeaseFigures, PeerFigures, RpcFigures
+from maru.daemon.server import SECONDS_BOUNDS, RpcServer
 from maru.daemon.sessions import Limits
+from maru.daemon.web import WebServer, make_app
+from maru.daemon.web_settings import WebSettings
+from maru.errors import CredentialNotFound
 from maru.pool import Pool
 
 DEFAULT_RPC_URL = "tcp://127.0.0.1:6555"
@@ -34,32 +37,41 @@ class ServeConfig:
     pool_url: str
     rpc_url: str = DEFAULT_RPC_URL
     plain: bool = False
-    keys: ServerKeys | None = None
-    authenticator: Callable[[zmq.Context[Any]], Authenticator] | None = field(default=None, repr=False)
+    """Serve other hosts without encryption, by RPC and HTTP."""
+    keys: Path | None = None
+    """The folder of `maru keys`: who may ask, by RPC and HTTP, and the certificate."""
+    web: WebSettings | None = field(default_factory=WebSettings)
+    """None: no web face. Its tokens and certificate come from `keys`."""
     limits: Limits = field(default_factory=Limits)
 
 
 class Daemon:
-    """One daemon. start(), then wait() or stop()."""
+    """One daemon. start(), then wait() and stop(). It is the `Facts` of its own web face."""
 
     def __init__(self, config: ServeConfig) -> None:
-        """Open the pool, or make it. Raises what Pool.open raises, and PlainRefused, BadUrl."""
-        self.config = config
-        self.started_s = time.time()
-        self.name = f"{platform.node()}:{os.getpid()}"
+        """Open the pool, or make it. Raises what Pool.open raises, BadUrl, NotProtected, CredentialError."""
+        authorised = keys = None
+        web = config.web
+        if config.keys is not None:
+            authorised, keys = Authorised(config.keys), load_server_keys(config.keys)
+            web = web and _with_credentials(web, config.keys, authorised)
+        self.identity = DaemonIdentity(f"{platform.node()}:{os.getpid()}", maru.__version__, time.time())
         self.pool = Pool.open(config.pool_url)
         try:
             self.control = Control(self.pool, config.limits, os.urandom(16), f"maru {maru.__version__}")
-            self.rpc = RpcServer(self.control, config.rpc_url, config.keys, config.plain, config.authenticator)
+            self.rpc_server = RpcServer(self.control, config.rpc_url, keys, authorised, config.plain)
+            self.web_server = WebServer(make_app(self, web), web) if web else None
         except BaseException:
             self.pool.close()
             raise
         self._over = threading.Event()
 
     def start(self) -> None:
-        """Listen. Raises BadUrl when an address is taken."""
+        """Listen. Raises BadUrl or CannotListen when an address is taken."""
         try:
-            self.rpc.start()
+            self.rpc_server.start()
+            if self.web_server:
+                self.web_server.start()
         except BaseException:
             self.stop()
             raise
@@ -68,7 +80,7 @@ class Daemon:
         """Until stop(), or the RPC thread ends by itself. False when `seconds` were not enough."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while not self._over.wait(0.25):
-            if not self.rpc.is_alive:
+            if not self.rpc_server.is_alive:
                 return True
             if deadline is not None and time.monotonic() >= deadline:
                 return False
@@ -76,7 +88,9 @@ class Daemon:
 
     def stop(self) -> None:
         """End all parts. Idempotent."""
-        self.rpc.stop()
+        if self.web_server:
+            self.web_server.stop()
+        self.rpc_server.stop()
         self.pool.close()
         self._over.set()
 
@@ -86,3 +100,61 @@ class Daemon:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    # What it tells its web face
+
+    @property
+    def pools(self) -> Mapping[str, Pool]:
+        return {self.pool.config.name: self.pool}
+
+    def rpc(self) -> RpcFigures:
+        counts = self.rpc_server.counts
+        bounds = (*SECONDS_BOUNDS, float("inf"))
+        return RpcFigures(
+            clients=len(self.control.sessions),
+            requests=dict(counts.requests),
+            errors=dict(counts.errors),
+            bytes_in=counts.bytes_in,
+            bytes_out=counts.bytes_out,
+            seconds={
+                name: Histogram(tuple(zip(bounds, row, strict=True)), counts.seconds_sum.get(name, 0.0))
+                for name, row in list(counts.seconds.items())
+            },
+        )
+
+    def leases(self) -> Sequence[LeaseFigures]:
+        now_s = time.monotonic()
+        return [
+            LeaseFigures(
+                host=session.name,
+                kind="mapped" if session.is_mapped else "wire",
+                row=session.row_number,
+                seconds_left=max(0.0, session.heard_s + self.control.limits.lease_s - now_s),
+                pins=session.pins,
+                pinned_bytes=session.pinned_bytes,
+                reservations=len(session.holds),
+                pool=self.pool.config.name,
+            )
+            for session in list(self.control.sessions.values())
+        ]
+
+    def peers(self) -> Sequence[PeerFigures]:
+        return []
+
+    def is_ready(self) -> tuple[bool, str]:
+        if not self.rpc_server.is_alive:
+            return False, "the RPC thread has ended"
+        if self.pool.closed or self.pool.destroyed:
+            return False, "the pool was destroyed"
+        return True, ""
+
+
+def _with_credentials(web: WebSettings, keys: Path, authorised: Authorised) -> WebSettings:
+    """Tokens and TLS for the web face, as far as they were made."""
+    if authorised.has_tokens():
+        web = replace(web, authenticate=authorised.authenticate)
+    try:
+        certificate = load_certificate(keys)
+    except CredentialNotFound:
+        return web
+    return replace(web, certificate=certificate.server_pem, key=certificate.server_pem)

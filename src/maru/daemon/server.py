@@ -4,31 +4,32 @@ Holds:      a ROUTER socket, which connection is which session, and figures abou
 Promises:   no frame, however made, ends the thread or keeps others waiting: it is answered, refused or dropped, and
             counted. Bytes go out from the pool's own memory; a frame on its way holds its chunk. What a peer that does
             not read keeps of us is bounded by the socket's marks, and ends with its heartbeat.
-Leaves:     meaning to `control`, who may connect to the authenticator that it is given.
+Leaves:     meaning to `control`, who may connect to `credentials`.
 
 Encrypted by CURVE where server keys are given. Without, it listens on this host only, unless told by name to be plain.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import threading
 import time
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import zmq
+from zmq.auth.thread import ThreadAuthenticator
 
 from maru import wire
 from maru.config import redact
+from maru.credentials import ZAP_DOMAIN, Authorised, ServerKeys, ZapCallback, secure_server
 from maru.daemon.control import Control
 from maru.daemon.sessions import Session
-from maru.errors import BadMessage, BadUrl, MaruError, NotAttached, PlainRefused, SessionUnknown
+from maru.daemon.web_settings import is_loopback
+from maru.errors import BadMessage, BadUrl, MaruError, NotAttached, NotProtected, SessionUnknown
 
 _log = logging.getLogger("maru")
 
@@ -45,20 +46,6 @@ START_DEADLINE_S = 10.0
 STOP_DEADLINE_S = 5.0
 
 SECONDS_BOUNDS = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 1.0)
-
-
-class Authenticator(Protocol):
-    """ZAP: pyzmq's own, or nothing."""
-
-    def stop(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class ServerKeys:
-    """The daemon's CURVE pair, Z85."""
-
-    public: bytes
-    secret: bytes = field(repr=False)
 
 
 @dataclass
@@ -93,18 +80,20 @@ class RpcServer:
         control: Control,
         url: str,
         keys: ServerKeys | None = None,
+        authorised: Authorised | None = None,
         plain: bool = False,
-        authenticator: Callable[[zmq.Context[Any]], Authenticator] | None = None,
     ) -> None:
-        """`url`: tcp://ADDRESS:PORT, port 0 for any free one. `plain`: without encryption beyond this host.
+        """`url`: tcp://ADDRESS:PORT, port 0 for any free one. `keys` and who is let in by them go together; `plain`:
+        without encryption beyond this host.
 
-        Raises BadUrl, PlainRefused.
+        Raises BadUrl, NotProtected.
         """
+        assert (keys is None) == (authorised is None)
         self.control = control
         self.counts = RpcCounts()
         self._url = url
         self._keys = keys
-        self._authenticator = authenticator
+        self._authorised = authorised
         self._context: zmq.Context[Any] = zmq.Context()
         self._wake = f"inproc://maru-server-{id(self)}"
         self._ready = threading.Event()
@@ -142,8 +131,10 @@ class RpcServer:
         socket = self._context.socket(zmq.ROUTER)
         bell = self._context.socket(zmq.PULL)
         try:
-            if self._authenticator is not None:
-                authenticator = self._authenticator(self._context)
+            if self._authorised is not None:
+                authenticator = ThreadAuthenticator(self._context)
+                authenticator.start()
+                authenticator.configure_curve_callback(ZAP_DOMAIN, ZapCallback(self._authorised))
             self._arrange(socket)
             socket.bind(self._url)
             bell.bind(self._wake)
@@ -176,8 +167,7 @@ class RpcServer:
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         if self._keys is not None:
-            socket.curve_server = True
-            socket.curve_publickey, socket.curve_secretkey = self._keys.public, self._keys.secret
+            secure_server(socket, self._keys)
 
     def _serve(self, socket: zmq.Socket[bytes], bell: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()
@@ -215,6 +205,13 @@ class RpcServer:
         if not 2 <= len(frames) <= 3:
             self.counts.dropped += 1
             return
+        user = ""
+        if self._authorised is not None:
+            client = self._authorised.who_sent(frames[1])
+            if client is None:  # Revoked since it connected: it learns nothing any more.
+                self.counts.dropped += 1
+                return
+            user = client.name
         body: memoryview | bytes = frames[2].buffer if len(frames) == 3 else b""
         self.counts.bytes_in += len(body)
         begun_s = time.perf_counter()
@@ -226,7 +223,7 @@ class RpcServer:
             return
         name = type(request).__name__
         try:
-            answer = self._answer(peer, request, body, _user_of(frames[1]))
+            answer = self._answer(peer, request, body, user)
         except MaruError as error:
             self.counts.failed(type(error).__name__)
             self._send(socket, peer, wire.Refused(request.number, type(error).__name__, error.message), b"")
@@ -276,13 +273,6 @@ class RpcServer:
             self.counts.dropped += 1
 
 
-def _user_of(frame: Any) -> str:
-    try:
-        return str(frame.get("User-Id"))
-    except (zmq.ZMQError, UnicodeDecodeError):
-        return ""
-
-
 def _refuse_open_plain(url: str, is_encrypted: bool, plain: bool) -> None:
     try:
         parts = urlsplit(url)
@@ -293,14 +283,5 @@ def _refuse_open_plain(url: str, is_encrypted: bool, plain: bool) -> None:
         return
     if parts.scheme != "tcp" or not host:
         raise BadUrl(f"{redact(url)!r} is not an address to listen on: write tcp://ADDRESS:PORT")
-    if is_encrypted or plain or host == "localhost":
-        return
-    try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = False
-    if not is_loopback:
-        raise PlainRefused(f"{redact(url)} can be reached from other hosts, and no keys are given")
-
-
-__all__ = ["SECONDS_BOUNDS", "RpcCounts", "RpcServer", "ServerKeys"]
+    if not (is_encrypted or plain or is_loopback(host)):
+        raise NotProtected(f"{redact(url)} can be reached from other hosts, and there are no keys", host=host)

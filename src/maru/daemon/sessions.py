@@ -86,6 +86,9 @@ class Session:
     holds: dict[int, Hold] = field(default_factory=dict)
     old_rows: dict[tuple[int, int], core.PoolCore] = field(default_factory=dict)
     """Held by a daemon before this one; the client lets go of them when nothing of theirs is used any more."""
+    row_number: int = -1
+    """Its row in the process table; -1: it holds by the daemon's own."""
+    pins: int = 0
     pinned_bytes: int = 0
     reserved_bytes: int = 0
     _answers: OrderedDict[int, tuple[wire.Answer, bytes]] = field(default_factory=OrderedDict)
@@ -102,12 +105,14 @@ class Session:
         number = self._take_id()
         self.leases[number] = lease
         self.pinned_bytes += lease.size_bytes
+        self.pins += len(lease.prefix)
         return number
 
     def drop_lease(self, number: int) -> bool:
         lease = self.leases.pop(number, None)
         if lease is not None:
             self.pinned_bytes -= lease.size_bytes
+            self.pins -= len(lease.prefix)
             lease.release()
         return lease is not None
 
