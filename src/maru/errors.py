@@ -114,10 +114,7 @@ class NoDaemon(PoolError):
     """The address names a daemon, and none answers there in time."""
 
     host: str = ""
-    hint = (
-        "start one there: maru serve --pool maru:///NAME --listen tcp://HOST:PORT; instances on one host need none: "
-        "maru:///NAME"
-    )
+    hint = "start one there: maru serve NAME --listen tcp://ADDRESS:PORT; instances on one host need none: maru:///NAME"
 
 
 class NotAttached(PoolError):

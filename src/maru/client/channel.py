@@ -61,6 +61,8 @@ class Channel:
         self.welcome: wire.Welcome | None = None
         self.old_rows: list[tuple[int, int]] = []
         """Rows of earlier daemons that something of ours is still held by."""
+        self.answered = 0
+        """How many requests got an answer: nothing fails as long as this grows."""
         self._renewed = renewed
         self._numbers = count(1)
         self._context: zmq.Context[Any] = zmq.Context()
@@ -229,6 +231,7 @@ class _Line:
                         if isinstance(answer, wire.Refused) and answer.error == "SessionUnknown":
                             raise _NoAnswer
                         asked, _ = waiting.pop(answer.number)
+                        self._channel.answered += 1
                         yield asked, _granted(answer), out
                         deadline, tries = time.monotonic() + deadline_s, 0
             except (_NoAnswer, zmq.ZMQError):

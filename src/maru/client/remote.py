@@ -374,9 +374,11 @@ class RemotePool:
     def _failing_open(self) -> Iterator[None]:
         """What fails inside is counted and passed over; mistakes of the caller are not."""
         self._need_open()
+        answered = self.channel.answered
         try:
             yield
-            self._failing = False
+            if self.channel.answered != answered:
+                self._failing = False
         except _CALLER_ERRORS:
             raise
         except _WORLD_FAILED as error:

@@ -94,7 +94,7 @@ class RpcServer:
         self._url = url
         self._keys = keys
         self._authorised = authorised
-        self._context: zmq.Context[Any] = zmq.Context()
+        self._context: zmq.Context[Any] | None = None
         self._wake = f"inproc://maru-server-{id(self)}"
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -106,33 +106,37 @@ class RpcServer:
 
     def start(self) -> None:
         """Listen. Raises BadUrl when the address is taken or not ours."""
-        self._thread = threading.Thread(target=self._run, name="maru-rpc", daemon=True)
+        self._context = zmq.Context()
+        self._thread = threading.Thread(target=self._run, args=(self._context,), name="maru-rpc", daemon=True)
         self._thread.start()
         if not self._ready.wait(START_DEADLINE_S) or self._failure is not None:
+            self.stop()
             raise BadUrl(f"cannot listen on {redact(self._url)}: {self._failure or 'no answer in time'}")
 
     def stop(self) -> None:
         """Answer nobody any more; what clients hold by rows stays theirs. Idempotent."""
-        if self._thread is None or not self._thread.is_alive():
+        if self._context is None or self._context.closed:
             return
-        bell = self._context.socket(zmq.PUSH)
-        bell.linger = 0
-        bell.connect(self._wake)
-        bell.send(b"")
-        self._thread.join(STOP_DEADLINE_S)
-        bell.close()
+        if self._thread is not None and self._thread.is_alive():
+            bell = self._context.socket(zmq.PUSH)
+            bell.linger = 0
+            bell.connect(self._wake)
+            bell.send(b"")
+            self._thread.join(STOP_DEADLINE_S)
+            bell.close()
+        self._context.destroy(linger=200)
 
     @property
     def is_alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def _run(self) -> None:
+    def _run(self, context: zmq.Context[Any]) -> None:
         authenticator = None
-        socket = self._context.socket(zmq.ROUTER)
-        bell = self._context.socket(zmq.PULL)
+        socket = context.socket(zmq.ROUTER)
+        bell = context.socket(zmq.PULL)
         try:
             if self._authorised is not None:
-                authenticator = ThreadAuthenticator(self._context)
+                authenticator = ThreadAuthenticator(context)
                 authenticator.start()
                 authenticator.configure_curve_callback(ZAP_DOMAIN, ZapCallback(self._authorised))
             self._arrange(socket)
