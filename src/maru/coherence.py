@@ -5,6 +5,7 @@ Promises:   what one host published and another was told of is read whole, or no
             with a checksum that travelled beside the memory, not in it.
 Leaves:     the telling to RPC; which bytes belong to whom to the pool's one authority.
 
+    authority   flush an extent  ──▶ tells a writer (offset)
     writer      store past the caches, flush  ──▶ tells the authority (checksum)
     authority   flush, compare, publish; flush again what its own processes wrote  ──▶ tells a reader (checksum)
     reader      flush what its caches fetched too early, compare, use
@@ -34,17 +35,18 @@ class Memory(Protocol):
         """Write back and drop every line of these bytes that any cache of this host holds."""
 
 
+def hand_out(memory: Memory, offset: int, size: int) -> None:
+    """Authority, before another host writes there: what its own processes stored in the extent's last life leaves this
+    host's caches now. Later it would be written back over the other host's bytes.
+    """
+    memory.flush(offset, size)
+
+
 def write_for_others(memory: Memory, offset: int, data: bytes | memoryview) -> int:
     """Writer: store bytes so that every host can read them afterwards. Returns their XXH3-64, to be told."""
     memory.store(offset, data)
     memory.flush(offset, len(data))
     return core.xxh3_64(data)
-
-
-def written_for_others(memory: Memory, offset: int, size: int) -> int:
-    """Writer, of bytes that it stored in place: they leave its caches. Returns their XXH3-64, to be told."""
-    memory.flush(offset, size)
-    return core.xxh3_64(memory.view(offset, size))
 
 
 def publishable(memory: Memory, offset: int, size: int, checksum: int) -> bool:

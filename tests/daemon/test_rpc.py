@@ -94,6 +94,8 @@ def test_the_calls_answer_as_the_pools_own_do(pool: maru.Pool, client: RemotePoo
         None,
         0,
     )
+    with client.pin(keys) as nothing:
+        assert (nothing.views, nothing.nbytes) == ([], 0)
     assert client.put(keys[:16], b"one") is Outcome.STORED
     assert client.put(keys[:16], b"one") is Outcome.EXISTS
     assert client.put(keys[16:32], b"two", parent=keys[:16]) is Outcome.STORED
@@ -328,7 +330,7 @@ def test_bytes_in_place_that_changed_are_never_given_out(pool: maru.Pool) -> Non
         with client.pin(bytes(16)) as prefix:
             assert client.memory is not None
             offset, size, _ = prefix._extents[0]
-            client.memory.writable(offset, size)[0] ^= 1  # A stray write of somebody's.
+            client.memory._writable(offset, size)[0] ^= 1  # A stray write of somebody's.
             assert prefix.views == []
             with pytest.raises(LeaseEnded, match="not those"):
                 prefix.read_into(0, memoryview(bytearray(size)))

@@ -17,7 +17,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,8 @@ class Channel:
         key: ClientKey | None,
         is_mapped: bool,
         deadline_s: float,
-        renewed: Callable[[wire.Welcome, float], None],
     ) -> None:
-        """`endpoint`: tcp://HOST:PORT. `renewed(welcome, sent_s)` is called at each greeting, monotonic seconds."""
+        """`endpoint`: tcp://HOST:PORT. Nothing is sent before the first call."""
         self.endpoint = endpoint
         self.deadline_s = deadline_s
         self.key = key
@@ -63,7 +62,8 @@ class Channel:
         """Rows of earlier daemons that something of ours is still held by."""
         self.answered = 0
         """How many requests got an answer: nothing fails as long as this grows."""
-        self._renewed = renewed
+        self.held_until_s = 0.0
+        """Until when, by our monotonic clock, the daemon certainly keeps what we hold."""
         self._numbers = count(1)
         self._context: zmq.Context[Any] = zmq.Context()
         self._free: list[_Line] = []
@@ -98,6 +98,15 @@ class Channel:
         answer, _ = self.call(wire.Register(0, digest, tenant, ttl_s))
         self._namespaces[digest, tenant] = ttl_s
         return int(answer.value)
+
+    def renew(self, rows: list[tuple[int, int]], deadline_s: float) -> None:
+        """Tell the daemon that we live, and which rows of an earlier one to keep. Raises as call()."""
+        sent_s = time.monotonic()
+        answer, _ = self.call(wire.Renew(0, rows), deadline_s=deadline_s)
+        welcome = self.welcome
+        assert welcome is not None
+        self.old_rows = [row for row in answer.rows if row != welcome.row]
+        self.held_until_s = sent_s + welcome.lease_s - welcome.guard_s
 
     def close(self) -> None:
         """Say goodbye, if the daemon listens, and close. Idempotent."""
@@ -136,7 +145,7 @@ class Channel:
             is_new = known is None or known.daemon != answer.daemon
             self.welcome = answer
             self.old_rows = list(answer.rows)
-            self._renewed(answer, sent_s)
+            self.held_until_s = sent_s + answer.lease_s - answer.guard_s
             if is_new:
                 for (digest, tenant), ttl_s in list(self._namespaces.items()):
                     line.ask_once(wire.Register(self.next_number(), digest, tenant, ttl_s), deadline)

@@ -63,6 +63,7 @@ class RemotePrefix:
         self._extents = extents
         self._valid = valid
         self._fetched: list[memoryview] | None = None
+        self._released = False
 
     def __len__(self) -> int:
         return len(self._extents)
@@ -86,7 +87,7 @@ class RemotePrefix:
     @property
     def held(self) -> bool:
         """Do the daemon and its pool still keep all of this for us? Ask after having read views in place."""
-        return self._lease != 0 and self._valid()
+        return not self._released and self._valid()
 
     @property
     def views(self) -> list[memoryview]:
@@ -124,7 +125,7 @@ class RemotePrefix:
 
     def release(self) -> None:
         """Let go. Views in place are not to be read any more; fetched ones stay good."""
-        lease, self._lease = self._lease, 0
+        lease, self._lease, self._released = self._lease, 0, True
         if lease:
             self._pool.release(self._daemon, lease)
 
@@ -195,15 +196,16 @@ class RemoteBatch:
 
     @property
     def buffers(self) -> list[memoryview | None]:
-        """Memory of each reserved chunk, None for the others: the pool's own in place, or to be sent by seal()."""
+        """Memory of this process for each reserved chunk, None for the others. seal() takes its bytes to the pool.
+
+        Not the pool's own memory, also where that is mapped: what a program writes there stays in this host's caches,
+        and may leave them when the memory is somebody else's.
+        """
         if not self._open:
             raise NotReserved("this batch was sealed or discarded")
-        for at, (_, offset) in self._holds.items():
+        for at in self._holds:
             if at not in self._buffers:
-                memory = self._pool.memory
-                self._buffers[at] = (
-                    memoryview(bytearray(self._size)) if memory is None else memory.writable(offset, self._size)
-                )
+                self._buffers[at] = memoryview(bytearray(self._size))
         return [self._buffers.get(at) for at in range(len(self._outcomes))]
 
     def seal(self) -> list[Outcome]:
@@ -224,6 +226,11 @@ class RemoteBatch:
                 self._outcomes[at] = outcome
         self._buffers.clear()
         return list(self._outcomes)
+
+    def seal_with(self, data: Sequence[memoryview]) -> list[Outcome]:
+        """Publish these bytes, one buffer a key, as seal() does; those of keys not reserved are passed over."""
+        self._buffers = {at: data[at] for at in self._holds}
+        return self.seal()
 
     def discard(self) -> None:
         """Give all of it up."""

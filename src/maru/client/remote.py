@@ -14,14 +14,12 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from maru import wire
 from maru.client.channel import Body, Channel
 from maru.client.holds import Extents, RemoteBatch, RemotePrefix, RemoteReservation
-from maru.client.segments import SegmentsMemory
-from maru.coherence import written_for_others
-from maru.credentials import ClientKey
+from maru.coherence import Memory, write_for_others
 from maru.errors import BadKey, BadSize, ChunkTooLarge, MaruError, NotAttached
 from maru.key import Identity
 from maru.native import core
@@ -34,6 +32,12 @@ MEMORY_BYTES = 1 << 30
 """What a client without mapping fetches at once, unless told otherwise."""
 _WORLD_FAILED = (MaruError, OSError)
 _CALLER_ERRORS = (BadKey, BadSize, ChunkTooLarge)
+
+
+class Mapped(Memory, Protocol):
+    """The pool's memory, mapped here."""
+
+    def close(self) -> None: ...
 
 
 class RemoteNamespace:
@@ -55,39 +59,28 @@ class RemotePool:
 
     def __init__(
         self,
-        endpoint: str,
-        is_mapped: bool = False,
-        key: ClientKey | None = None,
-        paths: Sequence[str] = (),
-        deadline_s: float = 5.0,
+        channel: Channel,
+        memory: Mapped | None = None,
         memory_bytes: int = MEMORY_BYTES,
+        keeps_leases: bool = True,
     ) -> None:
-        """Connect. `is_mapped`: map the pool's segments, looked for in `paths` too.
-
-        Raises NoDaemon, VersionSkew, PoolMismatch (nothing to map here), PoolBusy.
+        """Over a channel that was greeted. `memory`: the pool's, where it is mapped here. `keeps_leases`: renew them in
+        a thread; whoever says no calls renew() in time.
         """
-        self.memory: SegmentsMemory | None = None
+        self.channel = channel
+        self.memory = memory
         self.failures: dict[str, int] = {}
         """What was answered as a miss, by the name of its error."""
         self._memory_bytes = memory_bytes
-        self._held_until_s = 0.0
         self._lock = threading.Lock()
         self._failing = False
         self._closing = threading.Event()
         self._rows_held: dict[tuple[int, int], int] = {}
         """Leases that are held by each row of ours."""
         self._row_of_lease: dict[tuple[bytes, int], tuple[int, int]] = {}
-        self.channel = Channel(endpoint, key, is_mapped, deadline_s, self._greeted)
-        try:
-            self.channel.call(wire.Renew(0), deadline_s=deadline_s)
-            welcome = self.welcome
-            if is_mapped:
-                self.memory = SegmentsMemory(welcome, paths)
-        except BaseException:
-            self.channel.close()
-            raise
         self._keeper = threading.Thread(target=self._keep_leases, name="maru-leases", daemon=True)
-        self._keeper.start()
+        if keeps_leases:
+            self._keeper.start()
 
     @property
     def welcome(self) -> wire.Welcome:
@@ -118,7 +111,8 @@ class RemotePool:
         """Give back everything that is held, and let go of the daemon. Idempotent."""
         if not self._closing.is_set():
             self._closing.set()
-            self._keeper.join(1.0)
+            if self._keeper.is_alive():
+                self._keeper.join(1.0)
             self.channel.close()
             if self.memory is not None:
                 self.memory.close()
@@ -215,7 +209,7 @@ class RemotePool:
             before = packed[(first - 1) * KEY_BYTES : first * KEY_BYTES] if first else parent
             run = packed[first * KEY_BYTES : end * KEY_BYTES]
             with self.reserve_many(run, data[first].nbytes, namespace, before, ttl) as batch:
-                outcomes += self._fill(batch, data[first:end])
+                outcomes += batch.seal_with(data[first:end])
         return outcomes
 
     def reserve(
@@ -298,9 +292,7 @@ class RemotePool:
                 for _ in self.channel.exchange(self._writes(holds, buffers)):
                     pass
             elif self._is_held():
-                checksums = [
-                    written_for_others(self.memory, offset, len(buffers[at])) for at, (_, offset) in holds.items()
-                ]
+                checksums = [write_for_others(self.memory, offset, buffers[at]) for at, (_, offset) in holds.items()]
             else:
                 return outcomes
             answer, _ = self.channel.call(wire.Seal(0, [hold for hold, _ in holds.values()], checksums))
@@ -333,11 +325,8 @@ class RemotePool:
 
     # ---- leases ----
 
-    def _greeted(self, welcome: wire.Welcome, sent_s: float) -> None:
-        self._held_until_s = sent_s + welcome.lease_s - welcome.guard_s
-
     def _is_held(self) -> bool:
-        return time.monotonic() < self._held_until_s
+        return time.monotonic() < self.channel.held_until_s
 
     def _prefix(self, lease: int, extents: Extents, daemon: bytes) -> RemotePrefix:
         """What is held by the daemon itself ends with it; what is held by our row goes on under the next one."""
@@ -354,19 +343,17 @@ class RemotePool:
 
         return RemotePrefix(self, daemon, lease, extents, is_valid)
 
+    def renew(self) -> None:
+        """Tell the daemon that we live, and which rows of an earlier one we still read by."""
+        with self._lock:
+            wanted = [row for row in self.channel.old_rows if self._rows_held.get(row, 0) > 0]
+        with self._failing_open():
+            self.channel.renew(wanted, self.welcome.lease_s / 2)
+
     def _keep_leases(self) -> None:
         while not self._closing.wait(self.welcome.lease_s / 4):
-            with self._lock:
-                wanted = [row for row in self.channel.old_rows if self._rows_held.get(row, 0) > 0]
-            sent_s = time.monotonic()
-            try:
-                answer, _ = self.channel.call(wire.Renew(0, wanted), deadline_s=self.welcome.lease_s / 2)
-            except _WORLD_FAILED as error:
-                self._failed(error)
-                continue
-            self.channel.old_rows = [row for row in answer.rows if row != self.welcome.row]
-            self._held_until_s = sent_s + self.welcome.lease_s - self.welcome.guard_s
-            self._failing = False
+            with contextlib.suppress(NotAttached):  # Closed meanwhile.
+                self.renew()
 
     # ---- failing open ----
 
@@ -405,12 +392,6 @@ class RemotePool:
         if len(packed) != KEY_BYTES:
             raise BadKey(f"one key is 16 bytes; got {len(packed)} bytes", got_bytes=len(packed))
         return packed
-
-    def _fill(self, batch: RemoteBatch, data: list[memoryview]) -> list[Outcome]:
-        for buffer, source in zip(batch.buffers, data, strict=True):
-            if buffer is not None:
-                core.stream_copy(buffer, source)
-        return batch.seal()
 
     def _writes(
         self, holds: dict[int, tuple[int, int]], buffers: dict[int, memoryview]

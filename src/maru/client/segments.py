@@ -44,15 +44,14 @@ class SegmentsMemory:
                 return readable[offset - first : offset - first + size]
         raise PoolMismatch(f"bytes {offset} + {size} lie in none of the pool's segments")
 
-    def writable(self, offset: int, size: int) -> memoryview:
-        """As view, for what is reserved for us."""
+    def _writable(self, offset: int, size: int) -> memoryview:
         for first, end, mapped, _ in self._maps:
             if first <= offset and offset + size <= end:
                 return memoryview(mapped)[offset - first : offset - first + size]
         raise PoolMismatch(f"bytes {offset} + {size} lie in none of the pool's segments")
 
     def store(self, offset: int, data: bytes | memoryview) -> None:
-        core.stream_copy(self.writable(offset, len(data)), data)
+        core.stream_copy(self._writable(offset, len(data)), data)
 
     def flush(self, offset: int, size: int) -> None:
         core.flush_lines(self.view(offset, size))

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from maru.client.channel import BOOT_ID
+from maru import wire
+from maru.client.channel import BOOT_ID, Channel
 from maru.client.remote import MEMORY_BYTES, RemotePool
+from maru.client.segments import SegmentsMemory
 from maru.config import redact
 from maru.credentials import load_client_key
 from maru.errors import BadUrl, MaruError, PoolMismatch
@@ -55,36 +57,52 @@ def connect_to_daemon(
     path = key or way.key
     client_key = load_client_key(Path(path).expanduser()) if path else None
     memory_bytes = memory_bytes or MEMORY_BYTES
-    remote = RemotePool(way.endpoint, False, client_key, (), deadline_s, memory_bytes)
-    if mode == "wire":
-        return remote
+    channel = _greeted(Channel(way.endpoint, client_key, False, deadline_s))
+    welcome = channel.welcome
+    assert welcome is not None
     try:
         if mode in ("auto", "local"):
             try:
-                pool = _local(remote)
-                remote.close()
-                return pool
+                pool = _local(channel.endpoint, welcome)
             except MaruError:
                 if mode == "local":
                     raise
-        try:
-            mapped = RemotePool(way.endpoint, True, client_key, data or way.data, deadline_s, memory_bytes)
-        except PoolMismatch:
-            if mode == "mapped":
-                raise
-            return remote
+            else:
+                channel.close()
+                return pool
+        if mode in ("auto", "mapped"):
+            try:
+                memory = SegmentsMemory(welcome, data or way.data)
+            except PoolMismatch:
+                if mode == "mapped":
+                    raise
+            else:
+                channel.close()
+                channel = _greeted(Channel(way.endpoint, client_key, True, deadline_s), welcome.pool_uuid)
+                return RemotePool(channel, memory, memory_bytes)
     except BaseException:
-        remote.close()
+        channel.close()
         raise
-    remote.close()
-    return mapped
+    return RemotePool(channel, None, memory_bytes)
 
 
-def _local(remote: RemotePool) -> Pool:
+def _greeted(channel: Channel, pool_uuid: str | None = None) -> Channel:
+    """Raises what the daemon refuses, NoDaemon, and PoolMismatch when it serves another pool by now."""
+    try:
+        channel.renew([], channel.deadline_s)
+        assert channel.welcome is not None
+        if pool_uuid not in (None, channel.welcome.pool_uuid):
+            raise PoolMismatch(f"another pool is served at {channel.endpoint} now")
+    except BaseException:
+        channel.close()
+        raise
+    return channel
+
+
+def _local(endpoint: str, welcome: wire.Welcome) -> Pool:
     """The daemon's pool itself, if it is of this host and visible here. Raises PoolMismatch, PoolNotFound."""
-    welcome = remote.welcome
     if welcome.host != BOOT_ID.read_text().strip():
-        raise PoolMismatch(f"the daemon at {remote.channel.endpoint} is of another host")
+        raise PoolMismatch(f"the daemon at {endpoint} is of another host")
     folder = Path(welcome.folder)
     pool = Pool.attach(f"maru:///{folder.name}?dir={quote(str(folder.parent))}")
     if pool.stats()["uuid"] != welcome.pool_uuid:

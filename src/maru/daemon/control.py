@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from maru import wire
-from maru.coherence import Memory, publishable, show_to_others
+from maru.coherence import Memory, hand_out, publishable, show_to_others
 from maru.daemon.sessions import Hold, Lease, Limits, Session
 from maru.errors import BadKey, BadMessage, LeaseEnded, MaruError, PoolBusy, VersionSkew
 from maru.native import core
@@ -284,7 +284,7 @@ class Control:
             if held.outcome is Outcome.FULL:
                 break
             if held.outcome is Outcome.RESERVED:
-                holds.append(session.add_hold(Hold(held, request.size)))
+                holds.append(self._handed_out(session, Hold(held, request.size)))
                 offsets += held.offset.to_bytes(8, "little")
             parent = key
         outcomes += [Outcome.FULL.value] * (len(keys) // KEY_BYTES - len(outcomes))
@@ -300,11 +300,16 @@ class Control:
             draft = session.pool.allocate(request.size, device=session.is_mapped)
             if draft is None:
                 break
-            holds.append(session.add_hold(Hold(draft, request.size)))
+            holds.append(self._handed_out(session, Hold(draft, request.size)))
             offsets += draft.offset.to_bytes(8, "little")
         missing = request.count - len(holds)
         outcomes = [Outcome.RESERVED.value] * len(holds) + [Outcome.FULL.value] * missing
         return wire.Reserved(request.number, outcomes, holds), bytes(offsets)
+
+    def _handed_out(self, session: Session, hold: Hold) -> int:
+        if session.is_mapped:
+            hand_out(self._memory, hold.held.offset, hold.size_bytes)
+        return session.add_hold(hold)
 
     def _write(self, session: Session, request: wire.Write, body: Body) -> tuple[wire.Answer, Body]:
         hold = session.holds.get(request.hold)
