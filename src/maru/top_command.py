@@ -64,9 +64,10 @@ def _source(of: str | None, ca: Path | None, place: Path | None) -> Source:
         context = ssl.create_default_context(cafile=str(ca) if ca else None) if parts.scheme == "https" else None
         return DaemonEvents(of, os.environ.get(TOKEN_VARIABLE), context)
     if of is None:
+        survey(place)  # A folder that cannot be looked into is an error now, and a line on the screen later.
         return LocalPools(lambda: survey(place))
     folder = config_of(of, place).folder
-    look_at(folder)  # A pool that is not there is an error now, and a line on the screen later.
+    look_at(folder)  # So is a pool that is not there.
 
     def look() -> list[SeenPool]:
         try:

@@ -14,9 +14,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 import maru
-from fake_daemon import FakeFacts
+from fake_daemon import HISTOGRAM, FakeFacts
 from http_asking import TOKENS, serving
 from maru.bench.drawing.colours import luminance
+from maru.daemon.facts import quantile
 from maru.daemon.web import WebServer
 
 pytestmark = pytest.mark.timeout(90)
@@ -255,6 +256,64 @@ def test_what_is_not_ready_is_told(page: WebDriver, facts: FakeFacts, server: We
     facts.ready = (False, "pool kv is being rebuilt")
     show(page, server)
     soon(page, lambda: text(page, "#not-ready") == "Not ready: pool kv is being rebuilt")
+
+
+FIGURES = """
+const done = arguments[arguments.length - 1];
+import('/dashboard/figures.js').then(figures => {
+  const looks = [[0, 10, 8, 0], [2, 20, 16, 4096]].map(([s, lookup_keys, hit_keys, pinned_bytes]) =>
+    figures.point(s, {uuid: 'a', now_ns: s * 1e9, counters: {lookup_keys, hit_keys, pinned_bytes, stored_bytes: 0}}));
+  const anew = {...looks[1], uuid: 'b'};
+  done({
+    sizes: [0, 1023, 1024, 1536, 5 * 2 ** 30, 123.4 * 2 ** 40].map(figures.size),
+    seconds: [0.000833, 0.0055, 1.25, 90, 7200, 200000, -3, null].map(figures.seconds),
+    rates: [0, 0.5, 1234.5, null].map(figures.perSecond),
+    shares: [0, 0.945, 1, null].map(figures.percent),
+    quantiles: [0.3, 0.6, 0.75, 0.99].map(share => figures.quantile([[0.001, 6], [0.01, 3], [null, 1]], share)),
+    ofNothing: figures.quantile([[0.001, 0], [null, 0]], 0.5),
+    since: figures.since([[0.001, 7], [null, 1]], [[0.001, 5], [null, 1]]),
+    restarted: figures.since([[0.001, 2], [null, 0]], [[0.001, 5], [null, 1]]),
+    between: figures.between(...looks),
+    anew: figures.between(looks[0], anew),
+  });
+});
+"""
+
+
+def test_figures_are_told_as_people_read_them(page: WebDriver, server: WebServer) -> None:
+    show(page, server)
+    told = page.execute_async_script(FIGURES)
+    assert told["sizes"] == ["0 B", "1023 B", "1 KiB", "1.5 KiB", "5 GiB", "123 TiB"]
+    assert told["seconds"] == ["833 µs", "5.5 ms", "1.3 s", "1.5 min", "2.0 h", "2.3 d", "−3.0 s", "–"]
+    assert told["rates"] == ["0/s", "0.5/s", "1,235/s", "–"]
+    assert told["shares"] == ["0.0 %", "94.5 %", "100.0 %", "–"]
+    assert told["quantiles"] == pytest.approx([quantile(HISTOGRAM.buckets, share) for share in (0.3, 0.6, 0.75, 0.99)])
+    assert told["ofNothing"] is None
+    assert told["since"] == [[0.001, 2], [None, 0]]
+    assert told["restarted"] == [[0.001, 2], [None, 0]]
+    assert told["between"] == {"hitShare": 0.8, "lookups": 5, "read": 2048, "stored": 0}
+    assert set(told["anew"].values()) == {None}
+
+
+def test_lines_and_states_differ_by_more_than_their_colour(page: WebDriver, server: WebServer) -> None:
+    show(page, server)
+    soon(page, lambda: state(page) == "live")
+    dashes = page.execute_script("""
+      const lines = ['first', 'second'].map(name => document.querySelector(`#bandwidth-chart path.${name}`));
+      return lines.map(line => getComputedStyle(line).strokeDasharray);
+    """)
+    assert dashes[0] == "none"
+    assert dashes[1] != "none"
+    shapes = page.execute_script("""
+      const sign = document.querySelector('.state .sign'), found = [];
+      for (const state of ['live', 'connecting', 'lost']) {
+        document.getElementById('state').dataset.state = state;
+        const style = getComputedStyle(sign);
+        found.push([style.borderRadius, style.backgroundColor, style.transform].join());
+      }
+      return found;
+    """)
+    assert len(set(shapes)) == 3
 
 
 def test_the_page_asks_its_own_origin_alone_and_breaks_no_rule_of_it(page: WebDriver, server: WebServer) -> None:

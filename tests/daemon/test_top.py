@@ -186,6 +186,23 @@ def test_when_there_is_nothing_to_show_it_says_why(source: Told, told: str) -> N
     assert told in status_of(source)
 
 
+def test_a_look_that_fails_is_told_and_tried_again(filled: maru.Pool) -> None:
+    looks: list[Any] = [maru.MaruError("cannot look into it"), [SeenPool(Path(filled.folder), filled.stats())]]
+
+    def look() -> list[SeenPool]:
+        one = looks.pop(0) if len(looks) > 1 else looks[0]
+        if isinstance(one, maru.MaruError):
+            raise one
+        return one
+
+    source = LocalPools(look)
+    news = source.news()
+    assert next(news) == Lost("cannot look into it", 1.0)
+    assert isinstance(next(news), Moment)
+    source.close()
+    assert list(news) == []
+
+
 def test_what_was_before_is_in_the_first_rates(filled: maru.Pool) -> None:
     stats = filled.stats()
     sample = {"uuid": stats["uuid"], "now_ns": stats["now_ns"] - 10**9, **dict.fromkeys(stats["counters"], 0)}

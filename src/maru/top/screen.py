@@ -7,6 +7,7 @@ Leaves:     figures to a source, and the tables to `stat_view` and `host_view`.
 from __future__ import annotations
 
 import time
+from concurrent.futures import CancelledError
 from typing import Any, ClassVar
 
 from rich.text import Text
@@ -99,7 +100,12 @@ class Top(App[None]):
         for news in self._source.news():
             if not self.is_running:
                 return
-            self.call_from_thread(self.take, news)
+            try:
+                self.call_from_thread(self.take, news)
+            except (RuntimeError, CancelledError):
+                if self.is_running:
+                    raise
+                return  # The screen ended meanwhile.
 
     def take(self, news: News) -> None:
         """Show what came."""

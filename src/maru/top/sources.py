@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from maru.errors import MaruError
 from maru.stat_view import SeenPool
 
 LOOK_S = 1.0
@@ -80,10 +81,13 @@ class LocalPools:
 
     def news(self) -> Iterator[News]:
         while not self._closed.is_set():
-            pools = [
-                PoolNow(seen.folder.name, seen.stats, seen.error.message if seen.error else "") for seen in self._look()
-            ]
-            yield Moment("this host", time.time(), pools)
+            try:
+                seen = self._look()
+            except MaruError as error:
+                yield Lost(error.message, LOOK_S)
+            else:
+                pools = [PoolNow(one.folder.name, one.stats, one.error.message if one.error else "") for one in seen]
+                yield Moment("this host", time.time(), pools)
             self._closed.wait(LOOK_S)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ const at = (id) => document.getElementById(id);
 const points = new Map(); // Pool name -> points, oldest first.
 const rpcLooks = []; // {unixS, rpc}, oldest first, a minute of them.
 let frame = null;
-let chosen = decodeURIComponent(location.hash.slice(1));
+let chosen = wanted();
 
 const live = new Live({
   token: () => sessionStorage.getItem(TOKEN),
@@ -76,7 +76,16 @@ at("sign-out").addEventListener("click", () => {
 });
 at("try-now").addEventListener("click", () => live.connect());
 at("pool").addEventListener("change", () => choose(at("pool").value));
-window.addEventListener("hashchange", () => choose(decodeURIComponent(location.hash.slice(1))));
+window.addEventListener("hashchange", () => choose(wanted()));
+
+/** The pool that the address names, if it can be read. */
+function wanted() {
+  try {
+    return decodeURIComponent(location.hash.slice(1));
+  } catch {
+    return "";
+  }
+}
 
 function choose(name) {
   chosen = name;
