@@ -45,5 +45,8 @@ class FakeFacts:
         return self.ready
 
     def serve_more(self, requests: int) -> None:
-        """So many lookups more since the last look."""
-        self.rpc_now = replace(self.rpc_now, requests={"lookup": self.rpc_now.requests["lookup"] + requests})
+        """So many lookups more since the last look, each of 1 to 10 ms."""
+        fast, middling, slow = self.rpc_now.seconds["lookup"].buckets
+        histogram = Histogram((fast, (middling[0], middling[1] + requests), slow), sum_s=0.25 + 0.005 * requests)
+        counts = {"lookup": self.rpc_now.requests["lookup"] + requests}
+        self.rpc_now = replace(self.rpc_now, requests=counts, seconds={"lookup": histogram})

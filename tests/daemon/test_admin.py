@@ -135,6 +135,24 @@ def test_what_somebody_reads_stays_and_is_counted(server: WebServer, pool: maru.
         assert pool.lookup(bytes.fromhex(keys)) == 2  # From the tail up: what is left is a prefix.
 
 
+def test_a_prefix_goes_from_its_tail_up(pool: maru.Pool, space: maru.Namespace) -> None:
+    """So that a daemon that dies in between leaves a prefix, and no orphans."""
+    order: list[bytes] = []
+
+    class Watched:
+        destroyed = False
+
+        def remove(self, key: bytes) -> bool:
+            order.append(key)
+            return pool.remove(key)
+
+    facts = FakeFacts(pools={"kv": Watched()})  # type: ignore[dict-item]
+    with serving(facts) as server:
+        ask(server, "/v1/pools/kv/remove", {"keys": keys_of(space)})
+    keys = bytes.fromhex(keys_of(space))
+    assert order == [keys[start : start + 16] for start in (48, 32, 16, 0)]
+
+
 def test_a_segment_drains_and_comes_back(server: WebServer, pool: maru.Pool, space: maru.Namespace) -> None:
     assert ask(server, "/v1/pools/kv/segments/0", {"state": "draining"}).json == {"number": 0, "state": "draining"}
     assert pool.stats()["segments"][0]["state"] == "DRAINING"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,20 @@ def test_half_a_tls_pair_and_a_bad_one_are_refused(facts: FakeFacts, tmp_path: P
         settings = WebSettings(port=0, certificate=tmp_path / name, key=tmp_path / name)
         with pytest.raises(CannotListen, match="certificate"):
             WebServer(make_app(facts, settings), settings).start()
+
+
+def test_an_app_that_does_not_begin_is_a_named_error(facts: FakeFacts) -> None:
+    settings = WebSettings(port=0)
+    app = make_app(facts, settings)
+
+    @contextlib.asynccontextmanager
+    async def broken(_: object) -> AsyncIterator[None]:
+        raise RuntimeError("no")
+        yield
+
+    app.router.lifespan_context = broken
+    with pytest.raises(CannotListen, match="did not begin"):
+        WebServer(app, settings).start()
 
 
 def test_stopping_frees_the_port_and_a_server_begins_anew_on_it(facts: FakeFacts) -> None:

@@ -58,6 +58,13 @@ def test_the_command_line_loads_no_tensors() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_command_line_loads_no_server_and_no_screen() -> None:
+    servers = ("starlette", "uvicorn", "prometheus_client", "msgspec", "zmq", "cryptography", "textual")
+    program = f"import sys, maru.cli, maru.top_command; print([name for name in {servers!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_tree_of_errors_names_each_class_once_and_no_other() -> None:
     defined = {
         name

@@ -104,6 +104,8 @@ class Followers:
         self._feed, self._count_max, self._still_allowed = feed, count_max, still_allowed
         self.count = 0
         self.closing = asyncio.Event()
+        # One thread at most waits for a walk, however many follow: the others are for those who change something.
+        self._one_at_a_time = asyncio.Lock()
 
     def follow(self, request: Request) -> EventStream:
         """The answer to GET /events. Raises Refused when too many follow already."""
@@ -115,7 +117,9 @@ class Followers:
         """Send until the daemon stops, the token ends or the follower is too slow."""
         await send(b"retry: 2000\n\n" + _event("history", await run_in_threadpool(self._feed.history)))
         while not self.closing.is_set() and self._still_allowed(request):
-            await asyncio.wait_for(send(_event("frame", await run_in_threadpool(self._feed.frame))), SEND_DEADLINE_S)
+            async with self._one_at_a_time:
+                frame = await run_in_threadpool(self._feed.frame)
+            await asyncio.wait_for(send(_event("frame", frame)), SEND_DEADLINE_S)
             try:
                 await asyncio.wait_for(self.closing.wait(), FRAME_S)
             except TimeoutError:
