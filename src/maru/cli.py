@@ -33,6 +33,7 @@ from maru.serve_commands import serve
 from maru.stat_view import SeenPool, plain, show_pool, table_of_pools
 from maru.survey import look_at, pool_folders, survey
 from maru.terminal import SETTINGS, JsonFlag, PlaceOption, complain, config_of, console, print_json, say_none
+from maru.top_command import top
 from maru.watch import SECONDS_DEFAULT, SECONDS_MIN, watch
 
 DEMO_MODULES = frozenset({"torch", "transformers", "tokenizers", "safetensors", "gguf", "jinja2", "numpy"})
@@ -54,6 +55,7 @@ app.add_typer(pool_app, name="pool", help="Create, list, rebuild and destroy poo
 app.add_typer(keys_app, name="keys")
 app.add_typer(bench_app, name="bench", help="Measure the published figures here, beside what you would use instead.")
 app.command()(serve)
+app.command()(top)
 app.add_typer(selftest_app, name="selftest", help="Test what only this machine has: a GPU.")
 
 
