@@ -36,6 +36,13 @@ def serve(
         list[str] | None,
         typer.Option("--engine", metavar="NAME=URL", help="An OpenAI-compatible engine that may be asked to prewarm."),
     ] = None,
+    kv_events: Annotated[
+        str,
+        typer.Option("--kv-events", metavar="URL[,URL]", help="KV events for routers: where to send, and to replay."),
+    ] = "",
+    chunk_tokens: Annotated[
+        int, typer.Option("--chunk-tokens", min=0, help="Tokens in a chunk, if all engines agree: told in KV events.")
+    ] = 0,
     lease_s: Annotated[
         float, typer.Option("--lease", min=2, max=300, help="Seconds after which a silent host has given back all.")
     ] = 10.0,
@@ -52,6 +59,7 @@ def serve(
     [cyan]python -c "import maru; print(maru.connect('maru://10.0.0.7:6555', key='b.key').stats())"[/cyan]
     """
     try:
+        from maru.daemon.kv_publisher import EventSettings
         from maru.daemon.serve import Daemon, ServeConfig
         from maru.daemon.sessions import Limits
         from maru.daemon.web_settings import Engine, WebSettings
@@ -73,14 +81,20 @@ def serve(
             except ValueError as error:
                 raise typer.BadParameter(f"--engine {name}{equals}...: {error}") from None
         web = WebSettings(host=host, port=port, plain=plain, engines=engines)
+    events = None
+    if kv_events:
+        endpoint, _, replay = kv_events.partition(",")
+        events = EventSettings(endpoint, replay or _next_port(endpoint), chunk_tokens=chunk_tokens)
     limits = Limits(lease_s=lease_s, guard_s=min(1.0, lease_s / 4))
-    daemon = Daemon(ServeConfig(url, listen, plain, keys, web, limits))
+    daemon = Daemon(ServeConfig(url, listen, plain, keys, web, events, limits))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         with daemon:
             told = {"pool": daemon.pool.config.url, "rpc": daemon.rpc_server.url}
             if daemon.web_server:
                 told["http"] = daemon.web_server.url
+            if daemon.events:
+                told["kv_events"] = endpoint
             if json_output:
                 print_json(told)
                 sys.stdout.flush()
@@ -92,6 +106,14 @@ def serve(
             raise MaruError("the RPC thread ended by itself; the log says why")
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
+
+
+def _next_port(endpoint: str) -> str:
+    """The port after this one, where replay is by default."""
+    head, colon, port = endpoint.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit():
+        raise typer.BadParameter(f"--kv-events {endpoint}: write tcp://ADDRESS:PORT")
+    return f"{head}:{int(port) + 1 if int(port) else 0}"
 
 
 def _place(text: str) -> tuple[str, int]:

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import maru
-from maru.credentials import Authorised, load_certificate, load_server_keys
+from maru.credentials import Authorised, load_certificate, load_server_keys, secure_server
 from maru.daemon.control import Control
 from maru.daemon.facts import DaemonIdentity, Histogram, LeaseFigures, PeerFigures, RpcFigures
+from maru.daemon.kv_publisher import EventPublisher, EventSettings
 from maru.daemon.server import SECONDS_BOUNDS, RpcServer
 from maru.daemon.sessions import Limits
 from maru.daemon.web import WebServer, make_app
@@ -42,6 +43,8 @@ class ServeConfig:
     """The folder of `maru keys`: who may ask, by RPC and HTTP, and the certificate."""
     web: WebSettings | None = field(default_factory=WebSettings)
     """None: no web face. Its tokens and certificate come from `keys`."""
+    events: EventSettings | None = None
+    """Where KV events go for routers; None: nowhere."""
     limits: Limits = field(default_factory=Limits)
 
 
@@ -50,6 +53,7 @@ class Daemon:
 
     def __init__(self, config: ServeConfig) -> None:
         """Open the pool, or make it. Raises what Pool.open raises, BadUrl, NotProtected, CredentialError."""
+        self.config = config
         authorised = keys = None
         web = config.web
         if config.keys is not None:
@@ -61,6 +65,8 @@ class Daemon:
             self.control = Control(self.pool, config.limits, os.urandom(16), f"maru {maru.__version__}")
             self.rpc_server = RpcServer(self.control, config.rpc_url, keys, authorised, config.plain)
             self.web_server = WebServer(make_app(self, web), web) if web else None
+            self.events: EventPublisher | None = None
+            self._keys = keys
         except BaseException:
             self.pool.close()
             raise
@@ -70,6 +76,9 @@ class Daemon:
         """Listen. Raises BadUrl or CannotListen when an address is taken."""
         try:
             self.rpc_server.start()
+            if self.config.events:
+                self.events = self._publisher(self.config.events)
+                self.events.start()
             if self.web_server:
                 self.web_server.start()
         except BaseException:
@@ -90,6 +99,8 @@ class Daemon:
         """End all parts. Idempotent."""
         if self.web_server:
             self.web_server.stop()
+        if self.events:
+            self.events.stop()
         self.rpc_server.stop()
         self.pool.close()
         self._over.set()
@@ -100,6 +111,12 @@ class Daemon:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _publisher(self, settings: EventSettings) -> EventPublisher:
+        """Its sockets let in whom the RPC socket does: one context has one authenticator."""
+        keys = self._keys
+        secure = None if keys is None else lambda socket: secure_server(socket, keys)
+        return EventPublisher(self.pool, settings, self.rpc_server.context, secure, self.config.plain)
 
     # What it tells its web face
 

@@ -127,6 +127,12 @@ class RpcServer:
         self._context.destroy(linger=200)
 
     @property
+    def context(self) -> zmq.Context[Any]:
+        """Whose authenticator answers for every socket made from it. Only while it runs."""
+        assert self._context is not None
+        return self._context
+
+    @property
     def is_alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
