@@ -172,9 +172,13 @@ class Goodbye(Message, tag=17):
     """The session's end: everything it holds is given back. Answer: Done."""
 
 
+class Find(Message, tag=18):
+    """Which of the keys (body) are there, whatever stands between them? Answer: Piece, a byte a key: 1 or 0."""
+
+
 Request = (
     Hello | Register | Lookup | Pin | Read | Renew | Release | Reserve | Allocate | Write | Seal | Publish | Discard
-    | Remove | Watch | Stats | Goodbye
+    | Remove | Watch | Stats | Goodbye | Find
 )  # fmt: skip
 
 CHANGES_THE_POOL: Final = (Pin, Release, Reserve, Allocate, Seal, Publish, Discard, Remove)

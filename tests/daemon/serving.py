@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -79,6 +81,14 @@ def served(pool: maru.Pool, limits: Limits = LIMITS, url: str = "tcp://127.0.0.1
 
 def address_of(server: RpcServer) -> str:
     return server.url.replace("tcp://", "maru://")
+
+
+def until(condition: Callable[[], object], deadline_s: float = 20.0) -> bool:
+    """Ask again until it is so."""
+    ends, pause = time.monotonic() + deadline_s, threading.Event()
+    while not (answer := condition()) and time.monotonic() < ends:
+        pause.wait(0.02)
+    return bool(answer)
 
 
 @dataclass

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from serving import IDENTITY, LIMITS, bytes_for, keys_of
+from serving import IDENTITY, LIMITS, bytes_for, keys_of, until
 
 import maru
 from maru import Outcome, wire
@@ -162,10 +162,7 @@ def through_a_death(url: str, way: str, name: str = "", moment: str = "", point:
             died = first.process.poll() is not None
         with spawn(serve, url, listen, "", "", "") as second:
             assert second.line() == "ready"
-            for _ in range(60):
-                if client.put(bytes(range(16)), DATA[0]) in (Outcome.STORED, Outcome.EXISTS):
-                    break
-            else:
+            if not until(lambda: client.put(bytes(range(16)), DATA[0]) in (Outcome.STORED, Outcome.EXISTS)):
                 wrong.append("service did not resume")
             wrong += a_day(client)
             view = client.get(bytes(range(16)))

@@ -8,13 +8,15 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
-from serving import IDENTITY, LIMITS, address_of, bytes_for, keys_of, served
+from serving import IDENTITY, LIMITS, address_of, bytes_for, keys_of, served, until
 
 import maru
 from maru import Outcome, wire
+from maru.client import channel
 from maru.client.remote import RemotePool
 from maru.daemon.control import Control
 from maru.daemon.server import RpcServer
@@ -237,9 +239,20 @@ def test_without_a_daemon_everything_is_a_miss_said_once_and_comes_back_by_itsel
             assert client.put(bytes(16), b"y") is Outcome.STORED
 
 
-def until(condition: object, tries: int = 40) -> bool:
-    """Ask again; each try lasts as long as the client's own deadline at most."""
-    return any(condition() for _ in range(tries))  # type: ignore[operator]
+def test_a_daemon_that_does_not_answer_is_waited_for_once(pool: maru.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(pool) as server, remote(server, "wire", deadline=0.3) as client:
+        server.stop()
+        asked: list[str] = []
+        ask = channel._Line.exchange
+
+        def count(line: channel._Line, *parts: Any) -> Any:
+            asked.append(threading.current_thread().name)
+            return ask(line, *parts)
+
+        monkeypatch.setattr(channel._Line, "exchange", count)
+        assert [client.lookup(bytes(16)) for _ in range(50)] == [0] * 50
+        assert client.failures["NoDaemon"] >= 50
+        assert 1 <= asked.count(threading.current_thread().name) < 25  # The rest did not even try.
 
 
 def test_what_is_read_in_place_stays_through_a_restart_of_the_daemon(pool: maru.Pool) -> None:

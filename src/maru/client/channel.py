@@ -60,6 +60,9 @@ class Channel:
         self.welcome: wire.Welcome | None = None
         self.old_rows: list[tuple[int, int]] = []
         """Rows of earlier daemons that something of ours is still held by."""
+        self.breaks = False
+        """Somebody calls renew() again and again: then others need not wait for a daemon that did not answer."""
+        self.is_down = False
         self.answered = 0
         """How many requests got an answer: nothing fails as long as this grows."""
         self.held_until_s = 0.0
@@ -90,8 +93,20 @@ class Channel:
 
         Each answer has the whole deadline. Raises as call(); what was not answered then may have been done, or not.
         """
-        with self._line() as line:
-            yield from line.exchange(requests, deadline_s or self.deadline_s)
+        if self.is_down:
+            raise NoDaemon(f"no daemon answered at {self.endpoint} a moment ago", host=self.endpoint)
+        yield from self._exchange(requests, deadline_s or self.deadline_s)
+
+    def _exchange(
+        self, requests: Iterable[tuple[wire.Request, Body]], deadline_s: float
+    ) -> Iterator[tuple[wire.Request, Any, memoryview]]:
+        try:
+            with self._line() as line:
+                yield from line.exchange(requests, deadline_s)
+            self.is_down = False
+        except NoDaemon:
+            self.is_down = self.breaks and not self._closed
+            raise
 
     def register(self, digest: bytes, tenant: str, ttl_s: float | None) -> int:
         """The id of a namespace; another daemon is told of it when it answers first."""
@@ -102,7 +117,7 @@ class Channel:
     def renew(self, rows: list[tuple[int, int]], deadline_s: float) -> None:
         """Tell the daemon that we live, and which rows of an earlier one to keep. Raises as call()."""
         sent_s = time.monotonic()
-        answer, _ = self.call(wire.Renew(0, rows), deadline_s=deadline_s)
+        ((_, answer, _),) = self._exchange([(wire.Renew(0, rows), b"")], deadline_s)
         welcome = self.welcome
         assert welcome is not None
         self.old_rows = [row for row in answer.rows if row != welcome.row]

@@ -30,6 +30,8 @@ _log = logging.getLogger("maru")
 KEY_BYTES = 16
 MEMORY_BYTES = 1 << 30
 """What a client without mapping fetches at once, unless told otherwise."""
+DOWN_PAUSE_S = 0.25
+"""How often a daemon that did not answer is asked again. Meanwhile everything is a miss at once."""
 _WORLD_FAILED = (MaruError, OSError)
 _CALLER_ERRORS = (BadKey, BadSize, ChunkTooLarge)
 
@@ -80,6 +82,7 @@ class RemotePool:
         self._row_of_lease: dict[tuple[bytes, int], tuple[int, int]] = {}
         self._keeper = threading.Thread(target=self._keep_leases, name="maru-leases", daemon=True)
         if keeps_leases:
+            channel.breaks = True
             self._keeper.start()
 
     @property
@@ -136,6 +139,16 @@ class RemotePool:
                 if answer.value < len(piece) // KEY_BYTES:
                     break
         return found
+
+    def find(self, keys: Body) -> list[bool]:
+        """Which of these chunks are readable now, whatever stands between them? A hint."""
+        packed = self._packed(keys)
+        found = b""
+        with self._failing_open():
+            for piece in _split(packed):
+                _, body = self.channel.call(wire.Find(0), piece)
+                found += bytes(body)
+        return [byte == 1 for byte in found] + [False] * (len(packed) // KEY_BYTES - len(found))
 
     def exists(self, key: Body) -> bool:
         """Is this one chunk readable now? A hint."""
@@ -351,7 +364,7 @@ class RemotePool:
             self.channel.renew(wanted, self.welcome.lease_s / 2)
 
     def _keep_leases(self) -> None:
-        while not self._closing.wait(self.welcome.lease_s / 4):
+        while not self._closing.wait(DOWN_PAUSE_S if self.channel.is_down else self.welcome.lease_s / 4):
             with contextlib.suppress(NotAttached):  # Closed meanwhile.
                 self.renew()
 

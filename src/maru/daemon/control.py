@@ -78,7 +78,7 @@ class Control:
             wire.Renew: self._renew, wire.Release: self._release, wire.Reserve: self._reserve,
             wire.Allocate: self._allocate, wire.Write: self._write, wire.Seal: self._seal,
             wire.Publish: self._publish, wire.Discard: self._discard, wire.Remove: self._remove,
-            wire.Stats: self._stats, wire.Goodbye: self._goodbye,
+            wire.Stats: self._stats, wire.Goodbye: self._goodbye, wire.Find: self._find,
         }  # fmt: skip
 
     # Who is there
@@ -209,6 +209,11 @@ class Control:
 
     def _lookup(self, _: Session, request: wire.Lookup, body: Body) -> tuple[wire.Answer, Body]:
         return wire.Done(request.number, self.pool.lookup(_keys(body))), b""
+
+    def _find(self, _: Session, request: wire.Find, body: Body) -> tuple[wire.Answer, Body]:
+        keys, exists = _keys(body), self.pool.exists
+        found = bytes(exists(keys[at : at + KEY_BYTES]) for at in range(0, len(keys), KEY_BYTES))
+        return wire.Piece(request.number, core.xxh3_64(found)), found
 
     def _pin(self, session: Session, request: wire.Pin, body: Body) -> tuple[wire.Answer, Body]:
         keys = _keys(body)
