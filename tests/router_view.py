@@ -76,16 +76,25 @@ class Router:
 
     def receive(self) -> Any:
         """The next live batch, applied, after those that were missed before it."""
-        assert self._live.poll(DEADLINE_MS), "no batch within the deadline"
-        _, number_bytes, payload = self._live.recv_multipart()
-        number = int.from_bytes(number_bytes, "big")
+        number, batch = self._next()
         if number != self.last_number + 1:
             self.catch_up()
-        batch = self._decoder.decode(payload)
+        self._take(number, batch)
+        return batch
+
+    def receive_live(self) -> None:
+        """The next live batch, applied, whatever was missed before it."""
+        self._take(*self._next())
+
+    def _next(self) -> tuple[Number, Any]:
+        assert self._live.poll(DEADLINE_MS), "no batch within the deadline"
+        _, number_bytes, payload = self._live.recv_multipart()
+        return int.from_bytes(number_bytes, "big"), self._decoder.decode(payload)
+
+    def _take(self, number: Number, batch: Any) -> None:
         if number > self.last_number:
             self.view.apply(batch)
             self.last_number = number
-        return batch
 
     def catch_up(self) -> list[tuple[Number, Any]]:
         """Ask for what is missing, and apply it."""
@@ -99,7 +108,7 @@ class Router:
 
     def ask(self, start: bytes) -> list[tuple[Number, Any]]:
         """Everything that the publisher sends again from `start` on."""
-        self._asks.send_multipart([b"", start])
+        self.send_request(start)
         got = []
         while True:
             assert self._asks.poll(DEADLINE_MS), "no end mark within the deadline"
@@ -108,6 +117,13 @@ class Router:
             if number == -1:
                 return got
             got.append((number, self._decoder.decode(payload)))
+
+    def send_request(self, start: bytes) -> None:
+        self._asks.send_multipart([b"", start])
+
+    def has_anything(self, live_only: bool = False) -> bool:
+        """Has a batch or an answer come that was not received yet?"""
+        return bool(self._live.poll(0)) or (not live_only and bool(self._asks.poll(0)))
 
     def wait_for(self, keys: set[bytes]) -> None:
         """Receive until exactly these keys are known."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -293,31 +295,72 @@ def test_figures_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
         settings(**wrong)
 
 
-def test_with_keys_only_who_is_let_in_reads_along(pool: maru.Pool, context: zmq.Context[Any], tmp_path: Path) -> None:
+@dataclass
+class Guarded:
+    """A publisher that lets in by keys."""
+
+    folder: Path
+    publisher: EventPublisher
+
+    def client(self, name: str) -> Callable[[zmq.Socket[Any]], None]:
+        """Gives a socket the keys of a client that is let in under this name."""
+        _, path = credentials.generate_client(self.folder, name)
+        key = credentials.load_client_key(path)
+        return lambda one: secure_client(one, key)
+
+
+@pytest.fixture
+def guarded(pool: maru.Pool, context: zmq.Context[Any], tmp_path: Path) -> Iterator[Guarded]:
     folder = tmp_path / "keys"
     server = credentials.generate_server(folder)
-    _, path = credentials.generate_client(folder, "router")
-    key, stranger = (
-        credentials.load_client_key(path),
-        credentials.generate_remote(tmp_path / "x", "x", server.public_z85),
-    )
+    authorised = Authorised(folder)
     zap = ThreadAuthenticator(context)
     zap.start()
-    zap.configure_curve_callback(ZAP_DOMAIN, ZapCallback(Authorised(folder)))
-    keys = put(pool, 0)
-    publisher = EventPublisher(pool, settings(), context, secure=lambda one: secure_server(one, server))
-    unknown = credentials.load_client_key(stranger[0])
+    zap.configure_curve_callback(ZAP_DOMAIN, ZapCallback(authorised))
     try:
-        with (
-            publisher,
-            reading(context, publisher, secure=lambda one: secure_client(one, key)) as router,
-            reading(context, publisher) as plain,
-            reading(context, publisher, secure=lambda one: secure_client(one, unknown)) as foreign,
-        ):
-            for shut_out in (plain, foreign):
-                shut_out._asks.send_multipart([b"", bytes(8)])
-            router.wait_for(keys)
-            router.catch_up()
-            assert not any(one._live.poll(0) or one._asks.poll(0) for one in (plain, foreign))
+        secure = partial(secure_server, keys=server)
+        with EventPublisher(pool, settings(), context, secure, authorised=authorised) as publisher:
+            yield Guarded(folder, publisher)
+            assert publisher.is_running
     finally:
         zap.stop()
+
+
+def test_with_keys_only_who_is_let_in_reads_along(
+    pool: maru.Pool, context: zmq.Context[Any], guarded: Guarded, tmp_path: Path
+) -> None:
+    server = credentials.load_server_keys(guarded.folder)
+    unknown = credentials.load_client_key(credentials.generate_remote(tmp_path / "x", "x", server.public_z85)[0])
+    keys = put(pool, 0)
+    with (
+        reading(context, guarded.publisher, secure=guarded.client("router")) as router,
+        reading(context, guarded.publisher) as plain,
+        reading(context, guarded.publisher, secure=lambda one: secure_client(one, unknown)) as foreign,
+    ):
+        for shut_out in (plain, foreign):
+            shut_out.send_request(bytes(8))
+        router.wait_for(keys)
+        router.catch_up()
+        assert not any(one.has_anything() for one in (plain, foreign))
+
+
+def test_who_is_revoked_reads_along_no_more_and_the_others_do(
+    pool: maru.Pool, context: zmq.Context[Any], guarded: Guarded
+) -> None:
+    keys = put(pool, 0)
+    with (
+        reading(context, guarded.publisher, secure=guarded.client("stays")) as stays,
+        reading(context, guarded.publisher, secure=guarded.client("goes")) as goes,
+    ):
+        stays.wait_for(keys)
+        goes.wait_for(keys)
+        credentials.revoke_client(guarded.folder, "goes")
+        keys |= put(pool, 1)
+        stays.wait_for(keys)
+        goes.send_request(bytes(8))
+        keys |= put(pool, 2)
+        stays.wait_for(keys)
+        while goes.has_anything(live_only=True):
+            goes.receive_live()
+        assert goes.view.keys == {key_of(0)}
+        assert not goes.has_anything()

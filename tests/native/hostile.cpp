@@ -30,6 +30,7 @@
 
 #include "allocator.h"
 #include "attach.h"
+#include "changes.h"
 #include "check.h"
 #include "chunk_index.h"
 #include "cleaner.h"
@@ -334,8 +335,19 @@ class Life {
     for (uint64_t n = 1; n < kNewChunks; n += 7) put(n);
   }
 
+  // As a router does, a few changes at a time, and once more after something changed.
+  void read_along() {
+    ChangeScan scan(*pool_);
+    std::vector<Change> changes;
+    for (int n = 0; n < 3; n++, changes.clear()) scan.look(*pool_, kChunks / 2, &changes);
+    put(1);
+    while (!scan.look(*pool_, kChunks, &changes)) changes.clear();
+    scan.told(*pool_);
+  }
+
   void inspect() {
     statistics_json(*pool_, 0, true);
+    read_along();
     check_pool(*pool_, true);
   }
 

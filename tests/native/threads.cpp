@@ -8,10 +8,14 @@
 // every byte was right, nothing was left behind at the end, and each kind of event that this is about took
 // place. What stays unseen: races between processes, and those through the second map.
 #include <array>
+#include <atomic>
+#include <set>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "attach.h"
+#include "changes.h"
 #include "check.h"
 #include "chunk_index.h"
 #include "cleaner.h"
@@ -245,6 +249,51 @@ void need(const char* what, uint64_t count) {
   if (count == 0) fail(std::string("never happened, so it was not tested: ") + what);
 }
 
+// Reads along as a router does, a few changes at a time.
+class Watcher {
+ public:
+  explicit Watcher(const Pool& pool) : pool_(pool), scan_(pool) {}
+
+  bool look(uint64_t limit) {
+    std::vector<Change> changes;
+    const bool is_whole = scan_.look(pool_, limit, &changes);
+    for (const Change& change : changes) {
+      const std::pair key(change.key.lo, change.key.hi);
+      if (change.kind == ChangeKind::kRemoved) {
+        removed_ += known_.erase(key);
+      } else {
+        known_.insert(key);
+      }
+    }
+    return is_whole;
+  }
+
+  // With nothing going on: does it know what lookup finds? What runs out between the two is looked at again.
+  void agree() {
+    for (int n = 0; n < 100; n++) {
+      look(1 << 20);  // Ends what was begun.
+      look(1 << 20);
+      uint64_t found = 0, known = 0;
+      for (uint64_t number = 0; number < 2 * kKeys; number++) {
+        const Key key = key_of(number / 2, number % 2);  // Chunks of one part, and of several.
+        if (!is_sealed(pool_, key)) continue;
+        found++;
+        known += known_.contains({key.lo, key.hi});
+      }
+      if (known == found && found == known_.size() && found == scan_.told_count()) return;
+    }
+    fail("whoever read along knows other chunks than lookup finds");
+  }
+
+  uint64_t removed() const { return removed_; }
+
+ private:
+  const Pool& pool_;
+  ChangeScan scan_;
+  std::set<std::pair<uint64_t, uint64_t>> known_;
+  uint64_t removed_ = 0;
+};
+
 void run(const std::string& folder, uint64_t seed, uint64_t operations) {
   CreateOptions options;
   options.folder = folder;
@@ -269,12 +318,20 @@ void run(const std::string& folder, uint64_t seed, uint64_t operations) {
   for (uint32_t n = 0; n < kThreads; n++) workers.emplace_back(*pool, dice.roll());
   std::vector<std::thread> threads;
   for (Worker& worker : workers) threads.emplace_back([&worker, operations] { worker.work(operations); });
+  Watcher watcher(*pool);
+  std::atomic<bool> is_over{false};
+  std::thread watching([&] {
+    while (!is_over.load()) watcher.look(7);
+  });
   for (std::thread& thread : threads) thread.join();
+  is_over.store(true);
+  watching.join();
   disarm_crash_points();
   housekeeper.stop();
 
   uint64_t cursor = 0;
   sweep(*pool, pool->geometry.slot_count, &cursor);
+  watcher.agree();
   for (const std::string& finding : check_pool(*pool, true)) fail(finding);
   for (uint64_t i = 0; i < pool->geometry.slot_count; i++)
     if (pool->my_pins[i].load() != 0) fail("a pin was left on slot " + std::to_string(i));
@@ -299,6 +356,7 @@ void run(const std::string& folder, uint64_t seed, uint64_t operations) {
   need("renewed", all.renewed);
   need("draft published", all.published);
   need("removed", all.removed);
+  need("told as gone", watcher.removed());
   need("evicted", counted(*pool, Counter::kEvicted));
   need("reclassed", counted(*pool, Counter::kReclassed));
   need("revoked", counted(*pool, Counter::kRevoked));

@@ -101,6 +101,10 @@ class Authorised:
         """The client with this public key, with its tenant; None: it may not speak."""
         return self._clients.value().get(public_z85)
 
+    def public_keys(self) -> frozenset[str]:
+        """The keys of all clients that may speak."""
+        return frozenset(self._clients.value())
+
     def who_sent(self, frame: zmq.Frame) -> Client | None:
         """Who sent a frame that a CURVE socket received with copy=False; None: it may not speak any more.
 

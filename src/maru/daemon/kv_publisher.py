@@ -4,7 +4,7 @@ Holds:      a thread that looks at the pool and owns two sockets: PUB (topic, nu
             (a reader sends the number it wants to begin with, gets batches, and at the end number -1), as vLLM's.
 Promises:   numbers rise by one, and above those of any earlier daemon. Who asks for batches that are not kept any more
             gets what is in the pool now instead. Nothing here waits for a reader, and memory is bounded.
-Leaves:     what the events say to `kv_events`, and who may connect to whoever hands in `secure`.
+Leaves:     what the events say to `kv_events`, and who may connect to whoever hands in `secure` and `authorised`.
 
 The first batch is AllBlocksCleared: what an earlier daemon told nobody can vouch for. A router that stayed connected
 sees the jump in the numbers and asks, as it does when it lost something. Empty batches go out now and then, so that a
@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import msgspec
 import zmq
 
+from maru.credentials import Authorised
 from maru.daemon.kv_events import AllBlocksCleared, EventStream, KVEventBatch
 from maru.daemon.web_settings import is_loopback
 from maru.errors import CannotListen, MaruError, NotProtected
@@ -107,10 +108,12 @@ class EventPublisher:
         context: zmq.Context[Any] | None = None,
         secure: Callable[[Socket], None] | None = None,
         plain: bool = False,
+        authorised: Authorised | None = None,
     ) -> None:
         """`pool` stays open until after stop(). `secure` is called with each socket before it is bound.
 
-        `plain`: also beyond this host without encryption, which is all that routers of today speak.
+        `plain`: also beyond this host without encryption, which is all that routers of today speak. `authorised`: who
+        may read along, asked again at each batch; without it a router that is revoked reads on until it disconnects.
 
         Raises NotProtected.
         """
@@ -121,6 +124,8 @@ class EventPublisher:
         self._settings = settings
         self._context = context or zmq.Context.instance()
         self._secure = secure
+        self._authorised = authorised
+        self._let_in: frozenset[str] = frozenset()
         self._encoder = msgspec.msgpack.Encoder()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -137,12 +142,13 @@ class EventPublisher:
         # Microseconds since 1970: above what an earlier daemon came to, who sent far fewer than one each.
         first_number = time.time_ns() // 1000
         self._journal = Journal(first_number, self._settings.kept_batches, self._settings.kept_bytes)
-        self._publisher, self.endpoint = self._bind(zmq.PUB, self._settings.endpoint, _PUB_QUEUE_BATCHES)
+        publisher, self.endpoint = self._bind(zmq.PUB, self._settings.endpoint, _PUB_QUEUE_BATCHES)
+        self._publisher: Socket | None = publisher
         try:
             room = self._settings.kept_batches + 1
             self._replay, self.replay_endpoint = self._bind(zmq.ROUTER, self._settings.replay_endpoint, room)
         except BaseException:
-            self._publisher.close(linger=0)
+            publisher.close(linger=0)
             raise
         self._thread = threading.Thread(target=self._run, name="maru-kv-events", daemon=True)
         self._thread.start()
@@ -185,10 +191,13 @@ class EventPublisher:
 
     def _run(self) -> None:
         try:
-            with self._publisher, self._replay:
-                self._serve()
+            self._serve()
         except Exception:
             _log.exception("KV events ended: routers will see no more of this pool")
+        finally:
+            self._replay.close(linger=0)
+            if self._publisher is not None:
+                self._publisher.close(linger=0)
 
     def _serve(self) -> None:
         self._is_over = False
@@ -225,18 +234,37 @@ class EventPublisher:
     def _send(self, batch: KVEventBatch) -> None:
         payload = self._encoder.encode(batch)
         number = self._journal.add(payload)
-        self._publisher.send_multipart(self._message(number, payload), zmq.NOBLOCK)
+        self._shut_out_the_revoked()
+        if self._publisher is not None:
+            self._publisher.send_multipart(self._message(number, payload), zmq.NOBLOCK)
         self._sent_s = time.monotonic()
+
+    def _shut_out_the_revoked(self) -> None:
+        """ZeroMQ asks who may read when a connection begins, and a PUB socket cannot end one of them alone. So all of
+        them end, and whoever is still let in comes back by itself and asks for what it missed.
+        """
+        if self._authorised is not None:
+            before, self._let_in = self._let_in, self._authorised.public_keys()
+            if before - self._let_in and self._publisher is not None:
+                self._publisher.close(linger=0)
+                self._publisher = None
+        if self._publisher is None:
+            try:
+                self._publisher, _ = self._bind(zmq.PUB, self.endpoint, _PUB_QUEUE_BATCHES)
+            except CannotListen as error:  # The address is free a moment after the socket is closed.
+                _log.debug("%s", error)
 
     def _message(self, number: int, payload: bytes) -> list[bytes]:
         return [self._settings.topic.encode(), number.to_bytes(8, "big"), payload]
 
     def _answer(self) -> None:
         """Answer one request for replay. Who does not read gets no end mark, and may ask again."""
-        request = self._replay.recv_multipart(zmq.NOBLOCK)
-        if len(request) != 3 or len(request[2]) != 8:
+        frames = self._replay.recv_multipart(zmq.NOBLOCK, copy=False)
+        if len(frames) != 3 or len(frames[2]) != 8:
             return
-        reader, blank, start = request
+        if self._authorised is not None and self._authorised.who_sent(frames[2]) is None:
+            return
+        reader, blank, start = (frame.bytes for frame in frames)
         batches = self._journal.since(int.from_bytes(start, "big"))
         if batches is None:
             batches = [(self._journal.last_number, self._encoder.encode(self._snapshot()))]

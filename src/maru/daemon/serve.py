@@ -66,7 +66,7 @@ class Daemon:
             self.rpc_server = RpcServer(self.control, config.rpc_url, keys, authorised, config.plain)
             self.web_server = WebServer(make_app(self, web), web) if web else None
             self.events: EventPublisher | None = None
-            self._keys = keys
+            self._keys, self._authorised = keys, authorised
         except BaseException:
             self.pool.close()
             raise
@@ -116,7 +116,8 @@ class Daemon:
         """Its sockets let in whom the RPC socket does: one context has one authenticator."""
         keys = self._keys
         secure = None if keys is None else lambda socket: secure_server(socket, keys)
-        return EventPublisher(self.pool, settings, self.rpc_server.context, secure, self.config.plain)
+        context = self.rpc_server.context
+        return EventPublisher(self.pool, settings, context, secure, self.config.plain, self._authorised)
 
     # What it tells its web face
 
