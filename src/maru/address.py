@@ -1,8 +1,12 @@
 """Addresses as engines write them in their configuration, read into a pool of this host.
 
     maru:///NAME[?size=8GiB&...]             the pool NAME of this host; the parameters are those of a pool URL
-    maru://localhost:PORT[?pool_size=64G]    this host as well: its pool `default`
-    maru://HOST:PORT                         a daemon on another host: not yet
+    maru://HOST:PORT[?pool_size=64G&...]     the pool of the daemon that listens there (`maru serve`)
+    maru://localhost:PORT[?pool_size=64G]    the same; where no daemon listens, this host's pool `default`
+
+A daemon on this host hands out its pool itself. One on another host leaves a pool on this one, the near pool, through
+which chunks come and go: `pool_size` and the other parameters of a pool are the near pool's then. For reaching the
+daemon there are `key=` (a client's key file), `mode=` and `data=` (maru.connect).
 
 `tcp://` is taken for `maru://`: LMCache rewrites one into the other before anybody of ours sees it. Two parameters
 belong to the door and not to the pool: `tenant=` and `pin_max_age=` (seconds).
@@ -12,11 +16,12 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from maru.config import PoolConfig, parse_url, redact
-from maru.errors import BadUrl, NoDaemon
+from maru.errors import BadUrl
 
 DEFAULT_POOL_NAME = "default"
 KEY_PIN_AGE_S = 300.0
@@ -39,6 +44,10 @@ class Address:
     """The pool's URL, complete: good for Pool.open."""
     tenant: str = "default"
     key_pin_age_s: float = KEY_PIN_AGE_S
+    daemon: str = ""
+    """The daemon to ask first, as maru.connect takes it."""
+    needs_daemon: bool = False
+    """Without one there is no pool: `url` is the near pool's."""
 
     @property
     def pool(self) -> PoolConfig:
@@ -49,7 +58,7 @@ def read_address(text: str, size_bytes: int = 0, chunk_bytes: int = 0) -> Addres
     """Read an address. `size_bytes` is the pool's size where the address gives none; 0 is the pool's own default.
 
     `chunk_bytes`: the largest chunk to come. A pool made from the result has slabs that hold it.
-    Raises BadUrl, and NoDaemon for another host.
+    Asks nobody: `maru.client.open_pool` does. Raises BadUrl.
     """
     if not isinstance(text, str):
         raise BadUrl(f"an address is a str, not {type(text).__name__}")
@@ -58,7 +67,7 @@ def read_address(text: str, size_bytes: int = 0, chunk_bytes: int = 0) -> Addres
         raise BadUrl(f"{redact(text)!r} is not an address: maru:///NAME is a pool of this host")
     try:
         parts = urlsplit("maru://" + text[len(scheme) :])
-        host, _ = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError as error:
         raise BadUrl(f"{redact(text)!r} is not an address: {error}") from None
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -67,7 +76,13 @@ def read_address(text: str, size_bytes: int = 0, chunk_bytes: int = 0) -> Addres
     if "pool_size" in query:
         query.setdefault("size", query.pop("pool_size"))
         query.pop("pool_size", None)
-    name = parts.path.strip("/") if not host else _pool_on(host, parts.path, text)
+    if host and (parts.username or parts.password or not port):
+        raise BadUrl(f"{redact(text)!r} is not a daemon's address: write maru://HOST:PORT, and key=FILE for its key")
+    name, daemon = parts.path.strip("/"), ""
+    if host:
+        asked = {key: query.pop(key) for key in ("key", "mode", "data") if key in query}
+        daemon = f"maru://{parts.netloc}" + ("?" + urlencode(asked, safe="/,") if asked else "")
+        name = name or (DEFAULT_POOL_NAME if _is_this_host(host) else _near_name(host, port))
     tenant = query.pop("tenant", "default")
     key_pin_age_s = _seconds(query.pop("pin_max_age", ""))
     if "size" not in query and size_bytes > 0 and query.get("medium") != "devdax":
@@ -77,7 +92,7 @@ def read_address(text: str, size_bytes: int = 0, chunk_bytes: int = 0) -> Addres
         query["slab_bytes"] = str(slab_bytes_for(config.size_bytes, chunk_bytes))
     if 0 < chunk_bytes < _EXPECTED_CHUNK_BYTES and not query.keys() & {"chunk_bytes", "slots"}:
         query["chunk_bytes"] = str(chunk_bytes)  # Else the index runs full before the memory does.
-    return Address(_url(name, query), tenant, key_pin_age_s)
+    return Address(_url(name, query), tenant, key_pin_age_s, daemon, bool(daemon) and not _is_this_host(host or ""))
 
 
 def slab_bytes_for(size_bytes: int, chunk_bytes: int) -> int:
@@ -103,11 +118,9 @@ def _url(name: str, query: dict[str, str]) -> str:
     return f"maru:///{name}" + ("?" + urlencode(query, safe="/,") if query else "")
 
 
-def _pool_on(host: str, path: str, text: str) -> str:
-    """Which pool of this host a daemon's address means; only this host's own can be answered without a daemon."""
-    if not _is_this_host(host):
-        raise NoDaemon(f"{redact(text)!r} asks a daemon on another host", host=host)
-    return path.strip("/") or DEFAULT_POOL_NAME
+def _near_name(host: str, port: int | None) -> str:
+    """The pool of this host through which another's chunks come."""
+    return "near-" + re.sub(r"[^A-Za-z0-9._-]", "-", host)[:50] + f"-{port}"
 
 
 def _is_this_host(host: str) -> bool:

@@ -19,11 +19,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from maru.address import Address, read_address
 from maru.attachment import Attachment, Page, refuse_small_slabs
+from maru.client.opening import open_pool
 from maru.config import redact
 from maru.errors import MaruError
 from maru.handler_config import MaruConfig, show_log
@@ -125,9 +126,11 @@ class MaruHandler:
 
     def _attach(self) -> Attachment:
         config = self._config
-        self._address = address = read_address(config.server_url, config.pool_size, config.chunk_size_bytes)
-        url = address.url if config.populate or "populate=" in address.url else _with(address.url, "populate=off")
-        pool = Pool.open(url)
+        address = read_address(config.server_url, config.pool_size, config.chunk_size_bytes)
+        if not config.populate and "populate=" not in address.url:
+            address = replace(address, url=_with(address.url, "populate=off"))
+        pool = open_pool(address, config.timeout_ms / 1000)
+        self._address = replace(address, url=pool.config.url)
         try:
             refuse_small_slabs(pool, config.chunk_size_bytes)
             attached = Attachment(pool, address)
@@ -166,7 +169,7 @@ class MaruHandler:
                 return self._attached or dead
             self._next_attempt_s = time.monotonic() + REATTACH_PAUSE_S
             try:
-                fresh = Attachment(Pool.attach(self._address.url), self._address)
+                fresh = Attachment(self._pool_again(self._address), self._address)
             except (MaruError, OSError) as error:
                 self._log_once("the pool was destroyed; everything is a miss until there is one again", error)
                 return dead
@@ -176,6 +179,9 @@ class MaruHandler:
             _log.warning("attached to %s again", fresh.pool.config.url)
         self._tell_regions()
         return fresh
+
+    def _pool_again(self, address: Address) -> Pool:
+        return open_pool(address, self._config.timeout_ms / 1000) if address.daemon else Pool.attach(address.url)
 
     def _log_once(self, what: str, error: Exception) -> None:
         kind = f"{what} {type(error).__name__}"
@@ -319,8 +325,7 @@ class MaruHandler:
         try:
             packed = pack_keys(attached.namespace, keys)
             self._remember(packed)
-            exists = attached.pool.exists
-            return [exists(packed[at : at + KEY_BYTES]) for at in range(0, len(packed), KEY_BYTES)]
+            return attached.pool.find(packed)
         except MaruError as error:
             self._log_once("looking up failed", error)
             return [False] * len(keys)

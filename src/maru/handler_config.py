@@ -25,7 +25,8 @@ class MaruConfig:
     """What a handler is made from. Raises ValueError for sizes that cannot be, BadUrl only at connect().
 
     `pool_size` is the whole pool's, not this client's, and counts only when the pool is not there yet and `server_url`
-    gives no size. What concerned a server (timeouts, inflight, mapping, expansion) is accepted and has no effect.
+    gives no size. `timeout_ms`: how long a daemon on another host is waited for. What else concerned a server
+    (inflight, mapping, expansion) is accepted and has no effect.
     """
 
     server_url: str = "tcp://localhost:5555"

@@ -7,12 +7,15 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from maru.config import PoolConfig, format_size, parse_url, redact, refuse_file_system_dax, secure_folder
 from maru.errors import PoolBusy, PoolExists, PoolMismatch, PoolNotFound
 from maru.key import Identity
 from maru.native import core
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _log = logging.getLogger("maru")
 
@@ -168,6 +171,14 @@ class Pool(core.PoolCore):
         """
         digest = core.blake3(identity.encode(), 16)
         return self._register_namespace(digest, identity.tenant, ttl)
+
+    def find(self, keys: Buffer) -> list[bool]:
+        """Which of these chunks (n x 16 bytes) are readable now, whatever stands between them? A hint, as lookup.
+
+        Raises BadKey, NotAttached.
+        """
+        packed = bytes(memoryview(keys).cast("B"))
+        return [self.exists(packed[at : at + 16]) for at in range(0, len(packed), 16)]
 
     def wait_ready(self, timeout: float) -> bool:
         """Wait until all memory that the medium gives is real and touched in this process.

@@ -6,7 +6,7 @@ import pytest
 
 from maru.address import KEY_PIN_AGE_S, read_address, slab_bytes_for
 from maru.config import parse_url
-from maru.errors import BadUrl, NoDaemon
+from maru.errors import BadUrl
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -31,11 +31,26 @@ def test_a_loopback_address_is_this_hosts_default_pool(host: str) -> None:
     assert address.pool.size_bytes == 64 * GIB
 
 
-@pytest.mark.parametrize("host", ["cache-7", "10.0.0.4", "maru.example", "[fd00::1]"])
-def test_another_host_is_refused_by_name(host: str) -> None:
-    with pytest.raises(NoDaemon, match="another host") as caught:
-        read_address(f"tcp://{host}:5555")
-    assert caught.value.host == host.strip("[]")
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("cache-7", "near-cache-7-5555"),
+        ("10.0.0.4", "near-10.0.0.4-5555"),
+        ("[fd00::1]", "near-fd00--1-5555"),
+        ("h" * 90, "near-" + "h" * 50 + "-5555"),
+    ],
+)
+def test_another_hosts_daemon_gets_a_pool_of_this_host_in_front(host: str, name: str) -> None:
+    address = read_address(f"tcp://{host}:5555?pool_size=2G&tenant=blue&key=/k/b.key&mode=wire")
+    assert address.needs_daemon
+    assert address.daemon == f"maru://{host}:5555?key=/k/b.key&mode=wire"
+    assert (address.pool.name, address.pool.size_bytes, address.tenant) == (name, 2 * GIB, "blue")
+
+
+def test_a_loopback_address_asks_a_daemon_if_there_is_one() -> None:
+    address = read_address("maru://localhost:6555")
+    assert (address.daemon, address.needs_daemon) == ("maru://localhost:6555", False)
+    assert read_address("maru:///kv").daemon == ""
 
 
 def test_what_belongs_to_the_door_does_not_reach_the_pool() -> None:
@@ -53,7 +68,7 @@ def test_key_pins_end_after_five_minutes_unless_told_otherwise() -> None:
     [
         "", "kv", "http://localhost:1", "maru:///", "maru:///../x", "maru:///kv?bogus=1", "maru:///kv?size=1G&size=2G",
         "maru:///kv?pin_max_age=0", "maru:///kv?pin_max_age=nan", "maru:///kv?pin_max_age=soon", "maru://localhost:port",
-        "maru://[::1", "maru:///kv?size=-1",
+        "maru://host", "maru://a:b@host:1",        "maru://[::1", "maru:///kv?size=-1",
     ],
 )  # fmt: skip
 def test_what_is_no_address_is_refused_by_name(text: str) -> None:
@@ -62,7 +77,7 @@ def test_what_is_no_address_is_refused_by_name(text: str) -> None:
 
 
 def test_secrets_in_an_address_are_not_shown() -> None:
-    with pytest.raises(NoDaemon) as caught:
+    with pytest.raises(BadUrl) as caught:
         read_address("maru://me:hunter2@cache-7:5555?token=abc")
     assert "hunter2" not in str(caught.value)
     assert "abc" not in str(caught.value)

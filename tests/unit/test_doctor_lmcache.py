@@ -35,6 +35,12 @@ def test_the_documented_configuration_is_good(look: Look) -> None:
     assert {line.verdict for line in look(GOOD).values()} == {"ok"}
 
 
+def test_a_daemon_elsewhere_is_named_with_the_pool_in_front_of_it(look: Look) -> None:
+    line = look(GOOD.replace("maru:///kv", "maru://cache-7:5555"))["maru_path"]
+    assert (line.verdict, line.figure) == ("ok", "maru://cache-7:5555")
+    assert "near-cache-7-5555" in line.text
+
+
 def test_a_version_that_no_test_ran_against_is_named(look: Look) -> None:
     line = look(GOOD, version="0.6.0")["version"]
     assert line.verdict == "improve"
@@ -46,11 +52,10 @@ def test_a_version_that_no_test_ran_against_is_named(look: Look) -> None:
     [
         ("maru_path: maru:///kv\n", "max_local_cpu_size", "improve", "max_local_cpu_size: 0"),
         (GOOD.replace("size: 0", "size: 64.0"), "max_local_cpu_size", "improve", "max_local_cpu_size: 0"),
-        (GOOD.replace("maru:///kv", "maru://cache-7:5555"), "maru_path", "bad", "maru:///NAME"),
         (GOOD.replace("maru:///kv", "maru:///kv?sizee=1"), "maru_path", "bad", "the form is"),
         (GOOD + "use_layerwise: true\n", "use_layerwise", "bad", "use_layerwise: false"),
         ("remote_url: maru://localhost:1\n", "remote_storage_plugins", "bad", "module_path"),
-        ("remote_url: maru://cache-7:1\n", "remote_url", "bad", "maru:///NAME"),
+        ("remote_url: maru://me:pass@cache-7:1\n", "remote_url", "bad", "the form is"),
         ("a: [", "configuration", "bad", "LMCACHE_CONFIG_FILE"),
         ("just words", "configuration", "bad", "LMCACHE_CONFIG_FILE"),
     ],

@@ -20,7 +20,7 @@ from vllm.v1.kv_offload.base import LookupResult
 
 import maru
 from maru.engine.vllm.row_identity import WeightsUnknown
-from maru.errors import BadUrl, MaruError, NoDaemon
+from maru.errors import BadUrl, MaruError
 from maru.testing.crash import spawn
 
 PROMPT = range(8)
@@ -448,7 +448,6 @@ def test_nothing_is_shared_without_a_word_for_what_vllm_does_not_tell(url: str) 
 @pytest.mark.parametrize(
     ("params", "error"),
     [
-        ({"pool": "maru://10.1.2.3:6555"}, NoDaemon),
         ({"pool": "maru:///x?size=lots"}, BadUrl),
         ({"threads": 0}, BadUrl),
         ({"threads": "many"}, BadUrl),

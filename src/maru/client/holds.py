@@ -123,6 +123,16 @@ class RemotePrefix:
                 raise LeaseEnded("the chunk changed while it was copied")
         self._need_held()
 
+    def read_many(self, wanted: Sequence[tuple[int, memoryview]]) -> None:
+        """As read_into, for several chunks: (index, buffer) each. Over the wire they come one behind the other."""
+        if self._pool.memory is not None:
+            for index, buffer in wanted:
+                self.read_into(index, buffer)
+            return
+        self._need_held()
+        self._pool.fetch(self._lease, wanted)
+        self._need_held()
+
     def release(self) -> None:
         """Let go. Views in place are not to be read any more; fetched ones stay good."""
         lease, self._lease, self._released = self._lease, 0, True

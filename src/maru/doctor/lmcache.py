@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maru.address import read_address
+from maru.config import redact
 from maru.doctor.line import Line
 from maru.doctor.software import version_of_package
 from maru.errors import MaruError
@@ -72,6 +73,9 @@ def _address(path: str, setting: str) -> Line:
         address = read_address(path)
     except MaruError as error:
         return Line(_SECTION, setting, "bad", error.message, None, error.hint)
+    if address.needs_daemon:
+        text = f"a daemon elsewhere; chunks come through {address.pool.url} of this host"
+        return Line(_SECTION, setting, "ok", text, redact(address.daemon))
     return Line(_SECTION, setting, "ok", address.pool.url, address.pool.url)
 
 

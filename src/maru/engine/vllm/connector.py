@@ -22,6 +22,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorProm
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from maru.address import read_address
+from maru.client.opening import open_pool
 from maru.engine.device_copy import DeviceError, DeviceUnavailable
 from maru.engine.vllm.blocks import Blocks
 from maru.engine.vllm.copies import Copies
@@ -78,7 +79,7 @@ class MaruConnector(KVConnectorBase_V1):
         self._watch: PoolWatch | None = None
         self._unfilled: set[int] = set()
         try:
-            self._pool = Pool.open(address.url)
+            self._pool = open_pool(address, near=False)
             namespace = self._pool.namespace(self._identity)
         except (MaruError, OSError) as error:
             self._turn_off("open the pool", error)

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 
 from vllm.v1.core import kv_cache_utils
 
+from maru.address import Address
 from maru.attachment import refuse_small_slabs
+from maru.client.opening import open_pool
 from maru.errors import MaruError
 from maru.key import Identity
 from maru.native import core
@@ -47,7 +49,7 @@ class TierCounters:
 class PoolRows:
     """One pool beside one block of rows."""
 
-    def __init__(self, url: str, identity: Identity, rows: memoryview, row_bytes: int) -> None:
+    def __init__(self, address: Address, identity: Identity, rows: memoryview, row_bytes: int) -> None:
         """`rows`: contiguous bytes, n x `row_bytes`. Raises nothing: a pool that cannot be opened is off."""
         self.row_bytes = row_bytes
         self.counters = TierCounters()
@@ -58,7 +60,7 @@ class PoolRows:
         self._pool: Pool | None = None
         self._namespace: Namespace | None = None
         try:
-            self._pool = Pool.open(url)
+            self._pool = open_pool(address, near=False)
             refuse_small_slabs(self._pool, row_bytes)
             self._namespace = self._pool.namespace(identity)
         except (MaruError, OSError) as error:

@@ -76,7 +76,7 @@ class MaruTier(SecondaryTierManager):
     ) -> None:
         """`primary_kv_view`: n rows x bytes. `threads`: how many load, and as many again that store.
 
-        Raises for what will never work: BadUrl, NoDaemon, WeightsUnknown. A pool that cannot be opened is one line in
+        Raises for what will never work: BadUrl, WeightsUnknown. A pool that cannot be opened is one line in
         the log, and every lookup a miss.
         """
         super().__init__(offloading_spec, primary_kv_view, tier_type, backpressure_detector)
@@ -95,7 +95,7 @@ class MaruTier(SecondaryTierManager):
         self._lock = threading.Lock()
         self._done: list[JobResult] = []
         self._pending: set[Future[None]] = set()
-        self._rows = PoolRows(address.url, identity, primary_kv_view.cast("B"), row_bytes)
+        self._rows = PoolRows(address, identity, primary_kv_view.cast("B"), row_bytes)
         # Threads of its own for each direction: nobody waits for a chunk behind what others leave behind.
         self._loaders = ThreadPoolExecutor(threads, "maru-tier-load")
         self._storers = ThreadPoolExecutor(threads, "maru-tier-store")

@@ -1,0 +1,138 @@
+"""A pool of this host in front of a pool of another: what engines need memory of their own host for.
+
+Holds:      the near pool, attached as any, and the far one behind its daemon.
+Promises:   a chunk that is in either is found; before it is read it is here. Whatever fails with the far pool leaves
+            the near one as it is.
+Leaves:     bytes and leases to `remote`, what goes the other way to `sender`, eviction to both pools. What the far pool
+            forgets (removed, expired, of a bumped namespace) the near one keeps until it forgets it by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from maru.client.holds import RemotePrefix
+from maru.client.remote import RemotePool
+from maru.client.sender import Sender
+from maru.config import PoolConfig
+from maru.errors import MaruError
+from maru.key import Identity
+from maru.native import core
+from maru.pool import IS_THERE, Namespace, Outcome, Pool
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+KEY_BYTES = 16
+BRING_BYTES_MAX = 1 << 30
+"""What one reading brings at once."""
+CLOSE_DEADLINE_S = 2.0
+
+
+class NearPool(Pool):
+    """Use it as any pool of this host."""
+
+    def __init__(self, config: PoolConfig, far: RemotePool) -> None:
+        """Attach to the near pool, which exists. Raises as Pool.attach."""
+        super().__init__(config)
+        self.far = far
+        self.brought = 0
+        """Chunks that came from the far pool."""
+        self._near_namespace: Namespace | None = None
+        self._sender = Sender(self, far)
+
+    def namespace(self, identity: Identity, ttl: float | None = None) -> Namespace:
+        namespace = super().namespace(identity, ttl)
+        self._near_namespace = namespace
+        return namespace
+
+    def lookup(self, keys: Buffer) -> int:
+        packed = bytes(memoryview(keys).cast("B"))
+        near = super().lookup(packed)
+        return near if near * KEY_BYTES == len(packed) else near + self.far.lookup(packed[near * KEY_BYTES :])
+
+    def exists(self, key: Buffer) -> bool:
+        return super().exists(key) or self.far.exists(bytes(memoryview(key).cast("B")))
+
+    def find(self, keys: Buffer) -> list[bool]:
+        packed = bytes(memoryview(keys).cast("B"))
+        found = [super(NearPool, self).exists(packed[at : at + KEY_BYTES]) for at in range(0, len(packed), KEY_BYTES)]
+        missing = [at for at, is_here in enumerate(found) if not is_here]
+        if missing:
+            far = self.far.find(b"".join(packed[at * KEY_BYTES : (at + 1) * KEY_BYTES] for at in missing))
+            for at, is_there in zip(missing, far, strict=True):
+                found[at] = is_there
+        return found
+
+    def pin(self, keys: Buffer) -> core.PinnedPrefix:
+        self.bring(bytes(memoryview(keys).cast("B")))
+        return super().pin(keys)
+
+    def get(self, key: Buffer) -> memoryview | None:
+        view = super().get(key)
+        if view is None and self.bring(bytes(memoryview(key).cast("B"))):
+            view = super().get(key)
+        return view
+
+    def remove(self, key: Buffer) -> bool:
+        near = super().remove(key)
+        return self.far.remove(bytes(memoryview(key).cast("B"))) or near
+
+    def bring(self, keys: bytes) -> int:
+        """Have the leading chunks of `keys` here, as far as the far pool has them and there is room. How many came."""
+        came = 0
+        while True:
+            near = super().lookup(keys)
+            missing = keys[near * KEY_BYTES :]
+            if not missing:
+                return came
+            parent = keys[(near - 1) * KEY_BYTES : near * KEY_BYTES] if near else None
+            with contextlib.suppress(MaruError), self.far.pin(missing) as prefix:
+                now = self._bring_some(missing, prefix, parent)
+                came += now
+                self.brought += now
+                if 0 < now == len(prefix) and now * KEY_BYTES < len(missing):
+                    continue  # More than one lease takes.
+            return came
+
+    def _bring_some(self, keys: bytes, prefix: RemotePrefix, parent: bytes | None) -> int:
+        """Reserve, fetch into the near pool's memory, seal; somebody else may be bringing some of them already."""
+        held: list[tuple[int, core.Reservation]] = []
+        others: list[bytes] = []
+        size_sum = 0
+        for index, size in enumerate(prefix.sizes):
+            size_sum += size
+            if size_sum > BRING_BYTES_MAX:
+                break
+            key = keys[index * KEY_BYTES : (index + 1) * KEY_BYTES]
+            reservation = super().reserve(key, size, self._near_namespace, parent)
+            if reservation.outcome is Outcome.RESERVED:
+                held.append((index, reservation))
+            elif reservation.outcome is Outcome.IN_FLIGHT:
+                others.append(key)
+            elif reservation.outcome not in IS_THERE:
+                break
+            parent = key
+        sealed = 0
+        try:
+            prefix.read_many([(index, memoryview(one.buffer)) for index, one in held])  # type: ignore[arg-type]
+            for _, one in held:
+                sealed += one.seal(allow_exports=True) is Outcome.STORED
+        finally:
+            for _, one in held:
+                one.discard()
+        for key in others:
+            super().wait(key, self.far.channel.deadline_s)
+        return sealed
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until what was stored on this host so far is in the far pool. False when the time was too short."""
+        return self._sender.flush(timeout_s)
+
+    def close(self) -> None:
+        """As Pool.close. What is still to be sent is sent for two seconds at most; the next process goes on with it."""
+        if not self.closed:
+            self._sender.stop(CLOSE_DEADLINE_S)
+            self.far.close()
+        super().close()

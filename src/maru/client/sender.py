@@ -1,0 +1,169 @@
+"""Takes what comes into a near pool to the far one, in the background: one process a host does it for all.
+
+Holds:      the right to send (a lock on a file in the near pool's folder), what came in and was not sent yet.
+Promises:   nobody waits for it; when the process ends another one goes on, and sends what the far pool lacks. What the
+            far pool has is not sent again. A far pool that does not answer is tried again, as long as room for what
+            waits lasts.
+Leaves:     seeing what came in to the core's ChangeScan.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import struct
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+from maru.client.remote import RemoteNamespace, RemotePool
+from maru.errors import MaruError, NotAttached
+from maru.native import core
+from maru.pool import Outcome, Pool
+
+_log = logging.getLogger("maru")
+
+KEY_BYTES = 16
+LOOK_S = 0.05
+ELECTION_S = 1.0
+CHANGES_A_LOOK = 4096
+PENDING_MAX = 1 << 17
+"""Chunks that wait to be sent. Beyond that the oldest stay on this host only."""
+RUN_BYTES = 32 << 20
+_CHANGE = struct.Struct("<16s16s16sQBB6x")
+_CAME = 1
+
+Waiting = tuple[bytes, bytes | None, bytes, int]
+"""(key, parent, namespace's digest, bytes) of a chunk."""
+
+
+class Sender:
+    """One a near pool and process; start it with the pool, stop it before the pool closes."""
+
+    def __init__(self, near: Pool, far: RemotePool) -> None:
+        self._near, self._far = near, far
+        self._pending: deque[Waiting] = deque(maxlen=PENDING_MAX)
+        self._namespaces: dict[bytes, RemoteNamespace] = {}
+        self._stopping = threading.Event()
+        self._changed = threading.Condition()
+        self._rounds = 0
+        self._idle = False
+        self._has_right = False
+        self.sent = 0
+        """Chunks that the far pool got from here."""
+        self._thread = threading.Thread(target=self._run, name="maru-sender", daemon=True)
+        self._thread.start()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Until a look that began after this call found nothing more to send."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            wanted = self._rounds + 2
+            self._changed.wait_for(
+                lambda: (self._rounds >= wanted and self._idle) or not self._thread.is_alive(),
+                max(0.0, deadline - time.monotonic()),
+            )
+            return self._rounds >= wanted and self._idle
+
+    def stop(self, timeout_s: float) -> None:
+        if self._thread.is_alive() and self._has_right:
+            self.flush(timeout_s)
+        self._stopping.set()
+        self._thread.join(timeout_s + 1)
+
+    def _run(self) -> None:
+        lock = -1
+        try:
+            while not self._stopping.is_set():
+                if lock < 0:
+                    lock = self._take_right()
+                    if lock < 0:
+                        self._stopping.wait(ELECTION_S)
+                        continue
+                    self._has_right = True
+                    scan = core.ChangeScan(self._near)
+                done = self._round(scan)
+                with self._changed:
+                    self._rounds += 1
+                    self._idle = done
+                    self._changed.notify_all()
+                self._stopping.wait(LOOK_S if done or self._far.channel.is_down else 0)
+        except NotAttached:
+            pass  # Closed meanwhile.
+        except (MaruError, OSError) as error:
+            _log.warning("nothing more is sent to %s: %s", self._far.channel.endpoint, error)
+        finally:
+            self._has_right = False
+            if lock >= 0:
+                os.close(lock)
+
+    def _take_right(self) -> int:
+        """A descriptor that holds the lock of the one sender; -1 while somebody else has it."""
+        fd = os.open(Path(self._near.folder) / "sender", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            return -1
+        return fd
+
+    def _round(self, scan: core.ChangeScan) -> bool:
+        """Look, and send some. True when nothing is left to do for now."""
+        changes, whole = scan.look(CHANGES_A_LOOK)
+        for key, parent, digest, size, kind, has_parent in _CHANGE.iter_unpack(changes):
+            if kind == _CAME:
+                self._pending.append((key, parent if has_parent else None, digest, size))
+        run = [] if self._far.channel.is_down else self._next_run()
+        try:
+            unsent = self._send(run) if run else []
+        except NotAttached:
+            raise
+        except MaruError as error:  # Of the far pool: it is tried again.
+            self._far.count(type(error).__name__)
+            unsent = run
+        self._pending.extendleft(reversed(unsent))
+        return whole and not self._pending
+
+    def _next_run(self) -> list[Waiting]:
+        """Chunks that continue each other, up to some megabytes."""
+        run: list[Waiting] = []
+        total = 0
+        while self._pending and total < RUN_BYTES:
+            _, parent, digest, size = self._pending[0]
+            if run and (parent != run[-1][0] or digest != run[-1][2]):
+                break
+            run.append(self._pending.popleft())
+            total += size
+        return run
+
+    def _send(self, run: list[Waiting]) -> list[Waiting]:
+        """What could not be sent, since nobody answered."""
+        there = self._far.find(b"".join(key for key, *_ in run))
+        if self._far.channel.is_down:
+            return run
+        first = there.index(False) if False in there else len(run)
+        views = []
+        for key, *_ in run[first:]:
+            view = core.PoolCore.get(self._near, key)
+            if view is None:  # Evicted before its turn came: what continues it is of no use either.
+                break
+            views.append(view)
+        if not views:
+            return []
+        rest = run[first : first + len(views)]
+        keys = b"".join(key for key, *_ in rest)
+        outcomes = self._far.put_many(keys, views, self._namespace(rest[0][2]), rest[0][1])
+        self.sent += outcomes.count(Outcome.STORED)
+        return rest[outcomes.index(Outcome.BUSY) :] if self._far.channel.is_down and Outcome.BUSY in outcomes else []
+
+    def _namespace(self, digest: bytes) -> RemoteNamespace | None:
+        if digest not in self._namespaces:
+            row = next(row for row in self._near.stats()["namespaces"] if row["digest"] == digest.hex())
+            if row["id"] == 0:
+                return None
+            ttl = row["ttl_ns"] / 1e9 or None
+            number = self._far.channel.register(digest, row["tenant"], ttl)
+            self._namespaces[digest] = RemoteNamespace(self._far, number, digest, ttl)
+        return self._namespaces[digest]
