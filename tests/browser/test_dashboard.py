@@ -172,6 +172,7 @@ def test_a_lost_connection_is_told_plainly_and_comes_back_by_itself(
         soon(page, lambda: state(page) == "live")
     soon(page, lambda: "Connection lost" in text(page, "#state-text"))
     assert "Figures of" in text(page, "#state-text")
+    assert float(page.execute_script("return getComputedStyle(document.querySelector('.chart')).opacity")) < 1
     assert "3 chunks are there" in text(page, "#tile-stored")
     seen = page.execute_script(TEXT_COLOURS)
     assert [row for row in seen if contrast(row[1], row[2]) < 4.5] == []
