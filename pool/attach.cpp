@@ -12,6 +12,7 @@
 #include "eviction.h"
 #include "failure.h"
 #include "layout_description.h"
+#include "lease.h"
 #include "process_table.h"
 
 namespace maru {
@@ -242,7 +243,18 @@ std::unique_ptr<Pool> attach_pool(const AttachOptions& options) {
     pool->namespace_marks = section<NamespaceMark>(pool->maps[0].headers, sizeof(SegmentHeader));
   pool->evictor = std::make_unique<Evictor>();
   MARU_POINT("attach.mapped");
-  claim_process(*pool, options.process_name);
+  if (options.adopt_row != kNobody) {
+    if (!adopt_lease(*pool, options.adopt_row, options.adopt_epoch))
+      throw Failure("LeaseEnded",
+                    "row " + std::to_string(options.adopt_row) + " of " + options.folder +
+                        " is not held for that host any more",
+                    {{"path", options.folder}});
+    renew_lease(*pool, options.lease_ns);
+  } else if (options.lease_ns != 0) {
+    claim_lease(*pool, options.process_name, options.lease_ns);
+  } else {
+    claim_process(*pool, options.process_name);
+  }
   attaching = Descriptor();
   populate_index(*pool);
   return pool;

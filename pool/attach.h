@@ -11,10 +11,14 @@ namespace maru {
 struct AttachOptions {
   std::string folder;
   std::string process_name;
+  uint64_t lease_ns = 0;         // Not 0: for another host, alive so long without us.
+  uint32_t adopt_row = kNobody;  // Its row, when a daemon before us had one for it,
+  uint64_t adopt_epoch = 0;      // ... of this epoch.
 };
 
 // Raises PoolNotFound, PoolMismatch (not ours, another format, torn, truncated, a segment of another pool,
-// made before this boot), PoolBusy (the process table is full, or somebody holds the creation lock for 5 s).
+// made before this boot), PoolBusy (the process table is full, or somebody holds the creation lock for 5 s),
+// LeaseEnded (the row to adopt is not there any more).
 std::unique_ptr<Pool> attach_pool(const AttachOptions& options);
 
 // Point `pool` at the sections of the index that `pool.index` maps, by `pool.geometry`.

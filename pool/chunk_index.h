@@ -26,8 +26,9 @@ namespace maru {
 
 inline constexpr uint64_t kLockWaitNs = 2 * kMillisecond;
 
-// What makes a sealed chunk count right now: its namespace's epoch, its expiry, its segment.
-inline bool is_current(const Pool& pool, const SlotHot& slot, uint64_t slot_number) {
+// What makes a sealed chunk count right now: its namespace's epoch, its expiry, its segment. Whoever asks for
+// many hands in the time, so that the clock is read once; 0: read it when it matters.
+inline bool is_current(const Pool& pool, const SlotHot& slot, uint64_t slot_number, uint64_t known_ns = 0) {
   const uint32_t id = slot.namespace_id.load(std::memory_order_relaxed);
   if (id >= pool.geometry.namespace_limit) return false;
   const uint64_t epoch = pool.namespaces[id].epoch.load(std::memory_order_acquire);
@@ -35,7 +36,8 @@ inline bool is_current(const Pool& pool, const SlotHot& slot, uint64_t slot_numb
     if (!MARU_MUTANT("stale_epoch_accepted")) return false;
   }
   if (slot.flags.load(std::memory_order_relaxed) & kSlotExpires) {
-    if (pool.cold[slot_number].expiry_ns.load(std::memory_order_relaxed) <= now_ns()) return false;
+    const uint64_t now = known_ns ? known_ns : now_ns();
+    if (pool.cold[slot_number].expiry_ns.load(std::memory_order_relaxed) <= now) return false;
   }
   const uint32_t segment = extent_segment(slot.extent.load(std::memory_order_relaxed));
   return segment < pool.maps.size() &&

@@ -3,6 +3,7 @@
 #include "allocator.h"
 #include "chunk_index.h"
 #include "eviction.h"
+#include "lease.h"
 #include "pins.h"
 #include "process_table.h"
 #include "reservation.h"
@@ -149,6 +150,7 @@ void clean_process(Pool& pool, uint32_t process) {
   ProcessRow& row = pool.processes[process];
   row.revoked_bytes.store(0);
   row.flags.store(0);
+  row.lease_ns.store(0);
   pool.super->live[process / 64].fetch_and(~(1ull << (process % 64)));
   MARU_POINT("clean.before_row");
   row.attached.store(0);
@@ -158,8 +160,10 @@ uint32_t clean_dead_processes(Pool& pool) {
   uint32_t cleaned = 0;
   for (uint32_t p = 0; p < pool.geometry.process_limit; p++) {
     if (p == pool.me || pool.processes[p].attached.load(std::memory_order_relaxed) == 0) continue;
+    if (lease_runs(pool, p) && !MARU_MUTANT("lease_not_asked")) continue;
     const Descriptor lock = pool.lock_file->try_lock(kLockByteProcess + p);
     if (!lock || pool.processes[p].attached.load() == 0) continue;
+    if (lease_runs(pool, p) && !MARU_MUTANT("lease_not_asked")) continue;
     clean_process(pool, p);
     pool.count(Counter::kReaped);
     cleaned++;
@@ -177,6 +181,7 @@ void resolve_word(Pool& pool, uint64_t i, uint64_t word) {
   // and the same word be a living process's by the time we come to change it.
   const Descriptor lock = pool.lock_file->try_lock(kLockByteProcess + slot_process(word));
   if ((!lock && !MARU_MUTANT("resolver_without_the_byte")) || pool.hot[i].word.load() != word) return;
+  if (lease_runs(pool, slot_process(word))) return;
   finish_dead(pool, i, word);
   pool.count(Counter::kResolved);
 }

@@ -128,6 +128,7 @@ struct SegmentRow {
 };
 
 // One attached process. Being alive is not written here: it is the byte lock on kLockByteProcess + number.
+// The exception is a row that the daemon holds for another host: it lives until `lease_ns` as well (lease.h).
 struct ProcessRow {
   Atomic<uint64_t> epoch;          // Raised at each attach: tells a new owner from the last. Owner writes.
   Atomic<uint32_t> attached;       // 1 from attach to clean-up. Owner sets; cleaner clears, last of all.
@@ -140,7 +141,10 @@ struct ProcessRow {
   char name[48];                   // For people. Owner writes.
   Atomic<uint64_t> key_pin_ns;     // CLOCK_BOOTTIME of its oldest key pin; 0: none. Owner writes.
   Atomic<uint32_t> key_pins;       // Of its pins, those that nobody has an address of. Owner writes.
-  uint8_t spare[20];
+  uint8_t spare_a[4];
+  Atomic<uint64_t> lease_ns;  // CLOCK_BOOTTIME until which the row lives without its byte lock; 0: an
+                              // ordinary process. Whoever holds the byte lock writes.
+  uint8_t spare_b[8];
 };
 
 // Counters of one process number, never reset: the pool's totals are sums over all rows, also of the dead.

@@ -92,12 +92,12 @@ std::string make_description() {
                    MARU_F(SegmentRow, header_offset), MARU_F(SegmentRow, data_offset),
                    MARU_F(SegmentRow, first_slab), MARU_F(SegmentRow, slab_count), MARU_F(SegmentRow, medium),
                    MARU_F(SegmentRow, numa_node), MARU_F(SegmentRow, page_bytes), MARU_F(SegmentRow, path)});
-  out +=
-      ", " + describe("ProcessRow", sizeof(ProcessRow),
-                      {MARU_F(ProcessRow, epoch), MARU_F(ProcessRow, attached), MARU_F(ProcessRow, pid),
-                       MARU_F(ProcessRow, pid_namespace), MARU_F(ProcessRow, attached_ns),
-                       MARU_F(ProcessRow, revoked_bytes), MARU_F(ProcessRow, flags), MARU_F(ProcessRow, name),
-                       MARU_F(ProcessRow, key_pin_ns), MARU_F(ProcessRow, key_pins)});
+  out += ", " + describe("ProcessRow", sizeof(ProcessRow),
+                         {MARU_F(ProcessRow, epoch), MARU_F(ProcessRow, attached), MARU_F(ProcessRow, pid),
+                          MARU_F(ProcessRow, pid_namespace), MARU_F(ProcessRow, attached_ns),
+                          MARU_F(ProcessRow, revoked_bytes), MARU_F(ProcessRow, flags),
+                          MARU_F(ProcessRow, name), MARU_F(ProcessRow, key_pin_ns),
+                          MARU_F(ProcessRow, key_pins), MARU_F(ProcessRow, lease_ns)});
   out += ", " + describe("CounterRow", sizeof(CounterRow), {MARU_F(CounterRow, value)});
   out += ", " + describe("ClassRow", sizeof(ClassRow),
                          {MARU_F(ClassRow, chunk_units), MARU_F(ClassRow, free_hint),

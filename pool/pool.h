@@ -65,7 +65,8 @@ struct Pool final : ForkWitness {
   uint32_t me = kNobody;
   uint64_t my_epoch = 0;
   void* tied_page = nullptr;      // Holds our byte lock.
-  Atomic<bool> is_forked{false};  // True in a child: this attachment is the parent's, touch nothing.
+  Atomic<bool> is_forked{false};  // True in a child: this attachment is the parent's, touch nothing. Also of
+                                  // a leased row that is left behind for the next daemon.
 
   // ---- the index ----
   uint8_t* index = nullptr;

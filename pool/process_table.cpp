@@ -7,6 +7,7 @@
 
 #include "cleaner.h"
 #include "failure.h"
+#include "lease.h"
 
 namespace maru {
 
@@ -35,16 +36,26 @@ void fill_row(Pool& pool, const std::string& name) {
 
 }  // namespace
 
+void own_row(Pool& pool, uint32_t process, void* tied_page) {
+  pool.tied_page = tied_page;
+  pool.me = process;
+  pool.my_counters = &pool.counters[process];
+  pool.my_pins = pool.pins + process * pool.geometry.slot_count;
+}
+
 void claim_process(Pool& pool, const std::string& name) {
   for (uint32_t p = 0; p < pool.geometry.process_limit; p++) {
+    if (lease_runs(pool, p))
+      continue;  // Another host's. Its byte is left alone, in case a daemon comes for it.
     void* page = pool.lock_file->try_tie(kLockByteProcess + p);
     if (!page) continue;
     MARU_POINT("claim.byte_locked");
-    pool.tied_page = page;
-    pool.me = p;
-    pool.my_counters = &pool.counters[p];
-    pool.my_pins = pool.pins + p * pool.geometry.slot_count;
     ProcessRow& row = pool.processes[p];
+    if (row.attached.load() != 0 && lease_runs(pool, p)) {
+      LockFile::untie(page);  // It was claimed between our two looks, and its daemon died since.
+      continue;
+    }
+    own_row(pool, p, page);
     if (row.attached.load() != 0) {
       // The last owner died: holding its byte lock gives the right, and being about to use its number the
       // reason.
@@ -78,7 +89,7 @@ void leave_process(Pool& pool) {
 bool process_is_alive(const Pool& pool, uint32_t process) {
   if (process == pool.me) return true;
   if (process >= pool.geometry.process_limit) return false;
-  return pool.lock_file->is_held(kLockByteProcess + process);
+  return pool.lock_file->is_held(kLockByteProcess + process) || lease_runs(pool, process);
 }
 
 }  // namespace maru

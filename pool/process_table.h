@@ -17,7 +17,11 @@ void claim_process(Pool& pool, const std::string& name);
 // Give everything back that this process still holds, and its number. The byte lock goes with the mapping.
 void leave_process(Pool& pool);
 
-// Is the process with this number alive? Costs a few system calls (about 2 us): ask only when it blocks you.
+// Everything of `pool` that depends on who we are, for the row whose byte lock `tied_page` holds.
+void own_row(Pool& pool, uint32_t process, void* tied_page);
+
+// Is the process with this number alive, or its lease running? Costs a few system calls (about 2 us): ask
+// only when it blocks you.
 bool process_is_alive(const Pool& pool, uint32_t process);
 
 }  // namespace maru

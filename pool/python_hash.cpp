@@ -11,6 +11,7 @@
 
 #include "blake3.h"
 #include "chunk_keys.h"
+#include "coherence.h"
 #include "copy.h"
 #include "python_gil.h"
 #include "xxh3.h"
@@ -201,6 +202,19 @@ void bind_functions(nb::module_& m) {
       "Follow a chain of 64-byte lines, each beginning with the number of the next (u32): `hops` loads that "
       "wait\n"
       "for each other. For measuring latency. Raises ValueError for less than a line.");
+  m.def(
+      "flush_lines",
+      [](nb::object memory) {
+        const Buffer buffer(memory);
+        nb::gil_scoped_release no_gil;
+        flush_lines(buffer.data(), buffer.size());
+      },
+      "memory"_a, nb::sig("def flush_lines(memory: object) -> None"),
+      "Take these bytes out of every cache of this host, written back: for memory that another host maps too "
+      "and no hardware\n"
+      "keeps coherent. By the writer before it tells of them, by the reader after it was told.");
+  m.def("flush_path", &flush_path,
+        "How `flush_lines` does it here: 'clflushopt', 'clflush', 'dc civac', or 'none'.");
   m.def("stream_copy_path", &stream_copy_path,
         "What `stream_copy` uses for large copies here: 'avx512-nt', 'avx2-nt', 'sse2-nt' or 'memcpy'.");
 }

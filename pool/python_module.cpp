@@ -3,6 +3,7 @@
 #include "crash_point.h"
 #include "creation.h"
 #include "layout_description.h"
+#include "python_changes.h"
 #include "python_hash.h"
 #include "python_namespace.h"
 #include "python_session.h"
@@ -213,6 +214,7 @@ NB_MODULE(MARU_MODULE, m) {
   bind_views(m);
   bind_writing(m);
   bind_pool(m);
+  bind_changes(m);
   bind_testing(m);
 }
 

@@ -1,3 +1,5 @@
+#include <tuple>
+
 #include "check.h"
 #include "chunk_index.h"
 #include "cleaner.h"
@@ -120,9 +122,30 @@ bool remove(Handle& handle, nb::handle key) {
 
 void bind_pool(nb::module_& m) {
   nb::class_<Handle> pool(m, "PoolCore", "The native half of maru.Pool.");
-  pool.def(nb::init<std::string, std::string, bool>(), nb::arg("folder"), nb::arg("process_name"),
-           nb::arg("populate"),
-           "Attach to the pool in `folder`. Raises PoolNotFound, PoolMismatch, PoolBusy.")
+  pool.def(
+          "__init__",
+          [](Handle* self, std::string folder, std::string process_name, bool populate, double lease,
+             std::optional<std::pair<uint32_t, uint64_t>> adopt) {
+            AttachOptions options{std::move(folder), std::move(process_name)};
+            options.lease_ns = seconds_to_ns(lease, "lease");
+            if (adopt) std::tie(options.adopt_row, options.adopt_epoch) = *adopt;
+            if (adopt && options.lease_ns == 0) throw nb::value_error("adopt needs a lease");
+            new (self) Handle(std::move(options), populate);
+          },
+          nb::arg("folder"), nb::arg("process_name"), nb::arg("populate"), nb::kw_only(),
+          nb::arg("lease") = 0.0, nb::arg("adopt") = nb::none(),
+          "Attach to the pool in `folder`. Raises PoolNotFound, PoolMismatch, PoolBusy.\n\n"
+          "`lease`: seconds that this row lives on without its process, for another host. `adopt`: the "
+          "(number, "
+          "epoch) of such a\n"
+          "row that a process before us left. Raises LeaseEnded when it is not there any more.")
+      .def("_row", &Handle::row, "Number of our row in the process table, and its epoch.")
+      .def(
+          "_renew_lease",
+          [](Handle& handle, double seconds) { handle.renew(seconds_to_ns(seconds, "lease")); },
+          nb::arg("seconds"), "The row lives so many seconds from now, 600 at most. Raises NotAttached.")
+      .def("_leave_behind", &Handle::leave_behind,
+           "Let go of the row with everything it holds, for the next process to adopt within its lease.")
       .def("lookup", &lookup, nb::arg("keys"),
            nb::sig("def lookup(self, keys: typing_extensions.Buffer) -> int"),
            "Count the leading chunks of `keys` (n x 16 bytes) that are sealed and readable now.\n\n"

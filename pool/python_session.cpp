@@ -3,11 +3,14 @@
 #include <cmath>
 
 #include "allocator.h"
+#include "lease.h"
 
 namespace maru {
 
-Session::Session(const AttachOptions& options, bool populate)
-    : pool_(attach_pool(options)), housekeeper_(std::make_unique<Housekeeper>(*pool_, populate)) {}
+Session::Session(const AttachOptions& options, bool populate) : pool_(attach_pool(options)) {
+  // Another host's row needs none: whoever serves it is attached by itself.
+  if (options.lease_ns == 0) housekeeper_ = std::make_unique<Housekeeper>(*pool_, populate);
+}
 
 Session::~Session() {
   if (is_forked()) abandon_housekeeper();
@@ -19,8 +22,7 @@ bool Session::wait_ready(uint64_t deadline_ns) {
 
 ReadyState Session::ready_state() { return housekeeper_ ? housekeeper_->state() : ReadyState{}; }
 
-Handle::Handle(std::string folder, std::string process_name, bool populate)
-    : options_{std::move(folder), std::move(process_name)}, populate_(populate) {
+Handle::Handle(AttachOptions options, bool populate) : options_(std::move(options)), populate_(populate) {
   MaybeRelease no_gil(true);
   session_ = std::make_shared<Session>(options_, populate_);
 }
@@ -32,6 +34,9 @@ const SessionRef& Handle::session() {
   if (session_->is_forked()) {
     session_->abandon_housekeeper();
     session_.reset();
+    if (options_.lease_ns != 0)
+      throw Failure("NotAttached", "another host's row does not go over to a forked child",
+                    {{"path", options_.folder}});
     session_ = std::make_shared<Session>(options_, populate_);
     maru::prefer_numa_node(session_->pool(), numa_node_);
   }
@@ -42,6 +47,27 @@ void Handle::prefer_numa_node(std::optional<int32_t> node) {
   if (node && *node < 0) throw nb::value_error("a NUMA node is 0 or more, or None");
   maru::prefer_numa_node(pool(), node.value_or(-1));
   numa_node_ = node.value_or(-1);
+}
+
+std::pair<uint32_t, uint64_t> Handle::row() {
+  Pool& p = pool();
+  return {p.me, p.my_epoch};
+}
+
+void Handle::renew(uint64_t lease_ns) {
+  if (options_.lease_ns == 0) throw nb::value_error("this process lives by its byte lock, not by a lease");
+  renew_lease(pool(), lease_ns);
+}
+
+void Handle::leave_behind() {
+  if (options_.lease_ns == 0) throw nb::value_error("this process lives by its byte lock, not by a lease");
+  const SessionRef session = std::move(session_);
+  if (!session || session->is_forked()) return;
+  // What still names the session gives nothing back from here on: the row keeps it, as long as its lease
+  // runs.
+  session->pool().is_forked.store(true);
+  LockFile::untie(session->pool().tied_page);
+  session->pool().tied_page = nullptr;
 }
 
 void Handle::close() {

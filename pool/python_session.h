@@ -9,6 +9,7 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
@@ -16,6 +17,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "attach.h"
 #include "failure.h"
@@ -36,7 +38,9 @@ class Session {
   bool is_forked() const { return pool_->is_forked.load(std::memory_order_relaxed); }
   bool wait_ready(uint64_t deadline_ns);
   ReadyState ready_state();
-  void stop_housekeeper() { housekeeper_->stop(); }
+  void stop_housekeeper() {
+    if (housekeeper_) housekeeper_->stop();
+  }
   bool is_stopped() { return !housekeeper_ || housekeeper_->is_stopped(); }
   // The housekeeper's thread was not inherited; its object is left as it is.
   void abandon_housekeeper() { (void)housekeeper_.release(); }
@@ -51,7 +55,7 @@ using SessionRef = std::shared_ptr<Session>;
 // What maru.Pool derives from.
 class Handle {
  public:
-  Handle(std::string folder, std::string process_name, bool populate);
+  Handle(AttachOptions options, bool populate);
   ~Handle() { close(); }
 
   // The attached pool; attaches again in a forked child. Raises NotAttached after close().
@@ -60,6 +64,10 @@ class Handle {
   // Kept when a forked child attaches anew. None: no node is preferred.
   void prefer_numa_node(std::optional<int32_t> node);
   void close();
+  // For another host's row: its number and epoch, its end moved, and letting go of it with all that it holds.
+  std::pair<uint32_t, uint64_t> row();
+  void renew(uint64_t lease_ns);
+  void leave_behind();
   bool closed() const { return !session_; }
   const std::string& folder() const { return options_.folder; }
 

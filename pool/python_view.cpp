@@ -103,6 +103,18 @@ nb::bytes PinnedPrefix::extents() const {
   return nb::steal<nb::bytes>(out);
 }
 
+nb::bytes PinnedPrefix::stamps() const {
+  need_open();
+  PyObject* out = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(chunks_.size() * 16));
+  if (!out) throw nb::python_error();
+  auto* words = reinterpret_cast<uint64_t*>(PyBytes_AS_STRING(out));
+  for (const PinnedExtent& chunk : chunks_) {
+    *words++ = chunk.slot;
+    *words++ = slot_generation(session_->pool().hot[chunk.slot].word.load());
+  }
+  return nb::steal<nb::bytes>(out);
+}
+
 void PinnedPrefix::release() {
   if (!open_) return;
   open_ = false;
@@ -133,7 +145,10 @@ void bind_views(nb::module_& m) {
                    "One read-only memoryview a chunk, in order. Built at each access; the prefix keeps none.")
       .def_prop_ro("nbytes", &PinnedPrefix::byte_count, "Bytes of all pinned chunks.")
       .def("extents", &PinnedPrefix::extents, nb::sig("def extents(self) -> bytes"),
-           "n x 16 bytes: offset in the pool's data and size of each chunk, both little-endian u64.");
+           "n x 16 bytes: offset in the pool's data and size of each chunk, both little-endian u64.")
+      .def("_stamps", &PinnedPrefix::stamps,
+           "n x 16 bytes: slot and generation of each chunk, both little-endian u64. Equal stamps, equal "
+           "bytes.");
 }
 
 }  // namespace maru

@@ -17,8 +17,9 @@ class PinnedPrefix {
 
   uint64_t count() const { return count_; }
   uint64_t byte_count() const;
-  nb::list views() const;     // Built on access; each view takes a pin of its own.
-  nb::bytes extents() const;  // n x (u64 offset in the data range, u64 size).
+  nb::list views() const;  // Built on access; each view takes a pin of its own.
+  nb::bytes extents() const;
+  nb::bytes stamps() const;  // n x (u64 offset in the data range, u64 size).
   void release();
 
  private:

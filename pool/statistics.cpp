@@ -158,6 +158,7 @@ std::string processes_json(const Pool& pool, std::vector<Hold>& oldest) {
         .number("revoked_bytes", row.revoked_bytes.load());
     one.number("attached_ns", row.attached_ns.load());
     one.number("key_pins", row.key_pins.load()).number("key_pin_ns", row.key_pin_ns.load());
+    one.number("lease_ns", row.lease_ns.load());
     list.raw(nullptr, one.done());
   }
   return list.done();
@@ -205,7 +206,9 @@ std::string statistics_json(const Pool& pool, uint64_t populated_bytes, bool rea
     const char* states_of[] = {"ABSENT", "ONLINE", "DRAINING", "LOST"};
     one.string("path", pool.maps[s].path).string("medium", medium_name(pool.maps[s].medium));
     one.string("state", states_of[static_cast<uint64_t>(segment_state(pool.segments[s].word.load())) & 3]);
+    one.string("uuid", uuid_text(pool.segments[s].segment_uuid));
     one.number("first_byte", pool.maps[s].first_byte);
+    one.number("data_offset", pool.geometry.segments[s].data_offset);
     one.number("bytes", pool.maps[s].byte_count).raw("numa_node", std::to_string(pool.segments[s].numa_node));
     segments.raw(nullptr, one.done());
   }

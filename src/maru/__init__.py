@@ -7,6 +7,7 @@ with pool.pin(keys) as prefix:
     for view in prefix.views: ...
 """
 
+from maru.client import connect
 from maru.errors import MaruError
 from maru.handler import AllocHandle, MaruConfig, MaruHandler, MemoryInfo
 from maru.key import Identity
@@ -29,4 +30,5 @@ __all__ = [
     "Reservation",
     "ReservationBatch",
     "__version__",
+    "connect",
 ]

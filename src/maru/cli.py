@@ -26,11 +26,14 @@ from maru.config import format_size, parse_url, shared_memory_root
 from maru.doctor import Machine, PoolSeen, document, examine, look_at_gpus, worst
 from maru.doctor.show import show_lines
 from maru.errors import MaruError
+from maru.keys_commands import keys_app
 from maru.pool_commands import pool_app
 from maru.selftest_commands import selftest_app
+from maru.serve_commands import serve
 from maru.stat_view import SeenPool, plain, show_pool, table_of_pools
 from maru.survey import look_at, pool_folders, survey
 from maru.terminal import SETTINGS, JsonFlag, PlaceOption, complain, config_of, console, print_json, say_none
+from maru.top_command import top
 from maru.watch import SECONDS_DEFAULT, SECONDS_MIN, watch
 
 DEMO_MODULES = frozenset({"torch", "transformers", "tokenizers", "safetensors", "gguf", "jinja2", "numpy"})
@@ -49,7 +52,10 @@ class _MaruGroup(TyperGroup):
 
 app = typer.Typer(cls=_MaruGroup, name="maru", add_completion=False, pretty_exceptions_enable=False, **SETTINGS)
 app.add_typer(pool_app, name="pool", help="Create, list, rebuild and destroy pools.")
+app.add_typer(keys_app, name="keys")
 app.add_typer(bench_app, name="bench", help="Measure the published figures here, beside what you would use instead.")
+app.command()(serve)
+app.command()(top)
 app.add_typer(selftest_app, name="selftest", help="Test what only this machine has: a GPU.")
 
 
@@ -80,6 +86,7 @@ def _root(
     [cyan]maru stat kv[/cyan]   see one of them closely
     [cyan]maru doctor[/cyan]   see what this machine offers, and what it lacks
     [cyan]maru check kv[/cyan]   have the pool's bytes read by other eyes
+    [cyan]maru serve kv[/cyan]   serve a pool to other hosts
     [cyan]maru bench ttft --quick[/cyan]   see what a hit saves on this machine
     """
 

@@ -8,16 +8,27 @@
     │   ├── PoolBusy              in use, being created, or every process slot taken
     │   ├── NoSpace               the medium has no room for it
     │   ├── NamespaceTableFull    more namespaces than the pool was made for
-    │   ├── NoDaemon              another host is asked, and there is no daemon yet that would answer
+    │   ├── LeaseEnded            what another host held here is not held for it any more
+    │   ├── NoDaemon              another host is asked, and no daemon answers
     │   └── NotAttached           this handle was closed
     ├── CannotListen              a daemon's address is taken, or its certificate cannot be used
     ├── NotProtected              a daemon would show pools, or tokens, to a network
     ├── BadUrl (ValueError)       a pool URL that cannot be read
     ├── BadSize (ValueError)      a size that cannot be laid out
     ├── BadKey (ValueError)       keys that are not n x 16 bytes
+    ├── BadMessage (ValueError)   bytes from a network that are no message of ours, or one with impossible values
+    ├── VersionSkew               a daemon and a client that have no protocol in common
+    ├── SessionUnknown            a daemon that was not greeted, or has forgotten
     ├── ChunkTooLarge (ValueError)  one chunk does not fit a slab
     ├── NotReserved               writing to, or sealing, what is not (or no longer) reserved
-    └── TooManyPins               one process holds 60,000 views of one chunk
+    ├── TooManyPins               one process holds 60,000 views of one chunk
+    ├── CredentialError           who may speak to a daemon: its folder of keys could not be used
+    │   ├── UnsafeCredentials     somebody else could read, change or swap it
+    │   ├── CredentialNotFound    no key, client, token or certificate of that name
+    │   ├── CredentialExists      that name has one already
+    │   ├── CredentialsBusy       another command holds the folder for longer than a deadline
+    │   └── BadCredential (ValueError)  a name, key, role, host or key file that cannot be read
+    └── MissingPackage            an optional part was not installed with Maru
 
 Each carries the numbers a reader needs as attributes, and `hint`: what to do about it.
 """
@@ -93,11 +104,17 @@ class NamespaceTableFull(PoolError):
     namespace_limit: int = 0
 
 
+class LeaseEnded(PoolError):
+    """A row of the process table that a daemon held for another host: its time is over, or somebody else holds it."""
+
+    hint = "what it pinned may be gone: ask for it again"
+
+
 class NoDaemon(PoolError):
-    """The address names another host. Its memory cannot be mapped from here, and `maru serve` does not exist yet."""
+    """The address names a daemon, and none answers there in time."""
 
     host: str = ""
-    hint = "instances on one host need no daemon: maru:///NAME, or maru://localhost:PORT for the pool `default`"
+    hint = "start one there: maru serve NAME --listen tcp://ADDRESS:PORT; instances on one host need none: maru:///NAME"
 
 
 class NotAttached(PoolError):
@@ -115,7 +132,7 @@ class NotProtected(MaruError):
     """The address reaches other hosts, and who asks would not be checked, or could be overheard."""
 
     host: str = ""
-    hint = "make tokens and a certificate with `maru keys`, or listen on 127.0.0.1"
+    hint = "make keys, tokens and a certificate with `maru keys` and give --keys; or listen on 127.0.0.1"
 
 
 class BadUrl(MaruError, ValueError):
@@ -136,6 +153,20 @@ class BadKey(MaruError, ValueError):
     got_bytes: int = 0
 
 
+class BadMessage(MaruError, ValueError):
+    """What came over the network is not a message of ours, or says what cannot be. Nothing was changed."""
+
+
+class VersionSkew(MaruError):
+    """The daemon and this client have no version of the protocol in common."""
+
+    hint = "install the same version of maru-kvcache on both hosts"
+
+
+class SessionUnknown(MaruError):
+    """The daemon does not know this session: it restarted, or the session was silent for too long."""
+
+
 class ChunkTooLarge(MaruError, ValueError):
     """One chunk does not fit a slab of this pool."""
 
@@ -150,3 +181,37 @@ class NotReserved(MaruError):
 
 class TooManyPins(MaruError):
     """One process holds more live views of one chunk than a pin counter can count."""
+
+
+class CredentialError(MaruError):
+    """Something about the keys of a daemon and its clients; `path` is the file or folder concerned."""
+
+    path: str = ""
+
+
+class UnsafeCredentials(CredentialError):
+    """Others than its owner could read, change or swap this file or folder, so nothing in it is believed."""
+
+
+class CredentialNotFound(CredentialError):
+    """There is no key, client, token or certificate of that name."""
+
+
+class CredentialExists(CredentialError):
+    """That name has one already. Nothing was changed."""
+
+
+class CredentialsBusy(CredentialError):
+    """Another command was changing the same folder for longer than this one waits."""
+
+    hint = "try again; a lock ends with the process that holds it"
+
+
+class BadCredential(CredentialError, ValueError):
+    """A name, key, role, host or key file that cannot be read. The message never shows a secret."""
+
+
+class MissingPackage(MaruError):
+    """An optional part that this call needs was not installed with Maru."""
+
+    package: str = ""

@@ -39,7 +39,7 @@ def top(
 
     [cyan]maru top[/cyan]   the pools of this host
     [cyan]maru top kv[/cyan]   one of them
-    [cyan]MARU_TOKEN=… maru top https://cache-1:7301 --ca maru.pem[/cyan]   those of another host
+    [cyan]MARU_TOKEN=… maru top https://cache-1:6556 --ca maru.pem[/cyan]   those of another host
     """
     try:
         from maru.top.screen import Top

@@ -100,7 +100,42 @@ def back_reference(url: str) -> None:
         verdict(*pool.check())
 
 
+def apply_changes(scan: core.ChangeScan, known: set[bytes]) -> set[bytes]:
+    """What a router knows that knew `known` and reads on."""
+    changes, _ = scan.look(1000)
+    for at in range(0, len(changes), 64):
+        (known.add if changes[at + 56] == 1 else known.discard)(changes[at : at + 16])
+    return known
+
+
+def slot_used_again(url: str) -> None:
+    with maru.Pool.open(url) as pool:
+        scan, known, wrong = core.ChangeScan(pool), set[bytes](), 0
+        for n in range(100):  # Four buckets: now and then one is where the last one was.
+            pool.put(key_of(n), b"x")
+            wrong += apply_changes(scan, known) != {key_of(n)}
+            pool.remove(key_of(n))
+        verdict(wrong and f"what is there was not told {wrong} times")
+
+
+def key_in_another_slot(url: str) -> None:
+    with maru.Pool.open(url) as pool:
+        scan, known, lost = core.ChangeScan(pool), set[bytes](), 0
+        namespaces = [pool.namespace(Identity(model="m", kv_layout=str(n))) for n in range(4)]
+        for ns in namespaces:
+            pinned = pool.get(key_of(0))  # Keeps the slot that it leaves from being the one it comes to.
+            for other in namespaces:
+                other.bump()
+            pool.put(key_of(0), b"x", namespace=ns)
+            lost += key_of(0) not in apply_changes(scan, known)
+            del pinned
+            pool.reap()
+        verdict(lost and "a chunk that is there was told as gone")
+
+
 LONE = {
+    "reuse_not_told": slot_used_again,
+    "moved_key_told_as_gone": key_in_another_slot,
     "dead_pins_not_wiped": dead_pins,
     "device_extent_not_cooled": device_cooling,
     "stale_epoch_accepted": stale_epoch,

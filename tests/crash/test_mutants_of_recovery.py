@@ -261,6 +261,30 @@ def stores_are_late_to_a_discard(url: str, mutants: Mutants) -> list[str]:
     return _late(url, mutants, "discard", 1, range(1, 2))
 
 
+def hold_for_another_host(folder: str) -> None:
+    row = core.PoolCore(folder, "another host", False, lease=60.0)
+    held = row.pin(KEY)
+    print(len(held), flush=True)
+    input()
+
+
+def a_daemon_dies_and_its_hosts_read_on(url: str, mutants: Mutants) -> list[str]:
+    """What another host reads by a lease is pinned though the daemon that pinned it is dead."""
+    with maru.Pool.create(url + QUERY) as pool, nobody_sweeps(pool):
+        put(pool)
+        with spawn(hold_for_another_host, pool.folder) as daemon:
+            assert daemon.line() == "1"
+            daemon.kill()
+        with spawn(reap_at_once, url, mutants=mutants) as cleaner:
+            cleaner.line()
+        return ["a chunk that another host reads was removed"] if pool.remove(KEY) else []
+
+
+def reap_at_once(url: str) -> None:
+    with maru.Pool.attach(url) as pool:
+        print(pool.reap(), flush=True)
+
+
 SCENARIOS: dict[str, Callable[[str, Mutants], list[str]]] = {
     "resolver_without_the_byte": a_number_comes_back,
     "cleaner_looks_once": a_rival_revokes_the_dead,
@@ -269,6 +293,7 @@ SCENARIOS: dict[str, Callable[[str, Mutants], list[str]]] = {
     "generation_not_bumped": a_slot_lives_again,
     "sealed_before_fence": stores_are_late_to_a_seal,
     "discarded_before_fence": stores_are_late_to_a_discard,
+    "lease_not_asked": a_daemon_dies_and_its_hosts_read_on,
 }
 
 

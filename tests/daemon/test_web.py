@@ -145,7 +145,7 @@ def test_without_tokens_a_website_cannot_ask_through_a_browser(server: WebServer
     assert ask(server, "/v1/pools", headers={"Host": host}).json["error"] == "WrongHost"
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:7301", "[::1]:7301", "LOCALHOST:1"])
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:6556", "[::1]:6556", "LOCALHOST:1"])
 def test_this_host_is_asked_by_its_own_names(server: WebServer, host: str) -> None:
     assert ask(server, "/v1/pools", headers={"Host": host}).status == 200
 

@@ -7,6 +7,7 @@ about what was suspicious, and wants to see it as it is now.
 from __future__ import annotations
 
 import struct
+import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ PROCESS_FIELDS = ("epoch", "attached", "pid")
 HEADER_FIELDS = ("key_lo", "key_hi", "namespace_digest", "generation", "namespace_epoch", "size_bytes", "checksum",
                  "chunk_units", "sealed")  # fmt: skip
 ZEROS = bytes(1 << 20)
+LEASE_LIMIT_NS = 600 * 10**9
+"""A row whose lease ends later than this from now was written by nobody honest."""
 
 
 class Rows(Protocol):
@@ -84,7 +87,7 @@ class Tables:
     layout: Layout
     index: PoolFile
     alive: set[int] | None
-    """Numbers of the processes that hold their byte; None when the lock file cannot be asked."""
+    """Numbers of the processes that hold their byte, or whose lease runs; None when the lock file cannot be asked."""
     hot: Rows
     cold: Rows
     tags: Numbers
@@ -126,8 +129,15 @@ def _shared(
     held = held_bytes(geometry.folder / "lock", range(first, first + geometry.process_limit))
     alive = None if held is None else {byte - first for byte in held}
     section = geometry.sections["processes"]
-    row = layout.row("ProcessRow", *PROCESS_FIELDS)
-    processes = list(row.iter_unpack(whole(index, section.offset, section.bytes)))
+    table = whole(index, section.offset, section.bytes)
+    processes = list(layout.row("ProcessRow", *PROCESS_FIELDS).iter_unpack(table))
+    if alive is not None:
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        for number, (attached, lease_ns) in enumerate(
+            layout.row("ProcessRow", "attached", "lease_ns").iter_unpack(table)
+        ):
+            if attached and 0 < lease_ns - now_ns <= LEASE_LIMIT_NS:
+                alive.add(number)
     section = geometry.sections["namespaces"]
     row = layout.row("NamespaceRow", "word", "digest")
     rows = row.iter_unpack(whole(index, section.offset, section.bytes))

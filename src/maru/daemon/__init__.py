@@ -1,6 +1,11 @@
-"""`maru serve`: one process beside the pools, for those who cannot share their memory: other hosts, people, Prometheus.
+"""`maru serve`: the pool of this host for those who cannot share its memory.
 
-Holds:   two faces. RPC for other hosts, and the web face (`web` and what it stands on) for people and their programs.
-         The web face knows the rest of the daemon only by what `facts` says.
-Leaves:  everything that matters to `pool`. When this process dies nothing is lost, and local engines do not notice.
+server      sockets: frames in, frames out
+control     what a request means: sessions, and what they hold in the pool
+sessions    what one client holds, and until when
+facts       what the daemon tells people and Prometheus
+kv_events   changes of a pool in the words that routers read; kv_publisher sends them
+
+An ordinary process attached to the pool. It may be killed at any moment: the pool stays, local processes do not notice,
+and what other hosts hold stays theirs until their leases end.
 """

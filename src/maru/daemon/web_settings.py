@@ -19,7 +19,7 @@ from maru.errors import NotProtected
 Authenticate = Callable[[str], str | None]
 """A token's role ("read", "admin", or one that the web face does not know); None for a token that is nobody's."""
 
-PORT_DEFAULT = 7301
+PORT_DEFAULT = 6556
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,311 @@
+"""Speaking with a daemon: requests and answers over connections that come and go.
+
+Holds:      a session with a daemon, the connections that its threads use, and the namespaces named there.
+Promises:   a call ends within its deadline, with an answer or with NoDaemon. What was not answered is asked again under
+            the same number, over a new connection, after a pause that grows; the daemon does it once. `asked_twice`
+            tells a caller that another daemon may have done it before, which is then looked up and never assumed.
+Leaves:     what is asked to `remote`.
+
+One connection serves one thread at a time, so nothing is locked while bytes travel; a thread that finds none free makes
+another, up to CONNECTIONS_MAX.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from maru import errors, wire
+from maru.credentials import ClientKey, secure_client
+from maru.errors import BadMessage, MaruError, NoDaemon
+
+CONNECTIONS_MAX = 16
+TRY_S = 1.0
+"""How long one try waits for an answer before the connection is made anew."""
+PAUSE_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+WINDOW = 8
+"""Pieces under way at once: what either side buffers for one transfer, in megabytes."""
+HEARTBEAT_MS = 2000
+HEARTBEAT_TIMEOUT_MS = 6000
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+Body = bytes | bytearray | memoryview
+
+
+class Channel:
+    """One client's session. Thread-safe."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        key: ClientKey | None,
+        is_mapped: bool,
+        deadline_s: float,
+    ) -> None:
+        """`endpoint`: tcp://HOST:PORT. Nothing is sent before the first call."""
+        self.endpoint = endpoint
+        self.deadline_s = deadline_s
+        self.key = key
+        self.is_mapped = is_mapped
+        self.session = os.urandom(16)
+        self.welcome: wire.Welcome | None = None
+        self.old_rows: list[tuple[int, int]] = []
+        """Rows of earlier daemons that something of ours is still held by."""
+        self.breaks = False
+        """Somebody calls renew() again and again: then others need not wait for a daemon that did not answer."""
+        self.is_down = False
+        self.answered = 0
+        """How many requests got an answer: nothing fails as long as this grows."""
+        self.held_until_s = 0.0
+        """Until when, by our monotonic clock, the daemon certainly keeps what we hold."""
+        self._numbers = count(1)
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._free: list[_Line] = []
+        self._made = 0
+        self._changed = threading.Condition()
+        self._greeting = threading.Lock()
+        self._namespaces: dict[tuple[bytes, str], float | None] = {}
+        self._closed = False
+
+    @property
+    def daemon(self) -> bytes:
+        """Which start of the daemon answered last."""
+        return self.welcome.daemon if self.welcome else b""
+
+    def call(self, request: wire.Request, body: Body = b"", deadline_s: float | None = None) -> tuple[Any, memoryview]:
+        """The answer and its body. Raises NoDaemon, and what the daemon refused by the error it named."""
+        ((_, answer, out),) = self.exchange([(request, body)], deadline_s)
+        return answer, out
+
+    def exchange(
+        self, requests: Iterable[tuple[wire.Request, Body]], deadline_s: float | None = None
+    ) -> Iterator[tuple[wire.Request, Any, memoryview]]:
+        """(request, answer, its body) of many, in the order of their answers; WINDOW of them are under way at once.
+
+        Each answer has the whole deadline. Raises as call(); what was not answered then may have been done, or not.
+        """
+        if self.is_down:
+            raise NoDaemon(f"no daemon answered at {self.endpoint} a moment ago", host=self.endpoint)
+        yield from self._exchange(requests, deadline_s or self.deadline_s)
+
+    def _exchange(
+        self, requests: Iterable[tuple[wire.Request, Body]], deadline_s: float
+    ) -> Iterator[tuple[wire.Request, Any, memoryview]]:
+        try:
+            with self._line() as line:
+                yield from line.exchange(requests, deadline_s)
+            self.is_down = False
+        except NoDaemon:
+            self.is_down = self.breaks and not self._closed
+            raise
+
+    def register(self, digest: bytes, tenant: str, ttl_s: float | None) -> int:
+        """The id of a namespace; another daemon is told of it when it answers first."""
+        answer, _ = self.call(wire.Register(0, digest, tenant, ttl_s))
+        self._namespaces[digest, tenant] = ttl_s
+        return int(answer.value)
+
+    def renew(self, rows: list[tuple[int, int]], deadline_s: float) -> None:
+        """Tell the daemon that we live, and which rows of an earlier one to keep. Raises as call()."""
+        sent_s = time.monotonic()
+        ((_, answer, _),) = self._exchange([(wire.Renew(0, rows), b"")], deadline_s)
+        welcome = self.welcome
+        assert welcome is not None
+        self.old_rows = [row for row in answer.rows if row != welcome.row]
+        self.held_until_s = sent_s + welcome.lease_s - welcome.guard_s
+
+    def close(self) -> None:
+        """Say goodbye, if the daemon listens, and close. Idempotent."""
+        if self._closed:
+            return
+        if self.welcome is not None:
+            with contextlib.suppress(MaruError):
+                self.call(wire.Goodbye(0), deadline_s=0.3)
+        self._closed = True
+        with self._changed:
+            for line in self._free:
+                line.drop()
+            self._free.clear()
+        self._context.destroy(linger=0)
+
+    def next_number(self) -> int:
+        return next(self._numbers)
+
+    def greet(self, line: _Line, deadline: float) -> None:
+        """Say hello over a new connection. One at a time: each sees what the one before learned."""
+        with self._greeting:
+            sent_s = time.monotonic()
+            known = self.welcome
+            rows = list(self.old_rows)
+            if known is not None and known.row is not None and known.row not in rows:
+                rows.append(known.row)
+            hello = wire.Hello(
+                self.next_number(), (wire.PROTOCOL, wire.PROTOCOL), _library(), self.session,
+                f"{platform.node()}:{os.getpid()}", BOOT_ID.read_text().strip(), self.is_mapped, rows,
+            )  # fmt: skip
+            answer, _ = line.ask_once(hello, deadline)
+            if not isinstance(answer, wire.Welcome):
+                raise BadMessage(f"a daemon answers a greeting with a welcome, not {type(answer).__name__}")
+            if known is not None and known.pool_uuid != answer.pool_uuid:
+                raise NoDaemon("another pool is served there now", host=self.endpoint)
+            is_new = known is None or known.daemon != answer.daemon
+            self.welcome = answer
+            self.old_rows = list(answer.rows)
+            self.held_until_s = sent_s + answer.lease_s - answer.guard_s
+            if is_new:
+                for (digest, tenant), ttl_s in list(self._namespaces.items()):
+                    line.ask_once(wire.Register(self.next_number(), digest, tenant, ttl_s), deadline)
+
+    @contextlib.contextmanager
+    def _line(self) -> Iterator[_Line]:
+        with self._changed:
+            if self._closed:
+                raise NoDaemon("this client is closed", host=self.endpoint)
+            self._changed.wait_for(lambda: self._free or self._made < CONNECTIONS_MAX, self.deadline_s)
+            if self._free:
+                line = self._free.pop()
+            elif self._made < CONNECTIONS_MAX:
+                self._made += 1
+                line = _Line(self, self._context)
+            else:
+                raise NoDaemon(f"all {CONNECTIONS_MAX} connections are busy", host=self.endpoint)
+        is_clean = False
+        try:
+            yield line
+            is_clean = True
+        finally:
+            if not is_clean:
+                line.drop()  # Answers may be under way that nobody waits for.
+            with self._changed:
+                if self._closed:
+                    line.drop()
+                self._free.append(line)
+                self._changed.notify()
+
+
+class _Line:
+    """One connection. Used by one thread at a time."""
+
+    def __init__(self, channel: Channel, context: zmq.Context[Any]) -> None:
+        self._channel = channel
+        self._context = context
+        self._socket: zmq.Socket[bytes] | None = None
+        self._is_greeted = False
+
+    def drop(self) -> None:
+        if self._socket is not None:
+            self._socket.close(linger=0)
+        self._socket, self._is_greeted = None, False
+
+    def _open(self) -> zmq.Socket[bytes]:
+        if self._socket is None:
+            socket = self._context.socket(zmq.DEALER)
+            socket.linger = 0
+            socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+            socket.setsockopt(zmq.MAXMSGSIZE, wire.BODY_BYTES_MAX + wire.HEADER_BYTES_MAX)
+            socket.ipv6 = True
+            if self._channel.key is not None:
+                secure_client(socket, self._channel.key)
+            socket.connect(self._channel.endpoint)
+            self._socket = socket
+        return self._socket
+
+    def ask_once(self, request: wire.Request, deadline: float) -> tuple[wire.Answer, memoryview]:
+        """One try on this connection. Raises _NoAnswer, and what was refused."""
+        self._send(request, b"")
+        while True:
+            answer, body = self._receive(deadline)
+            if answer.number == request.number:
+                return _granted(answer), body
+
+    def exchange(
+        self, requests: Iterable[tuple[wire.Request, Body]], deadline_s: float
+    ) -> Iterator[tuple[wire.Request, Any, memoryview]]:
+        source = iter(requests)
+        waiting: dict[int, tuple[wire.Request, Body]] = {}
+        deadline = time.monotonic() + deadline_s
+        tries = 0
+        while True:
+            try:
+                if not self._is_greeted:
+                    self._channel.greet(self, min(deadline, time.monotonic() + TRY_S))
+                    self._is_greeted = True
+                    for request, body in waiting.values():  # All that the last connection took with it.
+                        self._send(request, body)
+                while True:
+                    while len(waiting) < WINDOW and (item := next(source, None)) is not None:
+                        request, body = item
+                        request.number = self._channel.next_number()
+                        waiting[request.number] = item
+                        self._send(request, body)
+                    if not waiting:
+                        return
+                    answer, out = self._receive(min(deadline, time.monotonic() + TRY_S * (1 + tries)))
+                    if answer.number in waiting:
+                        if isinstance(answer, wire.Refused) and answer.error == "SessionUnknown":
+                            raise _NoAnswer
+                        asked, _ = waiting.pop(answer.number)
+                        self._channel.answered += 1
+                        yield asked, _granted(answer), out
+                        deadline, tries = time.monotonic() + deadline_s, 0
+            except (_NoAnswer, zmq.ZMQError):
+                self.drop()
+                pause_s = PAUSE_S[min(tries, len(PAUSE_S) - 1)]
+                tries += 1
+                if time.monotonic() + pause_s >= deadline:
+                    raise NoDaemon(
+                        f"no daemon answers at {self._channel.endpoint} in {deadline_s:g} s",
+                        host=self._channel.endpoint,
+                    ) from None
+                time.sleep(pause_s)
+
+    def _send(self, request: wire.Request, body: Body) -> None:
+        socket = self._open()
+        header = wire.encode(request)
+        if len(body) == 0:
+            socket.send(header, zmq.NOBLOCK)
+        else:
+            socket.send_multipart((header, body), zmq.NOBLOCK, copy=len(body) < 8192)
+
+    def _receive(self, deadline: float) -> tuple[wire.Answer, memoryview]:
+        socket = self._open()
+        if not socket.poll(max(0, int((deadline - time.monotonic()) * 1000) + 1)):
+            raise _NoAnswer
+        frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        try:
+            if not 1 <= len(frames) <= 2:
+                raise BadMessage(f"an answer of {len(frames)} frames")
+            answer = wire.decode_answer(frames[0].buffer)
+        except BadMessage:
+            raise _NoAnswer from None
+        return answer, frames[1].buffer if len(frames) == 2 else memoryview(b"")
+
+
+class _NoAnswer(Exception):
+    """Not in time, or nothing that can be read."""
+
+
+def _granted(answer: wire.Answer) -> wire.Answer:
+    """Raises what the daemon refused, as the class that it names."""
+    if isinstance(answer, wire.Refused):
+        kind = getattr(errors, answer.error, MaruError)
+        if not (isinstance(kind, type) and issubclass(kind, MaruError)):
+            kind = MaruError
+        raise kind(answer.message[:500])
+    return answer
+
+
+def _library() -> str:
+    import maru
+
+    return f"maru {maru.__version__}"

@@ -1,0 +1,275 @@
+"""What a remote client holds: pinned prefixes and reservations, of chunks that lie in place or come over the wire.
+
+Holds:      one batch each, with its lease or its holds at the daemon.
+Promises:   bytes are given out only after they were compared with their checksum. Reading after the lease has ended is
+            LeaseEnded, never other bytes: `read_into` looks at the clock after it has copied.
+Leaves:     messages to `remote`, caches to `coherence`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from maru import wire
+from maru.coherence import read_of_others
+from maru.errors import BadMessage, LeaseEnded, MaruError, NotReserved
+from maru.native import core
+from maru.pool import Outcome
+
+if TYPE_CHECKING:
+    from maru.client.remote import RemotePool
+
+
+class Extents(Sequence[tuple[int, int, int]]):
+    """(offset, bytes, XXH3-64) of each chunk of a lease."""
+
+    def __init__(self, body: bytes | memoryview = b"") -> None:
+        """Raises BadMessage when the body is not whole extents."""
+        if len(body) % wire.EXTENT_BYTES:
+            raise BadMessage(f"extents are n x {wire.EXTENT_BYTES} bytes, not {len(body)}")
+        self._words = array("Q", bytes(body))
+
+    def __len__(self) -> int:
+        return len(self._words) // 3
+
+    def __getitem__(self, index: Any) -> Any:
+        first = range(0, len(self._words), 3)[index]
+        return self._words[first], self._words[first + 1], self._words[first + 2]
+
+    @property
+    def sizes(self) -> array[int]:
+        """Bytes of each chunk."""
+        return self._words[1::3]
+
+
+class RemotePrefix:
+    """The leading chunks of a prefix, held for this client by the daemon. Use it as a context manager.
+
+    Where the pool's memory is mapped here, views are that memory itself; else their bytes are fetched at the first
+    access, verified piece by piece, into memory of this process that lives as long as they do.
+    """
+
+    def __init__(
+        self, pool: RemotePool, daemon: bytes, lease: int, extents: Extents, valid: Callable[[], bool]
+    ) -> None:
+        self._pool = pool
+        self._daemon = daemon
+        self._lease = lease
+        self._extents = extents
+        self._valid = valid
+        self._fetched: list[memoryview] | None = None
+        self._released = False
+
+    def __len__(self) -> int:
+        return len(self._extents)
+
+    def __enter__(self) -> RemotePrefix:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pinned chunks."""
+        return sum(self._extents.sizes)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each chunk."""
+        return list(self._extents.sizes)
+
+    @property
+    def held(self) -> bool:
+        """Do the daemon and its pool still keep all of this for us? Ask after having read views in place."""
+        return not self._released and self._valid()
+
+    @property
+    def views(self) -> list[memoryview]:
+        """One read-only memoryview a chunk, in order, verified. Shorter than the prefix when something was amiss.
+
+        Raises LeaseEnded, NoDaemon.
+        """
+        self._need_held()
+        if self._fetched is None:
+            self._fetched = list(self._in_place() if self._pool.memory is not None else self._over_the_wire())
+            self._need_held()
+        return list(self._fetched)
+
+    def read_into(self, index: int, buffer: memoryview) -> None:
+        """Copy one chunk into `buffer`, a writable view of its size, verified, while it is certainly held.
+
+        Raises LeaseEnded when it is not (`buffer` is then not to be used), IndexError, ValueError, NoDaemon.
+        """
+        offset, size, checksum = self._extents[index]
+        if len(buffer) != size:
+            raise ValueError(f"the chunk has {size} bytes, the buffer {len(buffer)}")
+        self._need_held()
+        memory = self._pool.memory
+        if memory is None:
+            self._pool.fetch(self._lease, [(index, buffer)])
+        else:
+            view = read_of_others(memory, offset, size, checksum)
+            if view is None:
+                self._pool.count("bytes_refused")
+                raise LeaseEnded("the chunk's bytes in place are not those that were told of")
+            core.stream_copy(buffer, view)
+            if core.xxh3_64(buffer) != checksum:
+                raise LeaseEnded("the chunk changed while it was copied")
+        self._need_held()
+
+    def release(self) -> None:
+        """Let go. Views in place are not to be read any more; fetched ones stay good."""
+        lease, self._lease, self._released = self._lease, 0, True
+        if lease:
+            self._pool.release(self._daemon, lease)
+
+    def _need_held(self) -> None:
+        if not self.held:
+            raise LeaseEnded("this prefix was released, or its lease has ended")
+
+    def _in_place(self) -> Iterator[memoryview]:
+        memory = self._pool.memory
+        assert memory is not None
+        for offset, size, checksum in self._extents:
+            view = read_of_others(memory, offset, size, checksum)
+            if view is None:
+                self._pool.count("bytes_refused")
+                return
+            yield view.toreadonly()
+
+    def _over_the_wire(self) -> Iterator[memoryview]:
+        if not self._extents:
+            return
+        room = memoryview(mmap.mmap(-1, max(1, self.nbytes)))
+        ends = list(accumulate(self._extents.sizes))
+        buffers = [room[end - size : end] for end, size in zip(ends, self._extents.sizes, strict=True)]
+        self._pool.fetch(self._lease, list(enumerate(buffers)))
+        for buffer in buffers:
+            yield buffer.toreadonly()
+
+
+class RemoteBatch:
+    """A whole prefix being written, from RemotePool.reserve_many(). Leaving its with block unsealed discards it."""
+
+    def __init__(
+        self,
+        pool: RemotePool,
+        outcomes: list[Outcome],
+        holds: list[int],
+        offsets: list[int],
+        size: int,
+        keys: bytes,
+        daemon: bytes,
+    ) -> None:
+        self._pool = pool
+        self._outcomes = outcomes
+        self._size = size
+        self._keys = keys
+        self._daemon = daemon
+        self._holds: dict[int, tuple[int, int]] = {}
+        """Index in the batch -> (hold, offset)."""
+        reserved = [at for at, outcome in enumerate(outcomes) if outcome is Outcome.RESERVED]
+        for at, hold, offset in zip(reserved, holds, offsets, strict=True):
+            self._holds[at] = (hold, offset)
+        self._buffers: dict[int, memoryview] = {}
+        self._open = True
+
+    def __len__(self) -> int:
+        return len(self._outcomes)
+
+    def __enter__(self) -> RemoteBatch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """One outcome a key, in order."""
+        return list(self._outcomes)
+
+    @property
+    def buffers(self) -> list[memoryview | None]:
+        """Memory of this process for each reserved chunk, None for the others. seal() takes its bytes to the pool.
+
+        Not the pool's own memory, also where that is mapped: what a program writes there stays in this host's caches,
+        and may leave them when the memory is somebody else's.
+        """
+        if not self._open:
+            raise NotReserved("this batch was sealed or discarded")
+        for at in self._holds:
+            if at not in self._buffers:
+                self._buffers[at] = memoryview(bytearray(self._size))
+        return [self._buffers.get(at) for at in range(len(self._outcomes))]
+
+    def seal(self) -> list[Outcome]:
+        """Publish all that was reserved; returns one outcome a key. Whatever fails is LOST."""
+        if not self._open:
+            raise NotReserved("this batch was sealed or discarded")
+        self._open = False
+        written = {at: hold for at, hold in self._holds.items() if at in self._buffers}
+        unwritten = [hold for at, (hold, _) in self._holds.items() if at not in written]
+        for at in self._holds:
+            self._outcomes[at] = Outcome.LOST  # Nobody even looked at its memory: nothing to publish.
+        if unwritten:
+            with contextlib.suppress(MaruError):
+                self._pool.discard(unwritten)
+        if written:
+            sealed = self._pool.seal(written, self._buffers, self._keys, self._daemon)
+            for at, outcome in sealed.items():
+                self._outcomes[at] = outcome
+        self._buffers.clear()
+        return list(self._outcomes)
+
+    def seal_with(self, data: Sequence[memoryview]) -> list[Outcome]:
+        """Publish these bytes, one buffer a key, as seal() does; those of keys not reserved are passed over."""
+        self._buffers = {at: data[at] for at in self._holds}
+        return self.seal()
+
+    def discard(self) -> None:
+        """Give all of it up."""
+        if self._open:
+            self._open = False
+            self._buffers.clear()
+            with contextlib.suppress(MaruError):
+                self._pool.discard([hold for hold, _ in self._holds.values()])
+
+
+class RemoteReservation:
+    """A chunk being written, from RemotePool.reserve(): a batch of one."""
+
+    def __init__(self, batch: RemoteBatch) -> None:
+        self._batch = batch
+
+    def __enter__(self) -> RemoteReservation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._batch.discard()
+
+    @property
+    def outcome(self) -> Outcome:
+        """RESERVED, or why not: EXISTS, IN_FLIGHT, FULL, BUSY."""
+        return self._batch.outcomes[0]
+
+    @property
+    def buffer(self) -> memoryview:
+        """The chunk's memory. Raises NotReserved."""
+        buffer = self._batch.buffers[0]
+        if buffer is None:
+            raise NotReserved("nothing was reserved: look at .outcome before writing")
+        return buffer
+
+    def seal(self) -> Outcome:
+        """Publish: STORED, or LOST. Raises NotReserved."""
+        return self._batch.seal()[0]
+
+    def discard(self) -> None:
+        """Give it up; nobody sees it."""
+        self._batch.discard()

@@ -1,0 +1,111 @@
+"""Which way leads to a daemon's pool from here: its own memory, its mapped memory, or the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, urlsplit
+
+from maru import wire
+from maru.client.channel import BOOT_ID, Channel
+from maru.client.remote import MEMORY_BYTES, RemotePool
+from maru.client.segments import SegmentsMemory
+from maru.config import redact
+from maru.credentials import load_client_key
+from maru.errors import BadUrl, MaruError, PoolMismatch
+from maru.pool import Pool
+
+MODES = ("auto", "local", "mapped", "wire")
+
+
+@dataclass(frozen=True)
+class Way:
+    """What an address of a daemon says."""
+
+    endpoint: str
+    mode: str = "auto"
+    key: str = ""
+    data: tuple[str, ...] = ()
+
+
+def read_way(url: str) -> Way:
+    """maru://HOST:PORT[?mode=&key=&data=]. Raises BadUrl."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise BadUrl(f"{redact(url)!r} is not an address: {error}") from None
+    if parts.scheme not in ("maru", "tcp") or not host or not port:
+        raise BadUrl(f"{redact(url)!r} is not a daemon's address: write maru://HOST:PORT")
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    unknown = query.keys() - {"mode", "key", "data"}
+    if unknown:
+        raise BadUrl(f"unknown parameter {min(unknown)!r}; known are mode, key, data")
+    data = tuple(path for path in query.get("data", "").split(",") if path)
+    host = f"[{host}]" if ":" in host else host
+    return Way(f"tcp://{host}:{port}", query.get("mode", "auto"), query.get("key", ""), data)
+
+
+def connect_to_daemon(
+    url: str, mode: str, key: str | None, data: tuple[str, ...], deadline_s: float, memory_bytes: int | None
+) -> Pool | RemotePool:
+    """As maru.connect."""
+    way = read_way(url)
+    mode = mode if mode != "auto" else way.mode
+    if mode not in MODES:
+        raise BadUrl(f"mode={mode} is not one of {', '.join(MODES)}")
+    path = key or way.key
+    client_key = load_client_key(Path(path).expanduser()) if path else None
+    memory_bytes = memory_bytes or MEMORY_BYTES
+    channel = _greeted(Channel(way.endpoint, client_key, False, deadline_s))
+    welcome = channel.welcome
+    assert welcome is not None
+    try:
+        if mode in ("auto", "local"):
+            try:
+                pool = _local(channel.endpoint, welcome)
+            except MaruError:
+                if mode == "local":
+                    raise
+            else:
+                channel.close()
+                return pool
+        if mode in ("auto", "mapped"):
+            try:
+                memory = SegmentsMemory(welcome, data or way.data)
+            except PoolMismatch:
+                if mode == "mapped":
+                    raise
+            else:
+                channel.close()
+                channel = _greeted(Channel(way.endpoint, client_key, True, deadline_s), welcome.pool_uuid)
+                return RemotePool(channel, memory, memory_bytes)
+    except BaseException:
+        channel.close()
+        raise
+    return RemotePool(channel, None, memory_bytes)
+
+
+def _greeted(channel: Channel, pool_uuid: str | None = None) -> Channel:
+    """Raises what the daemon refuses, NoDaemon, and PoolMismatch when it serves another pool by now."""
+    try:
+        channel.renew([], channel.deadline_s)
+        assert channel.welcome is not None
+        if pool_uuid not in (None, channel.welcome.pool_uuid):
+            raise PoolMismatch(f"another pool is served at {channel.endpoint} now")
+    except BaseException:
+        channel.close()
+        raise
+    return channel
+
+
+def _local(endpoint: str, welcome: wire.Welcome) -> Pool:
+    """The daemon's pool itself, if it is of this host and visible here. Raises PoolMismatch, PoolNotFound."""
+    if welcome.host != BOOT_ID.read_text().strip():
+        raise PoolMismatch(f"the daemon at {endpoint} is of another host")
+    folder = Path(welcome.folder)
+    pool = Pool.attach(f"maru:///{folder.name}?dir={quote(str(folder.parent))}")
+    if pool.stats()["uuid"] != welcome.pool_uuid:
+        pool.close()
+        raise PoolMismatch(f"{folder} is another pool than the daemon's", path=str(folder))
+    return pool

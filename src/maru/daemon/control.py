@@ -1,0 +1,473 @@
+"""What a client's request means in the pool. No sockets, no threads, no clock but the one that is handed in.
+
+Holds:      the sessions, the namespaces that clients named, who waits for which key.
+Promises:   every request gets exactly one answer; what cannot be done is Refused by the name of an error, and nothing
+            was changed. A request that changes the pool is done once, however often it is asked. What a client holds
+            goes back when it says so, or `lease + guard` seconds after it was last heard of.
+Leaves:     frames and connections to `server`.
+
+Bytes that another host wrote into memory that it maps are published only if this host, with its own caches emptied,
+reads what the writer's checksum says; bytes that another host will read in place are flushed before it is told where.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from maru import wire
+from maru.coherence import Memory, hand_out, publishable, show_to_others
+from maru.daemon.sessions import Hold, Lease, Limits, Session
+from maru.errors import BadKey, BadMessage, LeaseEnded, MaruError, PoolBusy, VersionSkew
+from maru.native import core
+from maru.pool import Namespace, Outcome, Pool
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+KEY_BYTES = 16
+CHECKSUMS_MAX = 1 << 20
+"""Remembered of chunks that were shown to other hosts."""
+OLD_ROWS_MAX = 4
+TTL_S_MAX = 1e9
+
+Body = bytes | memoryview
+
+
+@dataclass
+class _Watch:
+    session: Session
+    peer: bytes
+    number: int
+    key: bytes
+    deadline_s: float
+
+
+class Control:
+    """One pool and its clients. Not thread-safe: one thread drives it."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        limits: Limits,
+        daemon: bytes,
+        library: str,
+        clock: Callable[[], float] = time.monotonic,
+        memory: Memory | None = None,
+    ) -> None:
+        """`daemon`: 16 random bytes of this start. `memory`: how the pool's bytes are reached (tests emulate it)."""
+        self.pool = pool
+        self.limits = limits
+        self.sessions: dict[bytes, Session] = {}
+        self._daemon = daemon
+        self._library = library
+        self._clock = clock
+        self._memory = memory or PoolMemory(pool)
+        self._namespaces: dict[int, Namespace] = {}
+        self._watches: list[_Watch] = []
+        self._checksums: OrderedDict[bytes, int] = OrderedDict()
+        self._figures = pool.stats()
+        self._host = BOOT_ID.read_text().strip()
+        self._meaning: dict[type, Callable[..., tuple[wire.Answer, Body]]] = {
+            wire.Register: self._register, wire.Lookup: self._lookup, wire.Pin: self._pin, wire.Read: self._read,
+            wire.Renew: self._renew, wire.Release: self._release, wire.Reserve: self._reserve,
+            wire.Allocate: self._allocate, wire.Write: self._write, wire.Seal: self._seal,
+            wire.Publish: self._publish, wire.Discard: self._discard, wire.Remove: self._remove,
+            wire.Stats: self._stats, wire.Goodbye: self._goodbye, wire.Find: self._find,
+        }  # fmt: skip
+
+    # Who is there
+
+    def greet(self, user: str, hello: wire.Hello) -> tuple[Session, wire.Welcome]:
+        """The session of a client, new or known. Raises VersionSkew, BadMessage, PoolBusy (no room for more)."""
+        oldest, newest = hello.protocols
+        if not oldest <= wire.PROTOCOL <= newest:
+            raise VersionSkew(
+                f"this daemon ({self._library}) speaks protocol {wire.PROTOCOL}, the client ({hello.library[:40]}) "
+                f"{oldest} to {newest}"
+            )
+        if len(hello.session) != 16:
+            raise BadMessage(f"a session is 16 bytes, not {len(hello.session)}")
+        session = self.sessions.get(hello.session)
+        if session is not None and (session.user != user or session.is_mapped != hello.mapped):
+            raise BadMessage("this session is somebody else's, or of another kind")
+        if session is None:
+            session = self._new_session(user, hello)
+        session.heard_s = self._clock()
+        session.renew(self.limits.lease_s + self.limits.guard_s)
+        return session, self._welcome(session, hello)
+
+    def _new_session(self, user: str, hello: wire.Hello) -> Session:
+        if len(self.sessions) >= self.limits.sessions:
+            raise PoolBusy(f"this daemon has its {self.limits.sessions} clients already")
+        name = "".join(char if char.isprintable() else "?" for char in hello.name)[:47] or "client"
+        held = self.limits.lease_s + self.limits.guard_s
+        pool: core.PoolCore = self.pool
+        if hello.mapped:
+            pool = core.PoolCore(self.pool.folder, name, False, lease=held)
+        session = Session(hello.session, user, name, hello.host[:64], pool, self._clock(), hello.mapped)
+        if hello.mapped:
+            session.row_number = pool._row()[0]
+            for row in hello.rows[:OLD_ROWS_MAX]:
+                try:
+                    session.old_rows[row] = core.PoolCore(self.pool.folder, name, False, lease=held, adopt=row)
+                except (MaruError, TypeError, ValueError):
+                    continue  # Gone: the client is told by its absence.
+        self.sessions[hello.session] = session
+        return session
+
+    def _welcome(self, session: Session, hello: wire.Hello) -> wire.Welcome:
+        figures = self._figures
+        return wire.Welcome(
+            hello.number, wire.PROTOCOL, self._library, self._daemon, figures["uuid"], self.pool.config.name,
+            self.pool.folder, self._host, figures["unit_bytes"], figures["slab_bytes"], figures["size_bytes"],
+            self.limits.lease_s, self.limits.guard_s,
+            [
+                wire.Segment(
+                    row["uuid"], row["path"], row["medium"], row["first_byte"], row["bytes"], row["data_offset"]
+                )
+                for row in figures["segments"]
+            ],
+            session.pool._row() if session.is_mapped else None,
+            list(session.old_rows),
+        )  # fmt: skip
+
+    def expire(self) -> int:
+        """Close the sessions that were silent for lease and guard; returns how many."""
+        latest = self._clock() - self.limits.lease_s - self.limits.guard_s
+        late = [session for session in self.sessions.values() if session.heard_s < latest]
+        for session in late:
+            self._close(session)
+        return len(late)
+
+    def _close(self, session: Session) -> None:
+        self.sessions.pop(session.session, None)
+        self._watches = [watch for watch in self._watches if watch.session is not session]
+        session.close()
+
+    def leave(self) -> None:
+        """The daemon goes. What clients hold by rows stays until their leases end, everything else goes back."""
+        for session in list(self.sessions.values()):
+            session.leave_behind() if session.is_mapped else session.close()
+        self.sessions.clear()
+        self._watches.clear()
+
+    # What is asked
+
+    def answer(self, session: Session, request: wire.Request, body: Body) -> tuple[wire.Answer, Body]:
+        """The answer and its body. Raises MaruError: nothing was changed."""
+        session.heard_s = self._clock()
+        changes = isinstance(request, wire.CHANGES_THE_POOL)
+        if changes and (known := session.answered(request.number)) is not None:
+            return known
+        try:
+            answer, out = self._meaning[type(request)](session, request, body)
+        except KeyError:
+            raise BadMessage(f"{type(request).__name__} is nothing to ask") from None
+        if changes:
+            session.remember(request.number, answer, bytes(out), self.limits.answers)
+        return answer, out
+
+    def watch(self, session: Session, request: wire.Watch, body: Body, peer: bytes) -> None:
+        """Remember who waits for a key, and on which connection; `due` answers. Raises BadMessage, BadKey, PoolBusy."""
+        session.heard_s = self._clock()
+        if not 0 <= request.timeout_s <= 600:
+            raise BadMessage("a watch lasts 0 to 600 seconds")
+        if len(self._watches) >= self.limits.watches:
+            raise PoolBusy(f"{self.limits.watches} watches are waiting already")
+        until_s = self._clock() + request.timeout_s
+        self._watches.append(_Watch(session, peer, request.number, _one_key(body), until_s))
+
+    def due(self) -> Iterator[tuple[bytes, wire.Answer]]:
+        """(connection, answer) of the watches that have one now."""
+        if not self._watches:
+            return
+        now, waiting = self._clock(), []
+        for watch in self._watches:
+            sealed = self.pool.exists(watch.key)
+            if not sealed and now < watch.deadline_s and self.pool.being_written(watch.key):
+                waiting.append(watch)
+            else:
+                yield watch.peer, wire.Done(watch.number, int(sealed or self.pool.exists(watch.key)))
+        self._watches = waiting
+
+    @property
+    def has_watches(self) -> bool:
+        return bool(self._watches)
+
+    def _register(self, _: Session, request: wire.Register, __: Body) -> tuple[wire.Answer, Body]:
+        if len(request.digest) != 16 or len(request.tenant.encode()) > 63:
+            raise BadMessage("a namespace is a digest of 16 bytes and a tenant of at most 63")
+        namespace = self.pool._register_namespace(request.digest, request.tenant, _ttl(request.ttl_s))
+        self._namespaces[namespace.id] = namespace
+        return wire.Done(request.number, namespace.id), b""
+
+    def _lookup(self, _: Session, request: wire.Lookup, body: Body) -> tuple[wire.Answer, Body]:
+        return wire.Done(request.number, self.pool.lookup(_keys(body))), b""
+
+    def _find(self, _: Session, request: wire.Find, body: Body) -> tuple[wire.Answer, Body]:
+        keys, exists = _keys(body), self.pool.exists
+        found = bytes(exists(keys[at : at + KEY_BYTES]) for at in range(0, len(keys), KEY_BYTES))
+        return wire.Piece(request.number, core.xxh3_64(found)), found
+
+    def _pin(self, session: Session, request: wire.Pin, body: Body) -> tuple[wire.Answer, Body]:
+        keys = _keys(body)
+        room = int(self.limits.pinned_share * self._figures["size_bytes"]) - session.pinned_bytes
+        room = min(room, request.bytes_max)
+        if len(session.leases) >= wire.HOLDS_MAX:
+            raise PoolBusy(f"this client has {wire.HOLDS_MAX} leases already")
+        prefix = session.pool.pin(keys)
+        while prefix.nbytes > room:
+            fitting = _fitting(prefix, room)
+            prefix.release()
+            prefix = session.pool.pin(keys[: fitting * KEY_BYTES])
+        if len(prefix) == 0:
+            prefix.release()
+            return wire.Leased(request.number, 0, 0), b""
+        extents = self._shown(prefix) if session.is_mapped else _plain_extents(prefix)
+        lease = Lease(prefix, prefix.nbytes)
+        return wire.Leased(request.number, session.add_lease(lease), len(prefix)), extents
+
+    def _shown(self, prefix: core.PinnedPrefix) -> bytes:
+        """Extents with checksums, every byte flushed: each chunk once, as long as it is the same."""
+        places = memoryview(prefix.extents()).cast("Q")
+        stamps = prefix._stamps()
+        out = bytearray()
+        for at in range(len(prefix)):
+            offset, size, stamp = places[2 * at], places[2 * at + 1], stamps[at * 16 : at * 16 + 16]
+            checksum = self._checksums.get(stamp)
+            if checksum is None:
+                checksum = show_to_others(self._memory, offset, size)
+                self._checksums[stamp] = checksum
+                if len(self._checksums) > CHECKSUMS_MAX:
+                    self._checksums.popitem(last=False)
+            for word in (offset, size, checksum):
+                out += word.to_bytes(8, "little")
+        return bytes(out)
+
+    def _read(self, session: Session, request: wire.Read, _: Body) -> tuple[wire.Answer, Body]:
+        lease = session.leases.get(request.lease)
+        if lease is None or not 0 <= request.chunk < len(lease.prefix):
+            raise LeaseEnded("that chunk is not held for this client (any more)")
+        view = lease.views[request.chunk]
+        if not (0 < request.size <= wire.PIECE_BYTES and 0 <= request.offset <= view.nbytes - request.size):
+            raise BadMessage(f"bytes {request.offset} + {request.size} do not lie in a chunk of {view.nbytes}")
+        piece = view[request.offset : request.offset + request.size]
+        return wire.Piece(request.number, core.xxh3_64(piece)), piece
+
+    def _renew(self, session: Session, request: wire.Renew, _: Body) -> tuple[wire.Answer, Body]:
+        session.keep_rows(request.rows)
+        session.renew(self.limits.lease_s + self.limits.guard_s)
+        return wire.Rows(request.number, session.rows), b""
+
+    def _release(self, session: Session, request: wire.Release, _: Body) -> tuple[wire.Answer, Body]:
+        return wire.Done(request.number, sum(session.drop_lease(lease) for lease in request.leases)), b""
+
+    # What is stored
+
+    def _reserve(self, session: Session, request: wire.Reserve, body: Body) -> tuple[wire.Answer, Body]:
+        keys = _keys(body)
+        self._refuse_size(request.size)
+        if not 0 < request.deadline_s <= 600:
+            raise BadMessage("a reservation's deadline is above 0 and at most 600 seconds")
+        count = min(len(keys) // KEY_BYTES, self._reservable(session, request.size))
+        namespace, parent = self._namespace(request.namespace), _parent(request.parent)
+        outcomes: list[int] = []
+        holds: list[int] = []
+        offsets = bytearray()
+        for at in range(count):
+            key = keys[at * KEY_BYTES : at * KEY_BYTES + KEY_BYTES]
+            held = session.pool.reserve(
+                key, request.size, namespace, parent, _ttl(request.ttl_s), request.deadline_s, device=session.is_mapped
+            )
+            outcomes.append(held.outcome.value)
+            if held.outcome is Outcome.FULL:
+                break
+            if held.outcome is Outcome.RESERVED:
+                holds.append(self._handed_out(session, Hold(held, request.size)))
+                offsets += held.offset.to_bytes(8, "little")
+            parent = key
+        outcomes += [Outcome.FULL.value] * (len(keys) // KEY_BYTES - len(outcomes))
+        return wire.Reserved(request.number, outcomes, holds), bytes(offsets)
+
+    def _allocate(self, session: Session, request: wire.Allocate, _: Body) -> tuple[wire.Answer, Body]:
+        self._refuse_size(request.size)
+        if not 0 < request.count <= wire.HOLDS_MAX:
+            raise BadMessage(f"1 to {wire.HOLDS_MAX} drafts can be asked for, not {request.count}")
+        holds: list[int] = []
+        offsets = bytearray()
+        for _n in range(min(request.count, self._reservable(session, request.size))):
+            draft = session.pool.allocate(request.size, device=session.is_mapped)
+            if draft is None:
+                break
+            holds.append(self._handed_out(session, Hold(draft, request.size)))
+            offsets += draft.offset.to_bytes(8, "little")
+        missing = request.count - len(holds)
+        outcomes = [Outcome.RESERVED.value] * len(holds) + [Outcome.FULL.value] * missing
+        return wire.Reserved(request.number, outcomes, holds), bytes(offsets)
+
+    def _handed_out(self, session: Session, hold: Hold) -> int:
+        if session.is_mapped:
+            hand_out(self._memory, hold.held.offset, hold.size_bytes)
+        return session.add_hold(hold)
+
+    def _write(self, session: Session, request: wire.Write, body: Body) -> tuple[wire.Answer, Body]:
+        hold = session.holds.get(request.hold)
+        if hold is None:
+            raise LeaseEnded("that memory is not held for this client (any more)")
+        size = len(body)
+        if not 0 < size <= wire.PIECE_BYTES or not 0 <= request.offset <= hold.size_bytes - size:
+            raise BadMessage(f"bytes {request.offset} + {size} do not lie in a chunk of {hold.size_bytes}")
+        if core.xxh3_64(body) != request.checksum:
+            raise BadMessage("the bytes are not those that their checksum is of")
+        hold.held.buffer[request.offset : request.offset + size] = body
+        return wire.Done(request.number, size), b""
+
+    def _seal(self, session: Session, request: wire.Seal, _: Body) -> tuple[wire.Answer, Body]:
+        outcomes = []
+        for at, number in enumerate(request.holds):
+            hold = session.take_hold(number)
+            if hold is None or not isinstance(hold.held, core.Reservation):
+                if hold is not None:
+                    hold.held.discard()
+                outcomes.append(Outcome.LOST.value)
+            elif not self._is_whole(session, hold, request.checksums, at):
+                hold.held.discard()
+                outcomes.append(Outcome.LOST.value)
+            else:
+                outcomes.append(hold.held.seal().value)
+        return wire.Outcomes(request.number, outcomes), b""
+
+    def _publish(self, session: Session, request: wire.Publish, body: Body) -> tuple[wire.Answer, Body]:
+        keys = _keys(body)
+        if len(keys) != KEY_BYTES * len(request.holds):
+            raise BadMessage(f"{len(request.holds)} drafts need as many keys, not {len(keys) // KEY_BYTES}")
+        namespace, parent = self._namespace(request.namespace), _parent(request.parent)
+        outcomes = []
+        for at, number in enumerate(request.holds):
+            key = keys[at * KEY_BYTES : at * KEY_BYTES + KEY_BYTES]
+            hold = session.take_hold(number)
+            outcome = Outcome.LOST
+            if hold is not None and isinstance(hold.held, core.Draft):
+                if self._is_whole(session, hold, request.checksums, at):
+                    outcome = hold.held.publish(key, namespace, parent, _ttl(request.ttl_s))
+                if outcome not in (Outcome.STORED, Outcome.LOST):
+                    session.holds[number] = hold  # Still the client's, for another name.
+                    session.reserved_bytes += hold.size_bytes
+                elif outcome is Outcome.LOST:
+                    hold.held.discard()
+            outcomes.append(outcome.value)
+            parent = key
+        return wire.Outcomes(request.number, outcomes), b""
+
+    def _is_whole(self, session: Session, hold: Hold, checksums: list[int], at: int) -> bool:
+        """Bytes written in place by another host: do we read what it wrote? Those that came over the wire we wrote."""
+        if not session.is_mapped:
+            return True
+        return at < len(checksums) and publishable(self._memory, hold.held.offset, hold.size_bytes, checksums[at])
+
+    def _discard(self, session: Session, request: wire.Discard, _: Body) -> tuple[wire.Answer, Body]:
+        count = 0
+        for number in request.holds:
+            hold = session.take_hold(number)
+            if hold is not None:
+                hold.held.discard()
+                count += 1
+        return wire.Done(request.number, count), b""
+
+    def _remove(self, _: Session, request: wire.Remove, body: Body) -> tuple[wire.Answer, Body]:
+        return wire.Done(request.number, int(self.pool.remove(_one_key(body)))), b""
+
+    def _stats(self, _: Session, request: wire.Stats, __: Body) -> tuple[wire.Answer, Body]:
+        text = msgspec.json.encode(self.pool.stats())
+        return wire.Piece(request.number, core.xxh3_64(text)), text
+
+    def _goodbye(self, session: Session, request: wire.Goodbye, _: Body) -> tuple[wire.Answer, Body]:
+        self._close(session)
+        return wire.Done(request.number, 0), b""
+
+    def _namespace(self, number: int) -> Namespace | None:
+        if number == 0:
+            return None
+        namespace = self._namespaces.get(number)
+        if namespace is None:
+            raise BadMessage(f"namespace {number} was not registered with this daemon")
+        return namespace
+
+    def _reservable(self, session: Session, size: int) -> int:
+        """How many more chunks of this size the client may have under way."""
+        room = int(self.limits.reserved_share * self._figures["size_bytes"]) - session.reserved_bytes
+        return max(0, min(room // size, wire.HOLDS_MAX - len(session.holds)))
+
+    def _refuse_size(self, size: int) -> None:
+        if not 0 < size <= self._figures["slab_bytes"]:
+            raise BadMessage(f"a chunk of {size} bytes does not fit this pool's slabs of {self._figures['slab_bytes']}")
+
+
+class PoolMemory:
+    """The pool's bytes as this host's processes see them."""
+
+    def __init__(self, pool: Pool) -> None:
+        address, _, size = pool._data_range()
+        self._bytes = _memory_at(address, size)
+
+    def view(self, offset: int, size: int) -> memoryview:
+        return self._bytes[offset : offset + size]
+
+    def store(self, offset: int, data: Body) -> None:
+        core.stream_copy(self.view(offset, len(data)), data)
+
+    def flush(self, offset: int, size: int) -> None:
+        core.flush_lines(self.view(offset, size))
+
+
+def _memory_at(address: int, size: int) -> memoryview:
+    return memoryview((ctypes.c_uint8 * size).from_address(address)).cast("B")
+
+
+def _keys(body: Body) -> bytes:
+    if len(body) % KEY_BYTES or len(body) > wire.KEYS_MAX * KEY_BYTES:
+        raise BadKey(f"keys are n x 16 bytes, at most {wire.KEYS_MAX:,} at once; got {len(body):,} bytes")
+    return bytes(body)
+
+
+def _one_key(body: Body) -> bytes:
+    if len(body) != KEY_BYTES:
+        raise BadKey(f"one key is 16 bytes; got {len(body)}", got_bytes=len(body))
+    return bytes(body)
+
+
+def _parent(parent: bytes) -> bytes | None:
+    if len(parent) not in (0, KEY_BYTES):
+        raise BadKey(f"a parent is a key of 16 bytes; got {len(parent)}", got_bytes=len(parent))
+    return parent or None
+
+
+def _ttl(ttl_s: float | None) -> float | None:
+    if ttl_s is not None and not 0 < ttl_s <= TTL_S_MAX:
+        raise BadMessage(f"a time to live is above 0 and at most {TTL_S_MAX:.0f} seconds")
+    return ttl_s
+
+
+def _fitting(prefix: core.PinnedPrefix, room: int) -> int:
+    """How many leading chunks fit into so many bytes; fewer than there are."""
+    places = memoryview(prefix.extents()).cast("Q")
+    total = 0
+    for at in range(len(prefix)):
+        total += places[2 * at + 1]
+        if total > room:
+            return at
+    return len(prefix) - 1
+
+
+def _plain_extents(prefix: core.PinnedPrefix) -> bytes:
+    """Extents of chunks whose bytes go over the wire: each piece has a checksum of its own."""
+    out = array("Q", bytes(wire.EXTENT_BYTES * len(prefix)))
+    places = array("Q", prefix.extents())
+    out[0::3], out[1::3] = places[0::2], places[1::2]
+    return out.tobytes()

@@ -1,0 +1,177 @@
+"""The daemon as a whole: one pool, its RPC socket, and what people see of it.
+
+Holds:      the parts, in the order in which they start and stop.
+Promises:   a part that cannot start is an error that names it, with everything before it stopped again. stop() ends
+            within seconds and loses nothing: what is sealed stays, leases run on.
+Leaves:     each part to its room.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import maru
+from maru.credentials import Authorised, load_certificate, load_server_keys, secure_server
+from maru.daemon.control import Control
+from maru.daemon.facts import DaemonIdentity, Histogram, LeaseFigures, PeerFigures, RpcFigures
+from maru.daemon.kv_publisher import EventPublisher, EventSettings
+from maru.daemon.server import SECONDS_BOUNDS, RpcServer
+from maru.daemon.sessions import Limits
+from maru.daemon.web import WebServer, make_app
+from maru.daemon.web_settings import WebSettings
+from maru.errors import CredentialNotFound
+from maru.pool import Pool
+
+DEFAULT_RPC_URL = "tcp://127.0.0.1:6555"
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """What `maru serve` was told."""
+
+    pool_url: str
+    rpc_url: str = DEFAULT_RPC_URL
+    plain: bool = False
+    """Serve other hosts without encryption, by RPC and HTTP."""
+    keys: Path | None = None
+    """The folder of `maru keys`: who may ask, by RPC and HTTP, and the certificate."""
+    web: WebSettings | None = field(default_factory=WebSettings)
+    """None: no web face. Its tokens and certificate come from `keys`."""
+    events: EventSettings | None = None
+    """Where KV events go for routers; None: nowhere."""
+    limits: Limits = field(default_factory=Limits)
+
+
+class Daemon:
+    """One daemon. start(), then wait() and stop(). It is the `Facts` of its own web face."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        """Open the pool, or make it. Raises what Pool.open raises, BadUrl, NotProtected, CredentialError."""
+        self.config = config
+        authorised = keys = None
+        web = config.web
+        if config.keys is not None:
+            authorised, keys = Authorised(config.keys), load_server_keys(config.keys)
+            web = web and _with_credentials(web, config.keys, authorised)
+        self.identity = DaemonIdentity(f"{platform.node()}:{os.getpid()}", maru.__version__, time.time())
+        self.pool = Pool.open(config.pool_url)
+        try:
+            self.control = Control(self.pool, config.limits, os.urandom(16), f"maru {maru.__version__}")
+            self.rpc_server = RpcServer(self.control, config.rpc_url, keys, authorised, config.plain)
+            self.web_server = WebServer(make_app(self, web), web) if web else None
+            self.events: EventPublisher | None = None
+            self._keys = keys
+        except BaseException:
+            self.pool.close()
+            raise
+        self._over = threading.Event()
+
+    def start(self) -> None:
+        """Listen. Raises BadUrl or CannotListen when an address is taken."""
+        try:
+            self.rpc_server.start()
+            if self.config.events:
+                self.events = self._publisher(self.config.events)
+                self.events.start()
+            if self.web_server:
+                self.web_server.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Until stop(), or the RPC thread ends by itself. False when `seconds` were not enough."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not self._over.wait(0.25):
+            if not self.rpc_server.is_alive:
+                return True
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+        return True
+
+    def stop(self) -> None:
+        """End all parts. Idempotent."""
+        if self.web_server:
+            self.web_server.stop()
+        if self.events:
+            self.events.stop()
+        self.rpc_server.stop()
+        self.pool.close()
+        self._over.set()
+
+    def __enter__(self) -> Daemon:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _publisher(self, settings: EventSettings) -> EventPublisher:
+        """Its sockets let in whom the RPC socket does: one context has one authenticator."""
+        keys = self._keys
+        secure = None if keys is None else lambda socket: secure_server(socket, keys)
+        return EventPublisher(self.pool, settings, self.rpc_server.context, secure, self.config.plain)
+
+    # What it tells its web face
+
+    @property
+    def pools(self) -> Mapping[str, Pool]:
+        return {self.pool.config.name: self.pool}
+
+    def rpc(self) -> RpcFigures:
+        counts = self.rpc_server.counts
+        bounds = (*SECONDS_BOUNDS, float("inf"))
+        return RpcFigures(
+            clients=len(self.control.sessions),
+            requests=dict(counts.requests),
+            errors=dict(counts.errors),
+            bytes_in=counts.bytes_in,
+            bytes_out=counts.bytes_out,
+            seconds={
+                name: Histogram(tuple(zip(bounds, row, strict=True)), counts.seconds_sum.get(name, 0.0))
+                for name, row in list(counts.seconds.items())
+            },
+        )
+
+    def leases(self) -> Sequence[LeaseFigures]:
+        now_s = time.monotonic()
+        return [
+            LeaseFigures(
+                host=session.name,
+                kind="mapped" if session.is_mapped else "wire",
+                row=session.row_number,
+                seconds_left=max(0.0, session.heard_s + self.control.limits.lease_s - now_s),
+                pins=session.pins,
+                pinned_bytes=session.pinned_bytes,
+                reservations=len(session.holds),
+                pool=self.pool.config.name,
+            )
+            for session in list(self.control.sessions.values())
+        ]
+
+    def peers(self) -> Sequence[PeerFigures]:
+        return []
+
+    def is_ready(self) -> tuple[bool, str]:
+        if not self.rpc_server.is_alive:
+            return False, "the RPC thread has ended"
+        if self.pool.closed or self.pool.destroyed:
+            return False, "the pool was destroyed"
+        return True, ""
+
+
+def _with_credentials(web: WebSettings, keys: Path, authorised: Authorised) -> WebSettings:
+    """Tokens and TLS for the web face, as far as they were made."""
+    if authorised.has_tokens():
+        web = replace(web, authenticate=authorised.authenticate)
+    try:
+        certificate = load_certificate(keys)
+    except CredentialNotFound:
+        return web
+    return replace(web, certificate=certificate.server_pem, key=certificate.server_pem)

@@ -1,0 +1,176 @@
+"""What one client of the daemon holds in the pool, and until when.
+
+Holds:      leases (pinned chunks), holds (reservations and drafts), and the answers to what changed the pool.
+Promises:   everything is bounded by `Limits`, and goes back at once when the session closes, whoever forgot what.
+Leaves:     which request does what to `control`.
+
+A client that gets bytes over the wire holds by the daemon's own process: when the daemon dies, so do its pins, and no
+bytes can come any more either. A client that maps the pool's memory holds by a row of its own in the process table,
+which outlives the daemon for as long as its lease runs.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from maru import wire
+from maru.native import core
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What clients may take of the daemon and of the pool."""
+
+    lease_s: float = 10.0
+    """A client that was not heard of for so long has given back everything, after the guard time."""
+    guard_s: float = 1.0
+    """Clients stop reading so long before, and the daemon gives back so long after: what two clocks may differ by."""
+    sessions: int = 1024
+    pinned_share: float = 0.5
+    """Of the pool's bytes, that one session may pin."""
+    reserved_share: float = 0.25
+    """Of the pool's bytes, that one session may have reserved and not sealed."""
+    answers: int = 4096
+    """Remembered for requests that are asked again."""
+    watches: int = 4096
+    """Of all sessions together."""
+
+
+@dataclass
+class Lease:
+    """Chunks held for a client."""
+
+    prefix: core.PinnedPrefix
+    size_bytes: int
+
+    @cached_property
+    def views(self) -> list[memoryview]:
+        """The chunks' bytes, for sending them. Each view holds its chunk by itself, also on its way."""
+        return self.prefix.views
+
+    def release(self) -> None:
+        """Frames that are on their way keep their own views until they are sent."""
+        self.__dict__.pop("views", None)
+        self.prefix.release()
+
+
+@dataclass
+class Hold:
+    """Memory that a client writes: a reservation, or a draft."""
+
+    held: core.Reservation | core.Draft
+    size_bytes: int
+
+    @property
+    def is_draft(self) -> bool:
+        return isinstance(self.held, core.Draft)
+
+
+@dataclass
+class Session:
+    """One client, whatever connection it has just now."""
+
+    session: bytes
+    user: str
+    """Who it is by its CURVE key; empty where nobody asks."""
+    name: str
+    host: str
+    pool: core.PoolCore
+    """What its pins and reservations are made with: the daemon's own attachment, or its row's."""
+    heard_s: float
+    is_mapped: bool = False
+    leases: dict[int, Lease] = field(default_factory=dict)
+    holds: dict[int, Hold] = field(default_factory=dict)
+    old_rows: dict[tuple[int, int], core.PoolCore] = field(default_factory=dict)
+    """Held by a daemon before this one; the client lets go of them when nothing of theirs is used any more."""
+    row_number: int = -1
+    """Its row in the process table; -1: it holds by the daemon's own."""
+    pins: int = 0
+    pinned_bytes: int = 0
+    reserved_bytes: int = 0
+    _answers: OrderedDict[int, tuple[wire.Answer, bytes]] = field(default_factory=OrderedDict)
+    _next_id: int = field(default_factory=lambda: secrets.randbits(62))
+    """Begins anywhere: a lease of a session that was forgotten must not be read as one of the next."""
+
+    @property
+    def rows(self) -> list[tuple[int, int]]:
+        """(number, epoch) of every row held for this client, its own first."""
+        own = [self.pool._row()] if self.is_mapped else []
+        return own + list(self.old_rows)
+
+    def add_lease(self, lease: Lease) -> int:
+        number = self._take_id()
+        self.leases[number] = lease
+        self.pinned_bytes += lease.size_bytes
+        self.pins += len(lease.prefix)
+        return number
+
+    def drop_lease(self, number: int) -> bool:
+        lease = self.leases.pop(number, None)
+        if lease is not None:
+            self.pinned_bytes -= lease.size_bytes
+            self.pins -= len(lease.prefix)
+            lease.release()
+        return lease is not None
+
+    def add_hold(self, hold: Hold) -> int:
+        number = self._take_id()
+        self.holds[number] = hold
+        self.reserved_bytes += hold.size_bytes
+        return number
+
+    def take_hold(self, number: int) -> Hold | None:
+        """The hold, once: whoever gets it ends it."""
+        hold = self.holds.pop(number, None)
+        if hold is not None:
+            self.reserved_bytes -= hold.size_bytes
+        return hold
+
+    def _take_id(self) -> int:
+        number = self._next_id
+        self._next_id += 1
+        return number
+
+    def answered(self, number: int) -> tuple[wire.Answer, bytes] | None:
+        """What this request was answered when it was asked before."""
+        return self._answers.get(number)
+
+    def remember(self, number: int, answer: wire.Answer, body: bytes, limit: int) -> None:
+        self._answers[number] = (answer, body)
+        while len(self._answers) > limit:
+            self._answers.popitem(last=False)
+
+    def renew(self, seconds: float) -> None:
+        """Its rows live so long from now."""
+        if self.is_mapped:
+            self.pool._renew_lease(seconds)
+        for row in self.old_rows.values():
+            row._renew_lease(seconds)
+
+    def keep_rows(self, wanted: list[tuple[int, int]]) -> None:
+        """Let go of the earlier rows that the client does not name any more."""
+        for row in [row for row in self.old_rows if row not in wanted]:
+            self.old_rows.pop(row).close()
+
+    def close(self) -> None:
+        """Give everything back."""
+        for lease in self.leases.values():
+            lease.release()
+        for hold in self.holds.values():
+            hold.held.discard()
+        self.leases.clear()
+        self.holds.clear()
+        self.keep_rows([])
+        if self.is_mapped:
+            self.pool.close()
+
+    def leave_behind(self) -> None:
+        """The daemon goes: rows stay, for the next one, as long as their leases run."""
+        if self.is_mapped:
+            self.pool._leave_behind()
+        for row in self.old_rows.values():
+            row._leave_behind()
+        self.old_rows.clear()

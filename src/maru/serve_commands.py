@@ -1,0 +1,123 @@
+"""`maru serve`: run the daemon of this host's pool until it is told to end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maru.config import redact
+from maru.errors import MaruError
+from maru.terminal import complain, config_of, print_json
+
+SERVE_MODULES = frozenset({"cryptography", "msgspec", "prometheus_client", "starlette", "uvicorn", "zmq"})
+
+
+def serve(
+    pool: Annotated[str, typer.Argument(metavar="POOL", help="NAME or maru:/// URL; made when it is not there.")],
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="URL", help="Where other hosts ask: tcp://ADDRESS:PORT.")
+    ] = "tcp://127.0.0.1:6555",
+    http: Annotated[
+        str,
+        typer.Option("--http", metavar="ADDRESS:PORT", help="Dashboard, /metrics and admin API; 'off' for none."),
+    ] = "127.0.0.1:6556",
+    keys: Annotated[
+        Path | None,
+        typer.Option("--keys", metavar="DIR", help="Who may ask, by RPC and HTTP: the folder of `maru keys`."),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Serve other hosts without encryption. On a network you trust wholly.")
+    ] = False,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option("--engine", metavar="NAME=URL", help="An OpenAI-compatible engine that may be asked to prewarm."),
+    ] = None,
+    kv_events: Annotated[
+        str,
+        typer.Option("--kv-events", metavar="URL[,URL]", help="KV events for routers: where to send, and to replay."),
+    ] = "",
+    chunk_tokens: Annotated[
+        int, typer.Option("--chunk-tokens", min=0, help="Tokens in a chunk, if all engines agree: told in KV events.")
+    ] = 0,
+    lease_s: Annotated[
+        float, typer.Option("--lease", min=2, max=300, help="Seconds after which a silent host has given back all.")
+    ] = 10.0,
+    json_output: Annotated[bool, typer.Option("--json", help="Say where it listens as one JSON line.")] = False,
+) -> None:
+    """Serve this host's pool to those who cannot share its memory: other hosts, people, Prometheus, routers.
+
+    Instances on this host need no daemon, and do not notice when it ends: the pool is theirs too.
+
+    [bold]Examples[/bold]
+
+    [cyan]maru serve kv[/cyan]   for clients on this host, and to try it
+    [cyan]maru serve 'maru:///kv?size=64GiB' --listen tcp://10.0.0.7:6555 --keys ~/.config/maru/keys[/cyan]
+    [cyan]python -c "import maru; print(maru.connect('maru://10.0.0.7:6555', key='b.key').stats())"[/cyan]
+    """
+    try:
+        from maru.daemon.kv_publisher import EventSettings
+        from maru.daemon.serve import Daemon, ServeConfig
+        from maru.daemon.sessions import Limits
+        from maru.daemon.web_settings import Engine, WebSettings
+    except ModuleNotFoundError as error:
+        if error.name not in SERVE_MODULES:
+            raise
+        complain(f"the daemon needs {error.name}: pip install 'maru-kvcache[serve]'")
+        raise typer.Exit(1) from None
+    config_of(pool, None)
+    url = pool if pool.startswith("maru:") else f"maru:///{pool}"
+    web = None
+    if http != "off":
+        host, port = _place(http)
+        engines = {}
+        for text in engine or []:
+            name, equals, engine_url = text.partition("=")
+            try:
+                engines[name] = Engine(engine_url)
+            except ValueError as error:
+                raise typer.BadParameter(f"--engine {name}{equals}...: {error}") from None
+        web = WebSettings(host=host, port=port, plain=plain, engines=engines)
+    events = None
+    if kv_events:
+        endpoint, _, replay = kv_events.partition(",")
+        events = EventSettings(endpoint, replay or _next_port(endpoint), chunk_tokens=chunk_tokens)
+    limits = Limits(lease_s=lease_s, guard_s=min(1.0, lease_s / 4))
+    daemon = Daemon(ServeConfig(url, listen, plain, keys, web, events, limits))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        with daemon:
+            told = {"pool": daemon.pool.config.url, "rpc": daemon.rpc_server.url}
+            if daemon.web_server:
+                told["http"] = daemon.web_server.url
+            if daemon.events:
+                told["kv_events"] = endpoint
+            if json_output:
+                print_json(told)
+                sys.stdout.flush()
+            else:
+                typer.echo(f"serving {redact(told['pool'])} at {told['rpc']}; Ctrl-C ends it, and loses nothing")
+                if "http" in told:
+                    typer.echo(f"people look at {told['http']}/")
+            daemon.wait()
+            raise MaruError("the RPC thread ended by itself; the log says why")
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+def _next_port(endpoint: str) -> str:
+    """The port after this one, where replay is by default."""
+    head, colon, port = endpoint.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit():
+        raise typer.BadParameter(f"--kv-events {endpoint}: write tcp://ADDRESS:PORT")
+    return f"{head}:{int(port) + 1 if int(port) else 0}"
+
+
+def _place(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise typer.BadParameter(f"--http {text}: write ADDRESS:PORT, or off")
+    return host.strip("[]"), int(port)
