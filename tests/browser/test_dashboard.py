@@ -38,6 +38,10 @@ for (const element of document.querySelectorAll('body *')) {
 }
 return found;
 """
+FADED = """
+return [...document.querySelectorAll('main *')]
+  .filter(element => Number(getComputedStyle(element).opacity) < 1).map(element => element.tagName.toLowerCase());
+"""
 OUTSIDE = """
 return [...document.querySelectorAll('body *')]
   .filter(element => !element.closest('.scroll, .skip') && element.getClientRects().length)
@@ -172,6 +176,9 @@ def test_a_lost_connection_is_told_plainly_and_comes_back_by_itself(
         soon(page, lambda: state(page) == "live")
     soon(page, lambda: "Connection lost" in text(page, "#state-text"))
     assert "Figures of" in text(page, "#state-text")
+    faded = page.execute_script(FADED)
+    assert faded
+    assert set(faded) <= {"path", "rect"}  # Lines and bars; faded text would be hard to read.
     assert "3 chunks are there" in text(page, "#tile-stored")
     seen = page.execute_script(TEXT_COLOURS)
     assert [row for row in seen if contrast(row[1], row[2]) < 4.5] == []

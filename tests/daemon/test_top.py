@@ -269,9 +269,9 @@ def test_rates_are_smoothed_over_the_last_seconds() -> None:
 def test_a_pool_made_anew_begins_anew() -> None:
     trail = Trail()
     trail.add(1.0, look_of(1.0, lookup_keys=100))
-    trail.add(2.0, look_of(2.0, uuid="b", lookup_keys=5))
+    trail.add(2.0, look_of(2.0, uuid="b", lookup_keys=500))
     assert trail.lately() == Rates()
-    trail.add(2.5, look_of(2.0, uuid="b", lookup_keys=50))  # Not newer.
+    trail.add(2.5, look_of(2.0, uuid="b", lookup_keys=900))  # Not newer.
     assert trail.lately() == Rates()
 
 

@@ -154,13 +154,15 @@ def test_this_host_is_asked_by_its_own_names(server: WebServer, host: str) -> No
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "host.example"])
-def test_no_network_is_served_without_tokens_or_with_tokens_in_the_clear(host: str, tmp_path: Path) -> None:
+def test_no_network_is_served_without_tokens_or_with_tokens_in_the_clear(
+    facts: FakeFacts, host: str, tmp_path: Path
+) -> None:
     with pytest.raises(NotProtected, match="no tokens"):
-        WebSettings(host=host)
+        make_app(facts, WebSettings(host=host))
     with pytest.raises(NotProtected, match="without TLS"):
-        WebSettings(host=host, authenticate=TOKENS.get)
-    WebSettings(host=host, authenticate=TOKENS.get, plain=True)
-    WebSettings(host=host, authenticate=TOKENS.get, certificate=tmp_path / "c", key=tmp_path / "k")
+        make_app(facts, WebSettings(host=host, authenticate=TOKENS.get))
+    make_app(facts, WebSettings(host=host, authenticate=TOKENS.get, plain=True))
+    make_app(facts, WebSettings(host=host, authenticate=TOKENS.get, certificate=tmp_path / "c", key=tmp_path / "k"))
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,8 @@ class Prewarmer:
             except (OSError, http.client.HTTPException, ValueError) as error:
                 is_late = self._clock() >= job.asked_s + self._deadline_s or isinstance(error, TimeoutError)
                 told = f"no answer within {self._deadline_s:g} s" if is_late else str(error) or type(error).__name__
+                if self._is_stopping:  # Then stop() cut the connection, whatever the error says.
+                    told = "the daemon stopped"
                 self._end(job, "failed", told)
 
     def _compute(self, job: _Job, engine: Engine, left_s: float) -> int | None:

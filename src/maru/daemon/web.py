@@ -58,7 +58,11 @@ Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 
 
 def make_app(facts: Facts, settings: WebSettings) -> Starlette:
-    """The app. Its lifespan keeps time: keeps end, history is sampled; at its end all keeps and streams end."""
+    """The app. Its lifespan keeps time: keeps end, history is sampled; at its end all keeps and streams end.
+
+    Raises NotProtected for settings that would show pools, or tokens, to a network.
+    """
+    settings.refuse_unprotected()
     looks = Looks(facts, settings.look_age_s_max)
     keeps = KeptPrefixes(settings.keeps_max, settings.keep_share_max)
     prewarmer = Prewarmer(settings.engines, settings.prewarm_queue_max, settings.prewarm_deadline_s)

@@ -1,7 +1,7 @@
 """How the web face is set up: one frozen value, checked when it is made.
 
-Promises:   a setting that would show the pools to a network without tokens, or tokens to a network without TLS, is
-            refused before anything listens.
+Promises:   settings that would show the pools to a network without tokens, or tokens to a network without TLS, are
+            refused before there is an app.
 Leaves:     reading a command line or a file to whoever makes the value.
 """
 
@@ -42,8 +42,8 @@ class Engine:
 class WebSettings:
     """Where the web face listens, who may ask, and the limits of what it holds for those who do.
 
-    Raises NotProtected for an address beyond this host without tokens, or with tokens and without TLS unless
-    `plain` says that something else encrypts; ValueError for half a TLS pair and for limits below one.
+    Tokens and certificate may be added by dataclasses.replace(): whether the whole protects what it shows is asked at
+    the end, by refuse_unprotected(). Raises ValueError for half a TLS pair and for limits below one.
     """
 
     host: str = "127.0.0.1"
@@ -78,6 +78,11 @@ class WebSettings:
             or min(self.prewarm_deadline_s, self.stop_deadline_s) <= 0
         ):
             raise ValueError("limits are at least one, deadlines above zero, and keep_share_max a share below 1")
+
+    def refuse_unprotected(self) -> None:
+        """Raises NotProtected for an address beyond this host without tokens, or with tokens and without TLS unless
+        `plain` says that something else encrypts.
+        """
         if self.is_local:
             return
         if self.authenticate is None:
