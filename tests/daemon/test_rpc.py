@@ -136,6 +136,28 @@ def test_memory_that_nobody_wrote_is_not_published(pool: maru.Pool, client: Remo
         batch.seal()
 
 
+def test_drafts_taken_in_advance_make_a_store_one_message(pool: maru.Pool, client: RemotePool) -> None:
+    namespace = client.namespace(IDENTITY)
+    keys = keys_of(namespace, 4)
+    data = [bytes_for(n) for n in range(4)]
+    with client.allocate(20_000, 5) as drafts:
+        assert len(drafts) == 5
+        assert drafts.put_many(keys[:32], data[:2], namespace) == [Outcome.STORED] * 2
+        assert drafts.put_many(keys[32:], data[2:], namespace, keys[16:32]) == [Outcome.STORED] * 2
+        assert len(drafts) == 1
+        assert drafts.put_many(keys[:32], data[:2], namespace) == [Outcome.EXISTS, Outcome.FULL]
+        assert len(drafts) == 0
+        with pytest.raises(ValueError, match="20000 bytes"):
+            drafts.put_many(keys[:16], [b"short"])
+    with pool.pin(keys) as prefix:
+        assert [bytes(view) for view in prefix.views] == data
+    assert pool.stats()["chunks"]["leaves"] == 1
+    client.allocate(20_000, 3).discard()
+    assert client.failures == {}
+    client.close()
+    assert pool.check() == []
+
+
 def test_what_is_held_cannot_be_evicted_or_removed(pool: maru.Pool, client: RemotePool) -> None:
     client.put(bytes(16), b"x" * 1000)
     prefix = client.pin(bytes(16))

@@ -355,7 +355,6 @@ def test_a_list_that_breaks_lets_in_nobody_and_is_told_once(folder: Path, caplog
             assert authorised.is_authorised(key) is None
             assert authorised.authenticate(token) is None
     assert len(caplog.records) == 2
-    assert authorised.has_tokens()  # There may be some: this is no reason to ask for none.
     (folder / "clients.json").chmod(0o600)
     assert authorised.is_authorised(key) == "node"
 
@@ -368,10 +367,8 @@ def test_a_folder_that_vanishes_lets_in_nobody(folder: Path) -> None:
 
 def test_a_token_has_its_role_until_it_is_revoked(folder: Path) -> None:
     authorised = Authorised(folder)
-    assert not authorised.has_tokens()
     reader, admin = credentials.add_token(folder, "p", "read"), credentials.add_token(folder, "a", "admin")
     assert (authorised.authenticate(reader), authorised.authenticate(admin)) == ("read", "admin")
-    assert authorised.has_tokens()
     for wrong in (
         "",
         reader[:-1],

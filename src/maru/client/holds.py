@@ -22,7 +22,7 @@ from maru.native import core
 from maru.pool import Outcome
 
 if TYPE_CHECKING:
-    from maru.client.remote import RemotePool
+    from maru.client.remote import RemoteNamespace, RemotePool
 
 
 class Extents(Sequence[tuple[int, int, int]]):
@@ -283,3 +283,50 @@ class RemoteReservation:
     def discard(self) -> None:
         """Give it up; nobody sees it."""
         self._batch.discard()
+
+
+class RemoteDrafts:
+    """Memory before it has names, from RemotePool.allocate(): credits, so that each store is one message. Use it as a
+    context manager; what was not used is given back at its end.
+    """
+
+    def __init__(self, pool: RemotePool, holds: list[int], offsets: list[int], size: int) -> None:
+        self._pool = pool
+        self._left = list(zip(holds, offsets, strict=True))
+        self._size = size
+
+    def __len__(self) -> int:
+        """How many are left."""
+        return len(self._left)
+
+    def __enter__(self) -> RemoteDrafts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    def put_many(
+        self,
+        keys: bytes,
+        buffers: Sequence[memoryview | bytes],
+        namespace: RemoteNamespace | None = None,
+        parent: bytes | None = None,
+        ttl: float | None = None,
+    ) -> list[Outcome]:
+        """Store a prefix into drafts: packed keys in chain order, one buffer of the drafts' size each.
+
+        FULL for those that no draft was left for. A draft whose key was taken meanwhile goes back. Raises ValueError
+        for other sizes, and for buffers that are not as many as the keys.
+        """
+        data = [memoryview(buffer).cast("B") for buffer in buffers]
+        if len(data) * 16 != len(keys) or any(len(one) != self._size for one in data):
+            raise ValueError(f"one key of 16 bytes and one buffer of {self._size} bytes each")
+        used, self._left = self._left[: len(data)], self._left[len(data) :]
+        outcomes = self._pool.publish(used, data[: len(used)], keys[: 16 * len(used)], namespace, parent, ttl)
+        return outcomes + [Outcome.FULL] * (len(data) - len(used))
+
+    def discard(self) -> None:
+        """Give back what is left."""
+        left, self._left = self._left, []
+        with contextlib.suppress(MaruError):
+            self._pool.discard([hold for hold, _ in left])

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from maru import wire
 from maru.client.channel import Body, Channel
-from maru.client.holds import Extents, RemoteBatch, RemotePrefix, RemoteReservation
+from maru.client.holds import Extents, RemoteBatch, RemoteDrafts, RemotePrefix, RemoteReservation
 from maru.coherence import Memory, write_for_others
 from maru.errors import BadKey, BadSize, ChunkTooLarge, MaruError, NotAttached
 from maru.key import Identity
@@ -32,6 +32,7 @@ MEMORY_BYTES = 1 << 30
 """What a client without mapping fetches at once, unless told otherwise."""
 DOWN_PAUSE_S = 0.25
 """How often a daemon that did not answer is asked again. Meanwhile everything is a miss at once."""
+_ENDED = (Outcome.STORED, Outcome.LOST)
 _WORLD_FAILED = (MaruError, OSError)
 _CALLER_ERRORS = (BadKey, BadSize, ChunkTooLarge)
 
@@ -248,13 +249,7 @@ class RemotePool:
     ) -> RemoteBatch:
         """Reserve a whole prefix in one message: `size` bytes each, every key the next one's parent."""
         packed = self._packed(keys)
-        if size <= 0:
-            raise BadSize(f"a chunk has at least one byte; got {size}", wanted_bytes=size)
-        if size > self.welcome.slab_bytes:
-            raise ChunkTooLarge(
-                f"a chunk of {size:,} bytes does not fit the pool's slabs", wanted_bytes=size,
-                slab_bytes=self.welcome.slab_bytes,
-            )  # fmt: skip
+        self._refuse_size(size)
         count = len(packed) // KEY_BYTES
         daemon = self.channel.daemon
         with self._failing_open():
@@ -264,6 +259,17 @@ class RemotePool:
             offsets = list(memoryview(bytes(body)).cast("Q"))
             return RemoteBatch(self, outcomes, answer.holds, offsets, size, packed, daemon)
         return RemoteBatch(self, [Outcome.BUSY] * count, [], [], size, packed, daemon)
+
+    def allocate(self, size: int, count: int) -> RemoteDrafts:
+        """Memory for `count` chunks of `size` bytes that get their names later; fewer when there is no room for all.
+
+        Held as long as this client is heard of. Raises BadSize, ChunkTooLarge.
+        """
+        self._refuse_size(size)
+        with self._failing_open():
+            answer, body = self.channel.call(wire.Allocate(0, size, count))
+            return RemoteDrafts(self, answer.holds, list(memoryview(bytes(body)).cast("Q")), size)
+        return RemoteDrafts(self, [], [], size)
 
     def remove(self, key: Body) -> bool:
         """Remove one chunk. False when it is absent, pinned by somebody, or nobody answers."""
@@ -298,23 +304,61 @@ class RemotePool:
         self, holds: dict[int, tuple[int, int]], buffers: dict[int, memoryview], keys: bytes, daemon: bytes
     ) -> dict[int, Outcome]:
         """Send what was written, and publish it: one outcome an index of `holds`. LOST where that cannot be known."""
-        outcomes = dict.fromkeys(holds, Outcome.LOST)
+        outcomes = [Outcome.LOST] * len(holds)
         with self._failing_open():
-            checksums = []
-            if self.memory is None:
-                for _ in self.channel.exchange(self._writes(holds, buffers)):
-                    pass
-            elif self._is_held():
-                checksums = [write_for_others(self.memory, offset, buffers[at]) for at, (_, offset) in holds.items()]
-            else:
-                return outcomes
-            answer, _ = self.channel.call(wire.Seal(0, [hold for hold, _ in holds.values()], checksums))
-            outcomes = {at: Outcome(value) for at, value in zip(holds, answer.outcomes, strict=True)}
-        if self.channel.daemon != daemon:  # Another daemon answered last: the first may have published all the same.
-            for at, outcome in outcomes.items():
-                if outcome is Outcome.LOST and self.exists(keys[at * KEY_BYTES : (at + 1) * KEY_BYTES]):
-                    outcomes[at] = Outcome.EXISTS
-        return outcomes
+            checksums = self._written(holds, buffers)
+            if checksums is not None:
+                answer, _ = self.channel.call(wire.Seal(0, [hold for hold, _ in holds.values()], checksums))
+                outcomes = [Outcome(value) for value in answer.outcomes]
+        theirs = b"".join(keys[at * KEY_BYTES : (at + 1) * KEY_BYTES] for at in holds)
+        return dict(zip(holds, self._looked_up(outcomes, theirs, daemon), strict=True))
+
+    def _written(self, holds: dict[int, tuple[int, int]], buffers: dict[int, memoryview]) -> list[int] | None:
+        """Bytes brought to where they were reserved; their checksums, if it was done in place. None: held no more."""
+        if self.memory is None:
+            for _ in self.channel.exchange(self._writes(holds, buffers)):
+                pass
+            return []
+        if not self._is_held():
+            return None
+        return [write_for_others(self.memory, offset, buffers[at]) for at, (_, offset) in holds.items()]
+
+    def _looked_up(self, outcomes: list[Outcome], keys: bytes, daemon: bytes) -> list[Outcome]:
+        """When another daemon answered last, the one that was asked may have published all the same."""
+        if self.channel.daemon == daemon:
+            return outcomes
+        there = self.find(keys)
+        return [
+            Outcome.EXISTS if outcome is Outcome.LOST and is_there else outcome
+            for outcome, is_there in zip(outcomes, there, strict=True)
+        ]
+
+    def publish(
+        self,
+        drafts: list[tuple[int, int]],
+        data: list[memoryview],
+        keys: bytes,
+        namespace: RemoteNamespace | None,
+        parent: bytes | None,
+        ttl: float | None,
+    ) -> list[Outcome]:
+        """Write (hold, offset) each, and name them: one outcome a draft. Those not stored are given back."""
+        outcomes = [Outcome.LOST] * len(drafts)
+        if not drafts:
+            return outcomes
+        daemon = self.channel.daemon
+        holds = dict(enumerate(drafts))
+        with self._failing_open():
+            checksums = self._written(holds, dict(enumerate(data)))
+            if checksums is not None:
+                request = wire.Publish(
+                    0, [hold for hold, _ in drafts], checksums, namespace.id if namespace else 0, parent or b"", ttl
+                )
+                answer, _ = self.channel.call(request, keys)
+                outcomes = [Outcome(value) for value in answer.outcomes]
+                kept = [hold for (hold, _), outcome in zip(drafts, outcomes, strict=True) if outcome not in _ENDED]
+                self.discard(kept)
+        return self._looked_up(outcomes, keys, daemon)
 
     def discard(self, holds: list[int]) -> None:
         """Give reservations back."""
@@ -393,6 +437,15 @@ class RemotePool:
     def _need_open(self) -> None:
         if self.closed:
             raise NotAttached("this client is closed; connect again")
+
+    def _refuse_size(self, size: int) -> None:
+        if size <= 0:
+            raise BadSize(f"a chunk has at least one byte; got {size}", wanted_bytes=size)
+        if size > self.welcome.slab_bytes:
+            raise ChunkTooLarge(
+                f"a chunk of {size:,} bytes does not fit the pool's slabs", wanted_bytes=size,
+                slab_bytes=self.welcome.slab_bytes,
+            )  # fmt: skip
 
     def _packed(self, keys: Body) -> bytes:
         packed = bytes(memoryview(keys).cast("B"))

@@ -57,11 +57,6 @@ class _Watched(Generic[Value]):
                         _log.error("nobody is let in by %s: %s", self._path, error)
             return self._value
 
-    @property
-    def is_broken(self) -> bool:
-        """Could the list not be read the last time?"""
-        return bool(self._complaint)
-
     def _load(self) -> Value:
         # The stamp first: what changes between the two is then read once more, never missed.
         stamp = self._stamp_now()
@@ -122,13 +117,6 @@ class Authorised:
     def authenticate(self, token: str) -> Role | None:
         """The role of an HTTP bearer token; None: nobody made it. Takes as long for one as for the other."""
         return role_of(self._tokens.value(), token)
-
-    def has_tokens(self) -> bool:
-        """Is there a token, or may there be one that cannot be read now?
-
-        A daemon asks this once, when it starts: without tokens its HTTP face serves its own host only.
-        """
-        return bool(self._tokens.value()) or self._tokens.is_broken
 
 
 def _clients_by_key(raw: bytes | None, path: Path) -> dict[str, Client]:

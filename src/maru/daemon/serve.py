@@ -168,9 +168,8 @@ class Daemon:
 
 
 def _with_credentials(web: WebSettings, keys: Path, authorised: Authorised) -> WebSettings:
-    """Tokens and TLS for the web face, as far as they were made."""
-    if authorised.has_tokens():
-        web = replace(web, authenticate=authorised.authenticate)
+    """Tokens for the web face, also those that are made later, and TLS when there is a certificate."""
+    web = replace(web, authenticate=authorised.authenticate)
     try:
         certificate = load_certificate(keys)
     except CredentialNotFound:
