@@ -32,6 +32,9 @@ CONNECTIONS_MAX = 16
 TRY_S = 1.0
 """How long one try waits for an answer before the connection is made anew."""
 PAUSE_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+LOOK_S = 0.1
+"""How often a thread that waits for an answer looks whether the client was closed."""
+CLOSE_DEADLINE_S = 1.0
 WINDOW = 8
 """Pieces under way at once: what either side buffers for one transfer, in megabytes."""
 HEARTBEAT_MS = 2000
@@ -67,6 +70,8 @@ class Channel:
         """How many requests got an answer: nothing fails as long as this grows."""
         self.held_until_s = 0.0
         """Until when, by our monotonic clock, the daemon certainly keeps what we hold."""
+        self.lapses = 0
+        """How often that time ran out before it was renewed: what was held before is given up for good."""
         self._numbers = count(1)
         self._context: zmq.Context[Any] = zmq.Context()
         self._free: list[_Line] = []
@@ -75,6 +80,8 @@ class Channel:
         self._greeting = threading.Lock()
         self._namespaces: dict[tuple[bytes, str], float | None] = {}
         self._closed = False
+        self.over = threading.Event()
+        """Set by close(): nobody need wait for anything any more."""
 
     @property
     def daemon(self) -> bytes:
@@ -121,7 +128,7 @@ class Channel:
         welcome = self.welcome
         assert welcome is not None
         self.old_rows = [row for row in answer.rows if row != welcome.row]
-        self.held_until_s = sent_s + welcome.lease_s - welcome.guard_s
+        self._heard(sent_s, welcome)
 
     def close(self) -> None:
         """Say goodbye, if the daemon listens, and close. Idempotent."""
@@ -130,12 +137,21 @@ class Channel:
         if self.welcome is not None:
             with contextlib.suppress(MaruError):
                 self.call(wire.Goodbye(0), deadline_s=0.3)
-        self._closed = True
         with self._changed:
+            self._closed = True
+            self.over.set()
+            # A socket is its thread's alone: what still waits for an answer notices within LOOK_S, and lets go itself.
+            self._changed.wait_for(lambda: len(self._free) == self._made, CLOSE_DEADLINE_S)
             for line in self._free:
                 line.drop()
             self._free.clear()
         self._context.destroy(linger=0)
+
+    def _heard(self, sent_s: float, welcome: wire.Welcome) -> None:
+        """The daemon answered what we sent then."""
+        if time.monotonic() >= self.held_until_s:
+            self.lapses += 1
+        self.held_until_s = sent_s + welcome.lease_s - welcome.guard_s
 
     def next_number(self) -> int:
         return next(self._numbers)
@@ -160,7 +176,7 @@ class Channel:
             is_new = known is None or known.daemon != answer.daemon
             self.welcome = answer
             self.old_rows = list(answer.rows)
-            self.held_until_s = sent_s + answer.lease_s - answer.guard_s
+            self._heard(sent_s, answer)
             if is_new:
                 for (digest, tenant), ttl_s in list(self._namespaces.items()):
                     line.ask_once(wire.Register(self.next_number(), digest, tenant, ttl_s), deadline)
@@ -267,7 +283,7 @@ class _Line:
                         f"no daemon answers at {self._channel.endpoint} in {deadline_s:g} s",
                         host=self._channel.endpoint,
                     ) from None
-                time.sleep(pause_s)
+                self._channel.over.wait(pause_s)
 
     def _send(self, request: wire.Request, body: Body) -> None:
         socket = self._open()
@@ -279,8 +295,11 @@ class _Line:
 
     def _receive(self, deadline: float) -> tuple[wire.Answer, memoryview]:
         socket = self._open()
-        if not socket.poll(max(0, int((deadline - time.monotonic()) * 1000) + 1)):
-            raise _NoAnswer
+        while not socket.poll(int(1000 * min(LOOK_S, max(0.0, deadline - time.monotonic()))) + 1):
+            if self._channel.over.is_set():
+                raise NoDaemon("this client is closed", host=self._channel.endpoint)
+            if time.monotonic() >= deadline:
+                raise _NoAnswer
         frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
         try:
             if not 1 <= len(frames) <= 2:

@@ -389,7 +389,12 @@ class RemotePool:
         """What is held by the daemon itself ends with it; what is held by our row goes on under the next one."""
         row = self.welcome.row
         if self.memory is None or row is None:
-            return RemotePrefix(self, daemon, lease, extents, lambda: self.channel.daemon == daemon and self._is_held())
+            lapses = self.channel.lapses
+
+            def is_leased() -> bool:
+                return self._is_held() and self.channel.lapses == lapses and self.channel.daemon == daemon
+
+            return RemotePrefix(self, daemon, lease, extents, is_leased)
         with self._lock:
             self._rows_held[row] = self._rows_held.get(row, 0) + 1
             self._row_of_lease[daemon, lease] = row

@@ -3,7 +3,7 @@
 Holds:      a ROUTER socket, which connection is which session, and figures about both.
 Promises:   no frame, however made, ends the thread or keeps others waiting: it is answered, refused or dropped, and
             counted. Bytes go out from the pool's own memory; a frame on its way holds its chunk. What a peer that does
-            not read keeps of us is bounded by the socket's marks, and ends with its heartbeat.
+            not read keeps of us is bounded by the socket's marks, and ends within a lease.
 Leaves:     meaning to `control`, who may connect to `credentials`.
 
 Encrypted by CURVE where server keys are given. Without, it listens on this host only, unless told by name to be plain.
@@ -35,8 +35,8 @@ _log = logging.getLogger("maru")
 
 TICK_MS = 250
 WATCH_TICK_MS = 2
-HEARTBEAT_MS = 2000
-HEARTBEAT_TIMEOUT_MS = 8000
+SILENCE_MS_MAX = 10_000
+"""A connection from which nothing comes for so long, or for a lease, is none: the bytes on their way to it hold chunks."""
 HANDSHAKE_MS = 5000
 CONNECTIONS_MAX = 8192
 OUT_MARK = 64
@@ -173,8 +173,11 @@ class RpcServer:
         socket.sndhwm, socket.rcvhwm = OUT_MARK, IN_MARK
         socket.setsockopt(zmq.MAXMSGSIZE, wire.BODY_BYTES_MAX + wire.HEADER_BYTES_MAX)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # What cannot be sent is known, not silently gone.
-        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        silence_ms = min(SILENCE_MS_MAX, int(self.control.limits.lease_s * 1000))
+        socket.setsockopt(zmq.HEARTBEAT_IVL, silence_ms // 5)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, silence_ms - silence_ms // 5)
+        # No heartbeat goes out behind bytes that the peer does not take: then the kernel has to give up instead.
+        socket.setsockopt(zmq.TCP_MAXRT, silence_ms)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         if self._keys is not None:
             secure_server(socket, self._keys)
