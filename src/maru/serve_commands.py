@@ -103,7 +103,7 @@ def serve(
                 if "http" in told:
                     typer.echo(f"people look at {told['http']}/")
             daemon.wait()
-            raise MaruError("the RPC thread ended by itself; the log says why")
+            raise MaruError(f"nothing more to serve: {daemon.is_ready()[1]}")
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
 

@@ -97,6 +97,7 @@ class Served:
 
     process: subprocess.Popen[str]
     rpc: str
+    http: str = ""
 
     @property
     def address(self) -> str:
@@ -134,7 +135,8 @@ def serve_process(
             text += line
             if line.rstrip() == "}":
                 break
-        yield Served(process, json.loads(text)["rpc"])
+        told = json.loads(text)
+        yield Served(process, told["rpc"], told.get("http", ""))
     finally:
         process.kill()
         process.wait(20)

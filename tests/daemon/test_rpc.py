@@ -309,6 +309,41 @@ def test_what_was_to_be_fetched_is_not_held_through_a_restart(pool: maru.Pool) -
                 _ = prefix.views
 
 
+def test_a_pool_that_was_made_anew_is_used_over_the_wire(pool_url: str) -> None:
+    with maru.Pool.create(pool_url) as first, served(first) as server:
+        client = remote(server, "wire")
+        namespace = client.namespace(IDENTITY)
+        keys = keys_of(namespace, 1)
+        client.put(keys, b"old", namespace)
+        url = server.url
+        server.stop()
+    maru.Pool.destroy(pool_url)
+    with maru.Pool.create(pool_url) as second, served(second, url=url):
+        assert until(lambda: client.put(keys, b"new", namespace) is Outcome.STORED)
+        view = second.get(keys)
+        assert view is not None
+        assert bytes(view) == b"new"
+        assert (
+            next(row["chunks"] for row in second.stats()["namespaces"] if row["digest"] == namespace.digest.hex()) == 1
+        )
+        del view
+        client.close()
+
+
+def test_a_pool_that_was_made_anew_is_not_what_is_mapped(pool_url: str) -> None:
+    with maru.Pool.create(pool_url) as first, served(first) as server:
+        client = remote(server, "mapped", deadline=0.5)
+        client.put(bytes(16), b"old")
+        url = server.url
+        server.stop()
+    maru.Pool.destroy(pool_url)
+    with maru.Pool.create(pool_url) as second, served(second, url=url):
+        second.put(bytes(16), b"new")
+        assert client.get(bytes(16)) is None
+        assert client.lookup(bytes(16)) == 0
+        client.close()
+
+
 class Forgetful(Control):
     """Does what it is asked, once, and dies before it can say so."""
 

@@ -171,7 +171,8 @@ class Channel:
             answer, _ = line.ask_once(hello, deadline)
             if not isinstance(answer, wire.Welcome):
                 raise BadMessage(f"a daemon answers a greeting with a welcome, not {type(answer).__name__}")
-            if known is not None and known.pool_uuid != answer.pool_uuid:
+            if self.is_mapped and known is not None and known.pool_uuid != answer.pool_uuid:
+                # What is mapped here is the memory of the old one; bytes over the wire can come from any.
                 raise NoDaemon("another pool is served there now", host=self.endpoint)
             is_new = known is None or known.daemon != answer.daemon
             self.welcome = answer

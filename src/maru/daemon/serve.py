@@ -86,10 +86,10 @@ class Daemon:
             raise
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Until stop(), or the RPC thread ends by itself. False when `seconds` were not enough."""
+        """Until stop(), the pool's destruction, or the RPC thread's end. False when `seconds` were not enough."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while not self._over.wait(0.25):
-            if not self.rpc_server.is_alive:
+            if not self.is_ready()[0]:
                 return True
             if deadline is not None and time.monotonic() >= deadline:
                 return False
