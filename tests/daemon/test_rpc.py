@@ -323,9 +323,8 @@ def test_a_pool_that_was_made_anew_is_used_over_the_wire(pool_url: str) -> None:
         view = second.get(keys)
         assert view is not None
         assert bytes(view) == b"new"
-        assert (
-            next(row["chunks"] for row in second.stats()["namespaces"] if row["digest"] == namespace.digest.hex()) == 1
-        )
+        rows = {row["digest"]: row["chunks"] for row in second.stats()["namespaces"]}
+        assert rows[namespace.digest.hex()] == 1
         del view
         client.close()
 
