@@ -173,6 +173,31 @@ def test_one_client_cannot_read_by_anothers_lease(pool: maru.Pool, control: Cont
         Talker(control).ask(wire.Read(0, leased.lease, 0, 0, 100))
 
 
+def test_a_lease_of_a_forgotten_session_never_means_the_next_ones_chunk(
+    pool: maru.Pool, control: Control, clock: Clock
+) -> None:
+    keys = put_prefix(pool, 2)
+    talker = Talker(control)
+    before, _ = talker.ask(wire.Pin(0, 1 << 30), keys[:16])
+    clock.go(60)
+    assert control.expire() == 1
+    talker.session, _ = control.greet("", wire.Hello(0, (1, 1), "test", talker.session.session, "talker", "boot"))
+    after, _ = talker.ask(wire.Pin(0, 1 << 30), keys[16:])
+    assert after.count == 1
+    with pytest.raises(LeaseEnded):
+        talker.ask(wire.Read(0, before.lease, 0, 0, 100))
+
+
+def test_a_greeting_renews_what_a_row_holds(pool: maru.Pool, control: Control) -> None:
+    """A client that was away greets first: what it holds must not end before it comes to renew."""
+    talker = Talker(control, mapped=True)
+    talker.session.pool._renew_lease(0.001)
+    hello = wire.Hello(0, (1, 1), "test", talker.session.session, "talker", "boot", True)
+    control.greet("", hello)
+    row = next(row for row in pool.stats()["processes"] if row["number"] == talker.session.row_number)
+    assert row["lease_ns"] > pool.stats()["now_ns"] + 10**9
+
+
 def test_a_session_belongs_to_who_began_it(control: Control) -> None:
     hello = wire.Hello(0, (1, 1), "test", bytes(16), "a", "boot")
     control.greet("alice", hello)
