@@ -221,7 +221,7 @@ class RpcServer:
         user = ""
         if self._authorised is not None:
             client = self._authorised.who_sent(frames[1])
-            if False:  # Revoked since it connected: it learns nothing any more.
+            if client is None:  # Revoked since it connected: it learns nothing any more.
                 self.counts.dropped += 1
                 return
             user = client.name
