@@ -21,7 +21,7 @@ from maru.client.near import NearPool
 from maru.client.opening import open_pool
 from maru.config import shared_memory_root
 from maru.daemon.server import RpcServer
-from maru.errors import NoDaemon
+from maru.errors import NoDaemon, PoolBusy
 from maru.string_keys import lmcache_namespace
 from maru_lmcache.copying import PoolCopies
 from pools import with_force_gone
@@ -109,6 +109,7 @@ def test_a_chunk_that_came_from_there_is_not_sent_back(far: maru.Pool, server: R
         near.bring(keys)
         assert near.flush(20)
         assert near._sender.sent == 0
+        assert "Reserve" not in server.counts.requests
 
 
 def test_single_chunks_come_and_go_too(far: maru.Pool, server: RpcServer) -> None:
@@ -137,6 +138,26 @@ def test_without_the_daemon_the_near_pool_works_on_and_sends_later(far: maru.Poo
         assert near.flush(0.1) is False
         with served(far, url=url):
             assert until(lambda: far.lookup(keys) == 3)
+
+
+def test_what_could_not_be_sent_is_sent_later(
+    far: maru.Pool, server: RpcServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with near_pool(server, "wire") as near:
+        register, asked = near.far.channel.register, []
+
+        def refuse_once(*parts: Any) -> int:
+            asked.append(parts)
+            if len(asked) == 1:
+                raise PoolBusy("not now")
+            return register(*parts)
+
+        namespace = near.namespace(IDENTITY)
+        monkeypatch.setattr(near.far.channel, "register", refuse_once)
+        keys = keys_of(namespace, 2)
+        near.put_many(keys, [b"x" * CHUNK] * 2, namespace)
+        assert until(lambda: far.lookup(keys) == 2)
+        assert len(asked) == 2
 
 
 def test_another_process_goes_on_sending_when_the_sender_ends(far: maru.Pool, server: RpcServer) -> None:

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from serving import IDENTITY, LIMITS, address_of, bytes_for, keys_of, served, un
 
 import maru
 from maru import Outcome, wire
-from maru.client import channel
+from maru.client import channel, holds
 from maru.client.remote import RemotePool
 from maru.daemon.control import Control
 from maru.daemon.server import RpcServer
@@ -33,6 +34,7 @@ from maru.errors import (
     PoolMismatch,
     VersionSkew,
 )
+from maru.native import core
 from pools import with_force_gone
 
 SIZES = [20_000, 20_000, 5, 3_000_000, 3_000_000, 20_000]
@@ -291,9 +293,12 @@ def test_what_is_read_in_place_stays_through_a_restart_of_the_daemon(pool: maru.
             assert pool.remove(bytes(16)) is False
             assert prefix.held
             assert bytes(view) == bytes_for(5)
+            client.renew()
+            assert pool.remove(bytes(16)) is False
             prefix.release()
+            client.renew()  # Nothing is read by the earlier daemon's row any more: it goes.
+            assert pool.remove(bytes(16)) is True
             client.close()
-        assert pool.remove(bytes(16)) is True
 
 
 def test_what_was_to_be_fetched_is_not_held_through_a_restart(pool: maru.Pool) -> None:
@@ -404,6 +409,47 @@ def test_bytes_in_place_that_changed_are_never_given_out(pool: maru.Pool) -> Non
             with pytest.raises(LeaseEnded, match="not those"):
                 prefix.read_into(0, memoryview(bytearray(size)))
         assert client.failures["bytes_refused"] == 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_was_copied_while_the_lease_ended_is_not_to_be_used(
+    pool: maru.Pool, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(pool) as server, remote(server, way) as client:
+        client.put(bytes(16), bytes_for(1))
+        buffer = memoryview(bytearray(20_000))
+
+        def lapse(*_: object) -> None:
+            client.channel.held_until_s = 0.0
+
+        with client.pin(bytes(16)) as prefix:
+            if way == "wire":
+                monkeypatch.setattr(client, "fetch", lapse)
+            else:
+                copy = core.stream_copy
+                monkeypatch.setattr(
+                    holds, "core", SimpleNamespace(stream_copy=lambda *two: (copy(*two), lapse()), xxh3_64=core.xxh3_64)
+                )
+            for read in (lambda: prefix.read_into(0, buffer), lambda: prefix.read_many([(0, buffer)])):
+                client.channel.held_until_s = float("inf")
+                with pytest.raises(LeaseEnded):
+                    read()
+
+
+def test_a_chunk_that_changes_while_it_is_copied_is_not_to_be_used(
+    pool: maru.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(pool) as server, remote(server, "mapped") as client:
+        client.put(bytes(16), bytes_for(1))
+
+        def copy(to: memoryview, source: memoryview) -> None:
+            core.stream_copy(to, source)
+            to[7] ^= 1
+
+        with client.pin(bytes(16)) as prefix:
+            monkeypatch.setattr(holds, "core", SimpleNamespace(stream_copy=copy, xxh3_64=core.xxh3_64))
+            with pytest.raises(LeaseEnded, match="changed while"):
+                prefix.read_into(0, memoryview(bytearray(20_000)))
 
 
 def test_nobody_there_is_said_within_the_deadline() -> None:
