@@ -1,7 +1,7 @@
 """What a daemon and its clients say to each other: messages, their limits, and how they become frames.
 
     client  DEALER ──▶ [header, body?] ──▶ ROUTER  daemon
-            DEALER ◀── [header, body?] ◀── ROUTER
+            DEALER ◀── [header, body*] ◀── ROUTER
 
 Holds:      one struct a message, and the bounds of what either side accepts.
 Promises:   a header is msgpack of one tagged array; keys, extents and bytes travel as raw frames behind it, never as
@@ -28,6 +28,8 @@ KEYS_MAX: Final = 1 << 16
 """Keys in one request: 1 MiB of them, a prefix of 16 million tokens."""
 PIECE_BYTES: Final = 1 << 20
 """What travels at once of a chunk's bytes. Bounds what either side buffers, and what a lost message costs."""
+FETCH_CHUNKS_MAX: Final = 64
+"""Chunks of one Fetch: below this size each it is they, not PIECE_BYTES, that bound it."""
 BODY_BYTES_MAX: Final = max(PIECE_BYTES, KEYS_MAX * 16)
 HOLDS_MAX: Final = 1 << 16
 """Leases, and reservations with drafts, of one session."""
@@ -176,9 +178,19 @@ class Find(Message, tag=18):
     """Which of the keys (body) are there, whatever stands between them? Answer: Piece, a byte a key: 1 or 0."""
 
 
+class Fetch(Message, tag=19):
+    """Whole chunks of a lease, `count` of them from `chunk` on: FETCH_CHUNKS_MAX and PIECE_BYTES are the most. Answer:
+    Pieces, a body for each.
+    """
+
+    lease: int
+    chunk: int
+    count: int
+
+
 Request = (
     Hello | Register | Lookup | Pin | Read | Renew | Release | Reserve | Allocate | Write | Seal | Publish | Discard
-    | Remove | Watch | Stats | Goodbye | Find
+    | Remove | Watch | Stats | Goodbye | Find | Fetch
 )  # fmt: skip
 
 CHANGES_THE_POOL: Final = (Pin, Release, Reserve, Allocate, Seal, Publish, Discard, Remove)
@@ -269,7 +281,14 @@ class Refused(Message, tag=71):
     message: str
 
 
-Answer = Welcome | Done | Leased | Piece | Rows | Reserved | Outcomes | Refused
+class Pieces(Message, tag=72):
+    """Bodies: bytes, in order."""
+
+    checksums: list[int]
+    """XXH3-64 of each body."""
+
+
+Answer = Welcome | Done | Leased | Piece | Rows | Reserved | Outcomes | Refused | Pieces
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

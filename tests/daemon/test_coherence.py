@@ -43,12 +43,14 @@ class DirectChannel(Channel):
         self.welcome = self.talker.welcome
         self.held_until_s = float("inf")
 
-    def exchange(self, requests: object, deadline_s: float | None = None) -> Iterator[tuple[Any, Any, memoryview]]:  # type: ignore[override]
+    def exchange(
+        self, requests: object, deadline_s: float | None = None
+    ) -> Iterator[tuple[Any, Any, list[memoryview]]]:  # type: ignore[override]
         assert deadline_s is None or deadline_s > 0
         for request, body in requests:  # type: ignore[attr-defined]
             answer, out = self.talker.ask(request, bytes(body))
             self.answered += 1
-            yield request, answer, memoryview(out)
+            yield request, answer, [memoryview(out)] if out else []
 
     def close(self) -> None:
         """Nothing to close."""

@@ -56,6 +56,39 @@ def test_a_leased_chunk_is_read_in_pieces_with_their_checksums(pool: maru.Pool, 
     assert piece.checksum == core.xxh3_64(body)
 
 
+def test_leased_chunks_that_follow_each_other_come_in_one_answer(pool: maru.Pool, control: Control) -> None:
+    keys = put_prefix(pool)
+    talker = Talker(control)
+    leased, _ = talker.ask(wire.Pin(0, 1 << 30), keys)
+    answer, bodies = control.answer(talker.session, wire.Fetch(9, leased.lease, 1, 3), b"")
+    assert [bytes(body) for body in bodies] == [bytes_for(n, SIZE) for n in (1, 2, 3)]
+    assert answer == wire.Pieces(9, [core.xxh3_64(body) for body in bodies])
+
+
+@pytest.mark.parametrize(("first", "count"), [(-1, 2), (0, 0), (0, -1), (0, 5), (4, 1), (1 << 62, 1), (2, 1 << 62)])
+def test_chunks_that_are_not_leased_cannot_be_fetched(
+    pool: maru.Pool, control: Control, first: int, count: int
+) -> None:
+    keys = put_prefix(pool)
+    talker = Talker(control)
+    leased, _ = talker.ask(wire.Pin(0, 1 << 30), keys)
+    with pytest.raises(LeaseEnded):
+        talker.ask(wire.Fetch(0, leased.lease, first, count))
+
+
+@pytest.mark.parametrize(("count", "size"), [(wire.FETCH_CHUNKS_MAX + 1, 10), (6, wire.PIECE_BYTES // 6 + 1)])
+def test_no_answer_is_of_more_chunks_or_bytes_than_was_agreed(
+    pool: maru.Pool, control: Control, count: int, size: int
+) -> None:
+    keys = core.blake3(b"many", 16 * count)
+    assert set(pool.put_many(keys, [bytes(size)] * count)) == {Outcome.STORED}
+    talker = Talker(control)
+    leased, _ = talker.ask(wire.Pin(0, 1 << 30), keys)
+    with pytest.raises(BadMessage):
+        talker.ask(wire.Fetch(0, leased.lease, 0, count))
+    assert len(control.answer(talker.session, wire.Fetch(9, leased.lease, 1, count - 1), b"")[1]) == count - 1
+
+
 def test_what_is_leased_stays_until_it_is_released(pool: maru.Pool, control: Control) -> None:
     keys = put_prefix(pool, 1)
     talker = Talker(control)

@@ -35,7 +35,7 @@ ASKED = [
     "Register",
     "Lookup",
     "Pin",
-    "Read",
+    "Fetch",
     "Renew",
     "Release",
     "Reserve",
@@ -45,7 +45,7 @@ ASKED = [
     "Remove",
 ]
 """What a client's day asks for. A client that maps the pool neither reads nor writes by messages."""
-NEVER_IN_PLACE = {"Read", "Write"}
+NEVER_IN_PLACE = {"Fetch", "Write"}
 
 PASSED = ("alloc.", "discard.", "evict.", "free.", "lock.", "namespace.", "pin.", "release.", "reserve.", "seal.",
           "slab.", "unpin.")  # fmt: skip

@@ -90,13 +90,13 @@ class Channel:
 
     def call(self, request: wire.Request, body: Body = b"", deadline_s: float | None = None) -> tuple[Any, memoryview]:
         """The answer and its body. Raises NoDaemon, and what the daemon refused by the error it named."""
-        ((_, answer, out),) = self.exchange([(request, body)], deadline_s)
-        return answer, out
+        ((_, answer, bodies),) = self.exchange([(request, body)], deadline_s)
+        return answer, bodies[0] if bodies else memoryview(b"")
 
     def exchange(
         self, requests: Iterable[tuple[wire.Request, Body]], deadline_s: float | None = None
-    ) -> Iterator[tuple[wire.Request, Any, memoryview]]:
-        """(request, answer, its body) of many, in the order of their answers; WINDOW of them are under way at once.
+    ) -> Iterator[tuple[wire.Request, Any, list[memoryview]]]:
+        """(request, answer, its bodies) of many, in the order of their answers; WINDOW of them are under way at once.
 
         Each answer has the whole deadline. Raises as call(); what was not answered then may have been done, or not.
         """
@@ -106,7 +106,7 @@ class Channel:
 
     def _exchange(
         self, requests: Iterable[tuple[wire.Request, Body]], deadline_s: float
-    ) -> Iterator[tuple[wire.Request, Any, memoryview]]:
+    ) -> Iterator[tuple[wire.Request, Any, list[memoryview]]]:
         try:
             with self._line() as line:
                 yield from line.exchange(requests, deadline_s)
@@ -237,17 +237,17 @@ class _Line:
             self._socket = socket
         return self._socket
 
-    def ask_once(self, request: wire.Request, deadline: float) -> tuple[wire.Answer, memoryview]:
+    def ask_once(self, request: wire.Request, deadline: float) -> tuple[wire.Answer, list[memoryview]]:
         """One try on this connection. Raises _NoAnswer, and what was refused."""
         self._send(request, b"")
         while True:
-            answer, body = self._receive(deadline)
+            answer, bodies = self._receive(deadline)
             if answer.number == request.number:
-                return _granted(answer), body
+                return _granted(answer), bodies
 
     def exchange(
         self, requests: Iterable[tuple[wire.Request, Body]], deadline_s: float
-    ) -> Iterator[tuple[wire.Request, Any, memoryview]]:
+    ) -> Iterator[tuple[wire.Request, Any, list[memoryview]]]:
         source = iter(requests)
         waiting: dict[int, tuple[wire.Request, Body]] = {}
         deadline = time.monotonic() + deadline_s
@@ -267,13 +267,13 @@ class _Line:
                         self._send(request, body)
                     if not waiting:
                         return
-                    answer, out = self._receive(min(deadline, time.monotonic() + TRY_S * (1 + tries)))
+                    answer, bodies = self._receive(min(deadline, time.monotonic() + TRY_S * (1 + tries)))
                     if answer.number in waiting:
                         if isinstance(answer, wire.Refused) and answer.error == "SessionUnknown":
                             raise _NoAnswer
                         asked, _ = waiting.pop(answer.number)
                         self._channel.answered += 1
-                        yield asked, _granted(answer), out
+                        yield asked, _granted(answer), bodies
                         deadline, tries = time.monotonic() + deadline_s, 0
             except (_NoAnswer, zmq.ZMQError):
                 self.drop()
@@ -294,7 +294,7 @@ class _Line:
         else:
             socket.send_multipart((header, body), zmq.NOBLOCK, copy=len(body) < 8192)
 
-    def _receive(self, deadline: float) -> tuple[wire.Answer, memoryview]:
+    def _receive(self, deadline: float) -> tuple[wire.Answer, list[memoryview]]:
         socket = self._open()
         while not socket.poll(int(1000 * min(LOOK_S, max(0.0, deadline - time.monotonic()))) + 1):
             if self._channel.over.is_set():
@@ -303,12 +303,12 @@ class _Line:
                 raise _NoAnswer
         frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
         try:
-            if not 1 <= len(frames) <= 2:
+            if not 1 <= len(frames) <= 1 + wire.FETCH_CHUNKS_MAX:
                 raise BadMessage(f"an answer of {len(frames)} frames")
             answer = wire.decode_answer(frames[0].buffer)
         except BadMessage:
             raise _NoAnswer from None
-        return answer, frames[1].buffer if len(frames) == 2 else memoryview(b"")
+        return answer, [frame.buffer for frame in frames[1:]]
 
 
 class _NoAnswer(Exception):

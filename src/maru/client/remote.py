@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from maru import wire
+from maru.client import pieces
 from maru.client.channel import Body, Channel
 from maru.client.holds import Extents, RemoteBatch, RemoteDrafts, RemotePrefix, RemoteReservation
 from maru.coherence import Memory, write_for_others
@@ -286,19 +287,9 @@ class RemotePool:
 
     def fetch(self, lease: int, wanted: Iterable[tuple[int, memoryview]]) -> None:
         """Bytes of leased chunks over the wire, (index, buffer) each, verified piece by piece. Raises MaruError."""
-        places = list(_pieces(wanted))
-
-        def requests() -> Iterator[tuple[wire.Request, Body]]:
-            for index, offset, buffer in places:
-                yield wire.Read(0, lease, index, offset, len(buffer)), b""
-
-        target = {(index, offset): buffer for index, offset, buffer in places}
-        for request, answer, body in self.channel.exchange(requests()):
-            buffer = target[request.chunk, request.offset]  # type: ignore[union-attr]
-            if len(body) != len(buffer) or core.xxh3_64(body) != answer.checksum:
-                self.count("bytes_refused")
-                raise MaruError("a piece came over the wire that is not what its checksum is of")
-            core.stream_copy(buffer, body)
+        if not pieces.fetch(self.channel, lease, wanted):
+            self.count("bytes_refused")
+            raise MaruError("a piece came over the wire that is not what its checksum is of")
 
     def seal(
         self, holds: dict[int, tuple[int, int]], buffers: dict[int, memoryview], keys: bytes, daemon: bytes
@@ -316,7 +307,7 @@ class RemotePool:
     def _written(self, holds: dict[int, tuple[int, int]], buffers: dict[int, memoryview]) -> list[int] | None:
         """Bytes brought to where they were reserved; their checksums, if it was done in place. None: held no more."""
         if self.memory is None:
-            for _ in self.channel.exchange(self._writes(holds, buffers)):
+            for _ in self.channel.exchange(pieces.writes((hold, buffers[at]) for at, (hold, _) in holds.items())):
                 pass
             return []
         if not self._is_held():
@@ -463,20 +454,6 @@ class RemotePool:
         if len(packed) != KEY_BYTES:
             raise BadKey(f"one key is 16 bytes; got {len(packed)} bytes", got_bytes=len(packed))
         return packed
-
-    def _writes(
-        self, holds: dict[int, tuple[int, int]], buffers: dict[int, memoryview]
-    ) -> Iterator[tuple[wire.Request, Body]]:
-        for at, (hold, _) in holds.items():
-            for _, offset, piece in _pieces([(at, buffers[at])]):
-                yield wire.Write(0, hold, offset, core.xxh3_64(piece)), piece
-
-
-def _pieces(wanted: Iterable[tuple[int, memoryview]]) -> Iterator[tuple[int, int, memoryview]]:
-    """(index, offset, part of the buffer) of at most PIECE_BYTES each."""
-    for index, buffer in wanted:
-        for offset in range(0, len(buffer), wire.PIECE_BYTES):
-            yield index, offset, buffer[offset : offset + wire.PIECE_BYTES]
 
 
 def _split(packed: bytes) -> Iterator[bytes]:

@@ -37,6 +37,8 @@ OLD_ROWS_MAX = 4
 TTL_S_MAX = 1e9
 
 Body = bytes | memoryview
+Out = Body | list[memoryview]
+"""What goes behind an answer: nothing (b""), one body, or several."""
 
 
 @dataclass
@@ -73,12 +75,13 @@ class Control:
         self._checksums: OrderedDict[bytes, int] = OrderedDict()
         self._figures = pool.stats()
         self._host = BOOT_ID.read_text().strip()
-        self._meaning: dict[type, Callable[..., tuple[wire.Answer, Body]]] = {
+        self._meaning: dict[type, Callable[..., tuple[wire.Answer, Out]]] = {
             wire.Register: self._register, wire.Lookup: self._lookup, wire.Pin: self._pin, wire.Read: self._read,
             wire.Renew: self._renew, wire.Release: self._release, wire.Reserve: self._reserve,
             wire.Allocate: self._allocate, wire.Write: self._write, wire.Seal: self._seal,
             wire.Publish: self._publish, wire.Discard: self._discard, wire.Remove: self._remove,
             wire.Stats: self._stats, wire.Goodbye: self._goodbye, wire.Find: self._find,
+            wire.Fetch: self._fetch,
         }  # fmt: skip
 
     # Who is there
@@ -159,8 +162,8 @@ class Control:
 
     # What is asked
 
-    def answer(self, session: Session, request: wire.Request, body: Body) -> tuple[wire.Answer, Body]:
-        """The answer and its body. Raises MaruError: nothing was changed."""
+    def answer(self, session: Session, request: wire.Request, body: Body) -> tuple[wire.Answer, Out]:
+        """The answer and what goes behind it. Raises MaruError: nothing was changed."""
         session.heard_s = self._clock()
         changes = isinstance(request, wire.CHANGES_THE_POOL)
         if changes and (known := session.answered(request.number)) is not None:
@@ -170,6 +173,7 @@ class Control:
         except KeyError:
             raise BadMessage(f"{type(request).__name__} is nothing to ask") from None
         if changes:
+            assert not isinstance(out, list)
             session.remember(request.number, answer, bytes(out), self.limits.answers)
         return answer, out
 
@@ -259,6 +263,17 @@ class Control:
             raise BadMessage(f"bytes {request.offset} + {request.size} do not lie in a chunk of {view.nbytes}")
         piece = view[request.offset : request.offset + request.size]
         return wire.Piece(request.number, core.xxh3_64(piece)), piece
+
+    def _fetch(self, session: Session, request: wire.Fetch, _: Body) -> tuple[wire.Answer, Out]:
+        lease, end = session.leases.get(request.lease), request.chunk + request.count
+        if lease is None or not 0 <= request.chunk < end <= len(lease.prefix):
+            raise LeaseEnded("those chunks are not held for this client (any more)")
+        if request.count > wire.FETCH_CHUNKS_MAX:
+            raise BadMessage(f"{request.count} chunks at once; {wire.FETCH_CHUNKS_MAX} are the most")
+        pieces = lease.views[request.chunk : end]
+        if sum(piece.nbytes for piece in pieces) > wire.PIECE_BYTES:
+            raise BadMessage(f"those chunks have more than {wire.PIECE_BYTES} bytes")
+        return wire.Pieces(request.number, [core.xxh3_64(piece) for piece in pieces]), pieces
 
     def _renew(self, session: Session, request: wire.Renew, _: Body) -> tuple[wire.Answer, Body]:
         session.keep_rows(request.rows)

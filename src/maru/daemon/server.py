@@ -26,7 +26,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from maru import wire
 from maru.config import redact
 from maru.credentials import ZAP_DOMAIN, Authorised, ServerKeys, ZapCallback, secure_server
-from maru.daemon.control import Control
+from maru.daemon.control import Control, Out
 from maru.daemon.sessions import Session
 from maru.daemon.web_settings import is_loopback
 from maru.errors import BadMessage, BadUrl, MaruError, NotAttached, NotProtected, SessionUnknown
@@ -42,6 +42,8 @@ CONNECTIONS_MAX = 8192
 OUT_MARK = 64
 """Frames on their way to one client before it must read some: of a megabyte each at most."""
 IN_MARK = 64
+COPIED_BYTES = 8192
+"""Bodies below that cost less to copy than to keep until they are sent."""
 START_DEADLINE_S = 10.0
 STOP_DEADLINE_S = 5.0
 
@@ -252,7 +254,7 @@ class RpcServer:
 
     def _answer(
         self, peer: bytes, request: wire.Request, body: memoryview | bytes, user: str
-    ) -> tuple[wire.Answer, memoryview | bytes] | None:
+    ) -> tuple[wire.Answer, Out] | None:
         if isinstance(request, wire.Hello):
             session, welcome = self.control.greet(user, request)
             self._remember(peer, session)
@@ -273,15 +275,13 @@ class RpcServer:
         while len(self._connections) > CONNECTIONS_MAX:
             self._connections.popitem(last=False)
 
-    def _send(self, socket: zmq.Socket[bytes], peer: bytes, answer: wire.Answer, body: memoryview | bytes) -> None:
-        header = wire.encode(answer)
+    def _send(self, socket: zmq.Socket[bytes], peer: bytes, answer: wire.Answer, out: Out) -> None:
+        bodies = out if isinstance(out, list) else [out] if len(out) else []
+        size = sum(map(len, bodies))
         try:
-            if len(body) == 0:
-                socket.send_multipart((peer, header), zmq.NOBLOCK)
-            else:
-                small = len(body) < 8192
-                socket.send_multipart((peer, header, body), zmq.NOBLOCK, copy=small)
-            self.counts.bytes_out += len(body)
+            are_small = size < COPIED_BYTES * max(1, len(bodies))
+            socket.send_multipart((peer, wire.encode(answer), *bodies), zmq.NOBLOCK, copy=are_small)
+            self.counts.bytes_out += size
         except zmq.ZMQError:  # Gone, or it does not read: it will ask again, or not.
             self.counts.dropped += 1
 

@@ -1,0 +1,77 @@
+"""Chunks' bytes over the wire: what of them travels in one message, and that it is what was sent.
+
+Holds:      how a fetch, and a store, become messages of at most PIECE_BYTES.
+Promises:   bytes reach their buffer only after they were compared with the checksum that came with them. Small chunks
+            that follow each other share a message, since every message costs either side as much as some 100 KiB do.
+Leaves:     connections, and how many messages are under way, to `channel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from maru import wire
+from maru.client.channel import Body, Channel
+from maru.native import core
+
+Wanted = Iterable[tuple[int, memoryview]]
+"""(index in the lease, buffer of that chunk's size) each."""
+
+
+def fetch(channel: Channel, lease: int, wanted: Wanted) -> bool:
+    """Fill the buffers. False when something came that is not what its checksum is of. Raises as Channel.call."""
+    targets: dict[tuple[int, int], list[memoryview]] = {}
+
+    def requests() -> Iterator[tuple[wire.Request, Body]]:
+        for request, buffers in _asked(lease, wanted):
+            targets[request.chunk, getattr(request, "offset", 0)] = buffers
+            yield request, b""
+
+    for request, answer, bodies in channel.exchange(requests()):
+        buffers = targets.pop((request.chunk, getattr(request, "offset", 0)))  # type: ignore[union-attr]
+        checksums = _checksums(answer)
+        if not len(buffers) == len(bodies) == len(checksums):
+            return False
+        for buffer, body, checksum in zip(buffers, bodies, checksums, strict=True):
+            if len(body) != len(buffer) or core.xxh3_64(body) != checksum:
+                return False
+            core.stream_copy(buffer, body)
+    return True
+
+
+def writes(holds: Iterable[tuple[int, memoryview]]) -> Iterator[tuple[wire.Request, Body]]:
+    """The messages that bring (hold, its bytes) each to the daemon."""
+    for hold, data in holds:
+        for offset, piece in _cut(data):
+            yield wire.Write(0, hold, offset, core.xxh3_64(piece)), piece
+
+
+def _asked(lease: int, wanted: Wanted) -> Iterator[tuple[wire.Fetch | wire.Read, list[memoryview]]]:
+    """The requests, and the buffers that their answers fill."""
+    first, size, run = 0, 0, list[memoryview]()
+    for index, buffer in wanted:
+        is_next = index == first + len(run) and len(run) < wire.FETCH_CHUNKS_MAX
+        if run and not (is_next and size + len(buffer) <= wire.PIECE_BYTES):
+            yield wire.Fetch(0, lease, first, len(run)), run
+            run = []
+        if len(buffer) > wire.PIECE_BYTES:
+            for offset, piece in _cut(buffer):
+                yield wire.Read(0, lease, index, offset, len(piece)), [piece]
+            continue
+        if not run:
+            first, size = index, 0
+        run.append(buffer)
+        size += len(buffer)
+    if run:
+        yield wire.Fetch(0, lease, first, len(run)), run
+
+
+def _cut(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    for offset in range(0, len(data), wire.PIECE_BYTES):
+        yield offset, data[offset : offset + wire.PIECE_BYTES]
+
+
+def _checksums(answer: wire.Answer) -> list[int]:
+    if isinstance(answer, wire.Pieces):
+        return answer.checksums
+    return [answer.checksum] if isinstance(answer, wire.Piece) else []
