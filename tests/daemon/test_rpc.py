@@ -524,6 +524,13 @@ class Newer(Control):
         return super().greet(user, hello)
 
 
+def test_memory_of_another_pool_is_not_mapped(pool: maru.Pool) -> None:
+    with served(pool) as server:
+        server.control._figures["uuid"] = "0" * 32
+        with pytest.raises(PoolMismatch, match="another segment"):
+            maru.connect(address_of(server), mode="mapped")
+
+
 def test_a_daemon_with_no_protocol_in_common_is_refused_clearly(pool: maru.Pool) -> None:
     server = RpcServer(Newer(pool, LIMITS, os.urandom(16), "maru 9"), "tcp://127.0.0.1:0")
     server.start()
