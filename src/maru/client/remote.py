@@ -2,7 +2,7 @@
 
 Holds:      the session's channel, the memory where it is mapped, and the clock of its leases.
 Promises:   to the caller every failure of network or daemon is a miss (0, None, BUSY, LOST), counted, and logged once
-            until it is over; no call lasts longer than its deadline. Bytes are verified before anybody sees them.
+            until it is over; no answer is waited for beyond the deadline. Bytes are verified before anybody sees them.
 Leaves:     connections to `channel`, what is held to `holds`, caches to `coherence`.
 """
 
@@ -280,15 +280,15 @@ class RemotePool:
 
     def fetch(self, lease: int, wanted: Iterable[tuple[int, memoryview]]) -> None:
         """Bytes of leased chunks over the wire, (index, buffer) each, verified piece by piece. Raises MaruError."""
-        places = list(_pieces(wanted))
+        target: dict[tuple[int, int], memoryview] = {}
 
         def requests() -> Iterator[tuple[wire.Request, Body]]:
-            for index, offset, buffer in places:
+            for index, offset, buffer in _pieces(wanted, self.channel):
+                target[index, offset] = buffer
                 yield wire.Read(0, lease, index, offset, len(buffer)), b""
 
-        target = {(index, offset): buffer for index, offset, buffer in places}
         for request, answer, body in self.channel.exchange(requests()):
-            buffer = target[request.chunk, request.offset]  # type: ignore[union-attr]
+            buffer = target.pop((request.chunk, request.offset))  # type: ignore[union-attr]
             if len(body) != len(buffer) or core.xxh3_64(body) != answer.checksum:
                 self.count("bytes_refused")
                 raise MaruError("a piece came over the wire that is not what its checksum is of")
@@ -370,6 +370,8 @@ class RemotePool:
 
     def _keep_leases(self) -> None:
         while not self._closing.wait(DOWN_PAUSE_S if self.channel.is_down else self.welcome.lease_s / 4):
+            if self.memory is None and self.channel.held_until_s - time.monotonic() > self.welcome.lease_s / 2:
+                continue  # Somebody asked for something just now, which renews what the daemon itself holds.
             with contextlib.suppress(NotAttached):  # Closed meanwhile.
                 self.renew()
 
@@ -415,15 +417,18 @@ class RemotePool:
         self, holds: dict[int, tuple[int, int]], buffers: dict[int, memoryview]
     ) -> Iterator[tuple[wire.Request, Body]]:
         for at, (hold, _) in holds.items():
-            for _, offset, piece in _pieces([(at, buffers[at])]):
+            for _, offset, piece in _pieces([(at, buffers[at])], self.channel):
                 yield wire.Write(0, hold, offset, core.xxh3_64(piece)), piece
 
 
-def _pieces(wanted: Iterable[tuple[int, memoryview]]) -> Iterator[tuple[int, int, memoryview]]:
-    """(index, offset, part of the buffer) of at most PIECE_BYTES each."""
+def _pieces(wanted: Iterable[tuple[int, memoryview]], channel: Channel) -> Iterator[tuple[int, int, memoryview]]:
+    """(index, offset, part of the buffer), each as large as the link bears just then."""
     for index, buffer in wanted:
-        for offset in range(0, len(buffer), wire.PIECE_BYTES):
-            yield index, offset, buffer[offset : offset + wire.PIECE_BYTES]
+        offset = 0
+        while offset < len(buffer):
+            piece = buffer[offset : offset + channel.piece_bytes]
+            yield index, offset, piece
+            offset += len(piece)
 
 
 def _split(packed: bytes) -> Iterator[bytes]:
