@@ -2,8 +2,8 @@
 
 Holds:      the hosts, their links, and the client processes that run on them.
 Promises:   whatever a test does, nothing of it is left: processes are killed, namespaces removed; those of a test run
-            that was itself killed go when the next one begins. A process that hides the pools has a /dev/shm of its
-            own, so that it truly cannot map them.
+            that was itself killed go when the next one begins. A process that is not to see the pools has a /dev/shm
+            of its own.
 Leaves:     what a client does there to `far_client`, slow links to `relay`.
 
 The first host is joined with each of the others by a cable of its own; the others do not see each other.

@@ -175,6 +175,40 @@ def test_a_draft_whose_key_is_taken_can_be_given_another(pool: maru.Pool, contro
     assert talker.ask(wire.Publish(0, credits.holds), bytes(range(16)))[0].outcomes == [Outcome.STORED.value]
 
 
+def test_a_draft_that_was_refused_a_name_is_still_the_clients(pool: maru.Pool, control: Control) -> None:
+    talker = Talker(control)
+    credits, _ = talker.ask(wire.Allocate(0, SIZE, 1))
+    with pytest.raises(BadMessage):
+        talker.ask(wire.Publish(0, credits.holds, ttl_s=-1.0), bytes(16))
+    assert talker.ask(wire.Publish(0, credits.holds), bytes(16))[0].outcomes == [Outcome.STORED.value]
+
+
+def test_clients_that_map_leave_rows_for_this_hosts_processes(pool: maru.Pool, control: Control, clock: Clock) -> None:
+    most = pool.stats()["process_limit"] // 2
+    for _ in range(most):
+        Talker(control, mapped=True)
+    with pytest.raises(PoolBusy, match="process table"):
+        Talker(control, mapped=True)
+    Talker(control)
+    with maru.Pool.attach(pool.config.url):
+        pass
+    clock.go(60)
+    control.expire()
+    Talker(control, mapped=True)
+
+
+def test_what_is_remembered_of_a_client_is_bounded_in_bytes(pool: maru.Pool, clock: Clock) -> None:
+    keys = put_prefix(pool, 8)
+    control = Control(pool, Limits(answers_bytes=2000), os.urandom(16), "test", clock)
+    talker = Talker(control)
+    for _ in range(50):
+        leased, _ = talker.ask(wire.Pin(0, 1 << 30), keys)
+        talker.ask(wire.Release(0, [leased.lease]))
+    assert 2 <= len(talker.session._answers) <= 2000 // 200
+    talker.ask(wire.Goodbye(0))
+    assert len(talker.session._answers) == 0
+
+
 def test_one_client_cannot_pin_more_than_its_share(pool: maru.Pool, clock: Clock) -> None:
     keys = put_prefix(pool, 8)
     share = 3.5 * SIZE / pool.stats()["size_bytes"]
@@ -197,6 +231,19 @@ def test_one_client_cannot_reserve_more_than_its_share(pool: maru.Pool, clock: C
     assert talker.ask(wire.Allocate(0, SIZE, 1))[0].outcomes == [Outcome.FULL.value]
     talker.ask(wire.Discard(0, reserved.holds))
     assert talker.ask(wire.Allocate(0, SIZE, 1))[0].outcomes == [Outcome.RESERVED.value]
+
+
+def test_one_key_gets_no_more_by_opening_more_sessions(pool: maru.Pool, clock: Clock) -> None:
+    keys = put_prefix(pool, 4)
+    share = 3.5 * SIZE / pool.stats()["size_bytes"]
+    control = Control(pool, Limits(pinned_share=share, reserved_share=share), os.urandom(16), "test", clock)
+    first, second, other = (Talker(control, user=user) for user in ("alice", "alice", "bob"))
+    assert first.ask(wire.Pin(0, 1 << 30), keys[:32])[0].count == 2
+    assert second.ask(wire.Pin(0, 1 << 30), keys)[0].count == 1
+    assert other.ask(wire.Pin(0, 1 << 30), keys)[0].count == 3
+    counts = [who.ask(wire.Allocate(0, SIZE, 2))[0].outcomes.count(Outcome.RESERVED.value) for who in (first, second)]
+    assert counts == [2, 1]
+    assert other.ask(wire.Allocate(0, SIZE, 2))[0].outcomes == [Outcome.RESERVED.value] * 2
 
 
 def test_one_client_cannot_read_by_anothers_lease(pool: maru.Pool, control: Control) -> None:
@@ -336,6 +383,7 @@ def test_goodbye_gives_everything_back_at_once(pool: maru.Pool, control: Control
     [
         (wire.Lookup(0), b"short", BadKey),
         (wire.Lookup(0), bytes(16 * (wire.KEYS_MAX + 1)), BadKey),
+        (wire.Pin(0, -1), bytes(16), BadMessage),
         (wire.Read(0, 1, 0, 0, 10), b"", LeaseEnded),
         (wire.Register(0, b"short", "t"), b"", BadMessage),
         (wire.Register(0, bytes(16), "t" * 64), b"", BadMessage),

@@ -415,7 +415,9 @@ def test_a_prefix_of_which_something_is_amiss_is_not_given_out(pool: maru.Pool, 
     server.stop()
 
 
-def test_small_chunks_share_messages_and_large_ones_are_cut(pool: maru.Pool) -> None:
+def test_small_chunks_share_messages_and_large_ones_are_cut(pool: maru.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "QUICK_S", float("inf"))
+    monkeypatch.setattr(channel, "PIECE_BYTES_MIN", wire.PIECE_BYTES)  # Of a link that is known to be quick.
     keys = keys_of(pool.namespace(IDENTITY), 100)
     sizes = [1000] * 90 + [400_000, 3_000_000, 400_000, 600_000, 600_000] + [10] * 5
     data = [bytes_for(n, size) for n, size in enumerate(sizes)]

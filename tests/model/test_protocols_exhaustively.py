@@ -112,9 +112,16 @@ def test_every_point_of_the_model_is_one_of_the_core() -> None:
     assert met("points") | BETWEEN_STEPS <= set(re.findall(r'MARU_POINT\("([^"]+)"\)', text))
 
 
+NOT_MODELLED = {
+    "lease_not_asked": "the clock by which another host's row lives: tests/crash kills the daemon instead",
+    "moved_key_told_as_gone": "a look at the table that writes nothing: tests/model/test_kv_events_model.py",
+    "reuse_not_told": "the same",
+}
+
+
 def test_every_mutant_of_the_core_has_a_twin_in_the_model() -> None:
     text = "".join(path.read_text() for path in CORE.glob("*") if path.stem != "crash_point")
-    assert set(re.findall(r'MARU_MUTANT\("([^"]+)"\)', text)) == set(SHOWS_IN)
+    assert set(re.findall(r'MARU_MUTANT\("([^"]+)"\)', text)) == set(SHOWS_IN) | set(NOT_MODELLED)
 
 
 @pytest.mark.parametrize("path", sorted([*ROOM.glob("protocol_*.py"), ROOM / "scenarios.py"]), ids=lambda p: p.name)

@@ -30,7 +30,12 @@ from maru.errors import BadMessage, MaruError, NoDaemon
 
 CONNECTIONS_MAX = 16
 TRY_S = 1.0
-"""How long one try waits for an answer before the connection is made anew."""
+"""How long one try waits for an answer before the connection is made anew, unless the link is known to be slower."""
+TRY_S_MAX = 30.0
+CONNECT_MS = 2000
+PIECE_BYTES_MIN = 64 << 10
+QUICK_S = 0.25
+"""When a window of pieces is answered sooner they may be larger; when one takes twice as long, smaller."""
 PAUSE_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 LOOK_S = 0.1
 """How often a thread that waits for an answer looks whether the client was closed."""
@@ -70,6 +75,12 @@ class Channel:
         """How many requests got an answer: nothing fails as long as this grows."""
         self.held_until_s = 0.0
         """Until when, by our monotonic clock, the daemon certainly keeps what we hold."""
+        self.try_s = TRY_S
+        """How long a try waits now: twice as long after each that was in vain, less again as answers come sooner.
+        A link that is slow must not be taken for a broken one: each new connection makes it slower."""
+        self.piece_bytes = PIECE_BYTES_MIN
+        """How much of a chunk to send or fetch at once, so that what is under way keeps nothing else waiting long."""
+        self._quick = 0
         self.lapses = 0
         """How often that time ran out before it was renewed: what was held before is given up for good."""
         self._numbers = count(1)
@@ -108,11 +119,12 @@ class Channel:
         self, requests: Iterable[tuple[wire.Request, Body]], deadline_s: float
     ) -> Iterator[tuple[wire.Request, Any, list[memoryview]]]:
         try:
+            answered = self.answered
             with self._line() as line:
                 yield from line.exchange(requests, deadline_s)
             self.is_down = False
         except NoDaemon:
-            self.is_down = self.breaks and not self._closed
+            self.is_down = self.breaks and not self._closed and self.answered == answered
             raise
 
     def register(self, digest: bytes, tenant: str, ttl_s: float | None) -> int:
@@ -128,7 +140,7 @@ class Channel:
         welcome = self.welcome
         assert welcome is not None
         self.old_rows = [row for row in answer.rows if row != welcome.row]
-        self._heard(sent_s, welcome)
+        self._keep(sent_s, welcome)
 
     def close(self) -> None:
         """Say goodbye, if the daemon listens, and close. Idempotent."""
@@ -147,11 +159,37 @@ class Channel:
             self._free.clear()
         self._context.destroy(linger=0)
 
-    def _heard(self, sent_s: float, welcome: wire.Welcome) -> None:
-        """The daemon answered what we sent then."""
+    def heard(self, asked: wire.Request, answer: wire.Answer, sent_s: float) -> None:
+        """An answer to what was first sent then. Every request renews what is held by the daemon itself; rows are
+        renewed by Hello and Renew alone.
+        """
+        self.answered += 1
+        took_s = time.monotonic() - sent_s
+        if took_s < self.try_s / 4:
+            self.try_s = max(TRY_S, self.try_s / 2)
+        if not isinstance(asked, wire.Read | wire.Fetch | wire.Write):
+            pass  # Says nothing of what bytes cost.
+        elif took_s < QUICK_S:
+            self._quick += 1
+            if self._quick % WINDOW == 0:  # The first ones of a window have nobody before them, and tell less.
+                self.piece_bytes = min(wire.PIECE_BYTES, 2 * self.piece_bytes)
+        else:
+            self._quick = 0
+            if took_s > 2 * QUICK_S:
+                self.piece_bytes = max(PIECE_BYTES_MIN, self.piece_bytes // 2)
+        if self.welcome is not None and not self.is_mapped and not isinstance(answer, wire.Refused):
+            self._keep(sent_s, self.welcome)
+
+    def heard_nothing(self) -> None:
+        """A try was in vain."""
+        self.try_s = min(TRY_S_MAX, 2 * self.try_s)
+        self.piece_bytes = max(PIECE_BYTES_MIN, self.piece_bytes // 2)
+
+    def _keep(self, sent_s: float, welcome: wire.Welcome) -> None:
+        """What is held is held until so long after the daemon was asked."""
         if time.monotonic() >= self.held_until_s:
             self.lapses += 1
-        self.held_until_s = sent_s + welcome.lease_s - welcome.guard_s
+        self.held_until_s = max(self.held_until_s, sent_s + welcome.lease_s - welcome.guard_s)
 
     def next_number(self) -> int:
         return next(self._numbers)
@@ -177,7 +215,9 @@ class Channel:
             is_new = known is None or known.daemon != answer.daemon
             self.welcome = answer
             self.old_rows = list(answer.rows)
-            self._heard(sent_s, answer)
+            if is_new:
+                self.held_until_s = min(self.held_until_s, time.monotonic())  # Another's promise, of another length.
+            self._keep(sent_s, answer)
             if is_new:
                 for (digest, tenant), ttl_s in list(self._namespaces.items()):
                     line.ask_once(wire.Register(self.next_number(), digest, tenant, ttl_s), deadline)
@@ -230,6 +270,7 @@ class _Line:
             socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
             socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
             socket.setsockopt(zmq.MAXMSGSIZE, wire.BODY_BYTES_MAX + wire.HEADER_BYTES_MAX)
+            socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)  # The kernel's own pauses grow too long for a lease.
             socket.ipv6 = True
             if self._channel.key is not None:
                 secure_client(socket, self._channel.key)
@@ -249,34 +290,36 @@ class _Line:
         self, requests: Iterable[tuple[wire.Request, Body]], deadline_s: float
     ) -> Iterator[tuple[wire.Request, Any, list[memoryview]]]:
         source = iter(requests)
-        waiting: dict[int, tuple[wire.Request, Body]] = {}
+        waiting: dict[int, tuple[wire.Request, Body, float]] = {}
+        """What has no answer yet, and since when."""
         deadline = time.monotonic() + deadline_s
         tries = 0
         while True:
             try:
                 if not self._is_greeted:
-                    self._channel.greet(self, min(deadline, time.monotonic() + TRY_S))
+                    self._channel.greet(self, min(deadline, time.monotonic() + self._channel.try_s))
                     self._is_greeted = True
-                    for request, body in waiting.values():  # All that the last connection took with it.
+                    for request, body, _ in waiting.values():  # All that the last connection took with it.
                         self._send(request, body)
                 while True:
                     while len(waiting) < WINDOW and (item := next(source, None)) is not None:
                         request, body = item
                         request.number = self._channel.next_number()
-                        waiting[request.number] = item
+                        waiting[request.number] = (request, body, time.monotonic())
                         self._send(request, body)
                     if not waiting:
                         return
-                    answer, bodies = self._receive(min(deadline, time.monotonic() + TRY_S * (1 + tries)))
+                    answer, bodies = self._receive(min(deadline, time.monotonic() + self._channel.try_s))
                     if answer.number in waiting:
                         if isinstance(answer, wire.Refused) and answer.error == "SessionUnknown":
                             raise _NoAnswer
-                        asked, _ = waiting.pop(answer.number)
-                        self._channel.answered += 1
+                        asked, _, sent_s = waiting.pop(answer.number)
+                        self._channel.heard(asked, answer, sent_s)
                         yield asked, _granted(answer), bodies
                         deadline, tries = time.monotonic() + deadline_s, 0
             except (_NoAnswer, zmq.ZMQError):
                 self.drop()
+                self._channel.heard_nothing()
                 pause_s = PAUSE_S[min(tries, len(PAUSE_S) - 1)]
                 tries += 1
                 if time.monotonic() + pause_s >= deadline:

@@ -1,6 +1,6 @@
 """Chunks' bytes over the wire: what of them travels in one message, and that it is what was sent.
 
-Holds:      how a fetch, and a store, become messages of at most PIECE_BYTES.
+Holds:      how a fetch, and a store, become messages of at most PIECE_BYTES, less where the link is slow.
 Promises:   bytes reach their buffer only after they were compared with the checksum that came with them. Small chunks
             that follow each other share a message, since every message costs either side as much as some 100 KiB do.
 Leaves:     connections, and how many messages are under way, to `channel`.
@@ -23,7 +23,7 @@ def fetch(channel: Channel, lease: int, wanted: Wanted) -> bool:
     targets: dict[tuple[int, int], list[memoryview]] = {}
 
     def requests() -> Iterator[tuple[wire.Request, Body]]:
-        for request, buffers in _asked(lease, wanted):
+        for request, buffers in _asked(channel, lease, wanted):
             targets[request.chunk, getattr(request, "offset", 0)] = buffers
             yield request, b""
 
@@ -39,23 +39,23 @@ def fetch(channel: Channel, lease: int, wanted: Wanted) -> bool:
     return True
 
 
-def writes(holds: Iterable[tuple[int, memoryview]]) -> Iterator[tuple[wire.Request, Body]]:
+def writes(channel: Channel, holds: Iterable[tuple[int, memoryview]]) -> Iterator[tuple[wire.Request, Body]]:
     """The messages that bring (hold, its bytes) each to the daemon."""
     for hold, data in holds:
-        for offset, piece in _cut(data):
+        for offset, piece in _cut(channel, data):
             yield wire.Write(0, hold, offset, core.xxh3_64(piece)), piece
 
 
-def _asked(lease: int, wanted: Wanted) -> Iterator[tuple[wire.Fetch | wire.Read, list[memoryview]]]:
+def _asked(channel: Channel, lease: int, wanted: Wanted) -> Iterator[tuple[wire.Fetch | wire.Read, list[memoryview]]]:
     """The requests, and the buffers that their answers fill."""
     first, size, run = 0, 0, list[memoryview]()
     for index, buffer in wanted:
         is_next = index == first + len(run) and len(run) < wire.FETCH_CHUNKS_MAX
-        if run and not (is_next and size + len(buffer) <= wire.PIECE_BYTES):
+        if run and not (is_next and size + len(buffer) <= channel.piece_bytes):
             yield wire.Fetch(0, lease, first, len(run)), run
             run = []
-        if len(buffer) > wire.PIECE_BYTES:
-            for offset, piece in _cut(buffer):
+        if len(buffer) > channel.piece_bytes:
+            for offset, piece in _cut(channel, buffer):
                 yield wire.Read(0, lease, index, offset, len(piece)), [piece]
             continue
         if not run:
@@ -66,9 +66,13 @@ def _asked(lease: int, wanted: Wanted) -> Iterator[tuple[wire.Fetch | wire.Read,
         yield wire.Fetch(0, lease, first, len(run)), run
 
 
-def _cut(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    for offset in range(0, len(data), wire.PIECE_BYTES):
-        yield offset, data[offset : offset + wire.PIECE_BYTES]
+def _cut(channel: Channel, data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """(offset, part), each as large as the link bears just then."""
+    offset = 0
+    while offset < len(data):
+        piece = data[offset : offset + channel.piece_bytes]
+        yield offset, piece
+        offset += len(piece)
 
 
 def _checksums(answer: wire.Answer) -> list[int]:

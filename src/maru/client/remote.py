@@ -2,7 +2,7 @@
 
 Holds:      the session's channel, the memory where it is mapped, and the clock of its leases.
 Promises:   to the caller every failure of network or daemon is a miss (0, None, BUSY, LOST), counted, and logged once
-            until it is over; no call lasts longer than its deadline. Bytes are verified before anybody sees them.
+            until it is over; no answer is waited for beyond the deadline. Bytes are verified before anybody sees them.
 Leaves:     connections to `channel`, what is held to `holds`, caches to `coherence`.
 """
 
@@ -307,7 +307,9 @@ class RemotePool:
     def _written(self, holds: dict[int, tuple[int, int]], buffers: dict[int, memoryview]) -> list[int] | None:
         """Bytes brought to where they were reserved; their checksums, if it was done in place. None: held no more."""
         if self.memory is None:
-            for _ in self.channel.exchange(pieces.writes((hold, buffers[at]) for at, (hold, _) in holds.items())):
+            for _ in self.channel.exchange(
+                pieces.writes(self.channel, ((hold, buffers[at]) for at, (hold, _) in holds.items()))
+            ):
                 pass
             return []
         if not self._is_held():
@@ -405,6 +407,8 @@ class RemotePool:
 
     def _keep_leases(self) -> None:
         while not self._closing.wait(DOWN_PAUSE_S if self.channel.is_down else self.welcome.lease_s / 4):
+            if self.memory is None and self.channel.held_until_s - time.monotonic() > self.welcome.lease_s / 2:
+                continue  # Somebody asked for something just now, which renews what the daemon itself holds.
             with contextlib.suppress(NotAttached):  # Closed meanwhile.
                 self.renew()
 

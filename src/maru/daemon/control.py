@@ -112,17 +112,22 @@ class Control:
         held = self.limits.lease_s + self.limits.guard_s
         pool: core.PoolCore = self.pool
         if hello.mapped:
+            if self._rows_held() >= int(self.limits.rows_share * self._figures["process_limit"]):
+                raise PoolBusy("clients that map the pool have as many rows of its process table as they may")
             pool = core.PoolCore(self.pool.folder, name, False, lease=held)
         session = Session(hello.session, user, name, hello.host[:64], pool, self._clock(), hello.mapped)
         if hello.mapped:
             session.row_number = pool._row()[0]
-            for row in hello.rows[:OLD_ROWS_MAX]:
+            for row in hello.rows[:OLD_ROWS_MAX]:  # They are in the table already, whoever holds them.
                 try:
                     session.old_rows[row] = core.PoolCore(self.pool.folder, name, False, lease=held, adopt=row)
                 except (MaruError, TypeError, ValueError):
                     continue  # Gone: the client is told by its absence.
         self.sessions[hello.session] = session
         return session
+
+    def _rows_held(self) -> int:
+        return sum(len(session.rows) for session in self.sessions.values())
 
     def _welcome(self, session: Session, hello: wire.Hello) -> wire.Welcome:
         figures = self._figures
@@ -174,7 +179,7 @@ class Control:
             raise BadMessage(f"{type(request).__name__} is nothing to ask") from None
         if changes:
             assert not isinstance(out, list)
-            session.remember(request.number, answer, bytes(out), self.limits.answers)
+            session.remember(request.number, answer, bytes(out), self.limits)
         return answer, out
 
     def watch(self, session: Session, request: wire.Watch, body: Body, peer: bytes) -> None:
@@ -221,8 +226,11 @@ class Control:
 
     def _pin(self, session: Session, request: wire.Pin, body: Body) -> tuple[wire.Answer, Body]:
         keys = _keys(body)
-        room = int(self.limits.pinned_share * self._figures["size_bytes"]) - session.pinned_bytes
-        room = min(room, request.bytes_max)
+        if request.bytes_max < 0:
+            raise BadMessage(f"at most {request.bytes_max} bytes are not to be had")
+        room = int(self.limits.pinned_share * self._figures["size_bytes"])
+        room -= sum(one.pinned_bytes for one in self._sessions_of(session))
+        room = max(0, min(room, request.bytes_max))
         if len(session.leases) >= wire.HOLDS_MAX:
             raise PoolBusy(f"this client has {wire.HOLDS_MAX} leases already")
         prefix = session.pool.pin(keys)
@@ -362,7 +370,7 @@ class Control:
         keys = _keys(body)
         if len(keys) != KEY_BYTES * len(request.holds):
             raise BadMessage(f"{len(request.holds)} drafts need as many keys, not {len(keys) // KEY_BYTES}")
-        namespace, parent = self._namespace(request.namespace), _parent(request.parent)
+        namespace, parent, ttl_s = self._namespace(request.namespace), _parent(request.parent), _ttl(request.ttl_s)
         outcomes = []
         for at, number in enumerate(request.holds):
             key = keys[at * KEY_BYTES : at * KEY_BYTES + KEY_BYTES]
@@ -370,12 +378,14 @@ class Control:
             outcome = Outcome.LOST
             if hold is not None and isinstance(hold.held, core.Draft):
                 if self._is_whole(session, hold, request.checksums, at):
-                    outcome = hold.held.publish(key, namespace, parent, _ttl(request.ttl_s))
+                    outcome = hold.held.publish(key, namespace, parent, ttl_s)
                 if outcome not in (Outcome.STORED, Outcome.LOST):
                     session.holds[number] = hold  # Still the client's, for another name.
                     session.reserved_bytes += hold.size_bytes
                 elif outcome is Outcome.LOST:
                     hold.held.discard()
+            elif hold is not None:
+                hold.held.discard()
             outcomes.append(outcome.value)
             parent = key
         return wire.Outcomes(request.number, outcomes), b""
@@ -416,8 +426,15 @@ class Control:
 
     def _reservable(self, session: Session, size: int) -> int:
         """How many more chunks of this size the client may have under way."""
-        room = int(self.limits.reserved_share * self._figures["size_bytes"]) - session.reserved_bytes
+        room = int(self.limits.reserved_share * self._figures["size_bytes"])
+        room -= sum(one.reserved_bytes for one in self._sessions_of(session))
         return max(0, min(room // size, wire.HOLDS_MAX - len(session.holds)))
+
+    def _sessions_of(self, session: Session) -> list[Session]:
+        """All of the same key: who may open a session may open many, and gets no more by it."""
+        if not session.user:
+            return [session]
+        return [one for one in self.sessions.values() if one.user == session.user]
 
     def _refuse_size(self, size: int) -> None:
         if not 0 < size <= self._figures["slab_bytes"]:

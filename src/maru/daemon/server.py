@@ -36,7 +36,7 @@ _log = logging.getLogger("maru")
 TICK_MS = 250
 WATCH_TICK_MS = 2
 SILENCE_MS_MAX = 10_000
-"""A connection from which nothing comes for so long, or for a lease, is none: what is on its way there holds chunks."""
+"""A connection that is silent for so long, or for a lease, is none: the bytes on their way to it hold chunks."""
 HANDSHAKE_MS = 5000
 CONNECTIONS_MAX = 8192
 OUT_MARK = 64

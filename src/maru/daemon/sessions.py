@@ -30,11 +30,15 @@ class Limits:
     """Clients stop reading so long before, and the daemon gives back so long after: what two clocks may differ by."""
     sessions: int = 1024
     pinned_share: float = 0.5
-    """Of the pool's bytes, that one session may pin."""
+    """Of the pool's bytes, that one client's key may pin, in all its sessions; without keys, one session."""
     reserved_share: float = 0.25
-    """Of the pool's bytes, that one session may have reserved and not sealed."""
+    """Of the pool's bytes, that one client's key (or session) may have reserved and not sealed."""
+    rows_share: float = 0.5
+    """Of the pool's process table, that clients that map it may take together: the rest is for processes here."""
     answers: int = 4096
     """Remembered for requests that are asked again."""
+    answers_bytes: int = 4 << 20
+    """Of each session's remembered bodies: more than what all its connections have under way."""
     watches: int = 4096
     """Of all sessions together."""
 
@@ -92,6 +96,7 @@ class Session:
     pinned_bytes: int = 0
     reserved_bytes: int = 0
     _answers: OrderedDict[int, tuple[wire.Answer, bytes]] = field(default_factory=OrderedDict)
+    _answers_bytes: int = 0
     _next_id: int = field(default_factory=lambda: secrets.randbits(62))
     """Begins anywhere: a lease of a session that was forgotten must not be read as one of the next."""
 
@@ -138,10 +143,12 @@ class Session:
         """What this request was answered when it was asked before."""
         return self._answers.get(number)
 
-    def remember(self, number: int, answer: wire.Answer, body: bytes, limit: int) -> None:
+    def remember(self, number: int, answer: wire.Answer, body: bytes, limits: Limits) -> None:
         self._answers[number] = (answer, body)
-        while len(self._answers) > limit:
-            self._answers.popitem(last=False)
+        self._answers_bytes += _memory_of(answer, body)
+        while len(self._answers) > limits.answers or self._answers_bytes > limits.answers_bytes:
+            _, oldest = self._answers.popitem(last=False)
+            self._answers_bytes -= _memory_of(*oldest)
 
     def renew(self, seconds: float) -> None:
         """Its rows live so long from now."""
@@ -163,6 +170,8 @@ class Session:
             hold.held.discard()
         self.leases.clear()
         self.holds.clear()
+        self._answers.clear()  # Its connections know it until they end.
+        self._answers_bytes = 0
         self.keep_rows([])
         if self.is_mapped:
             self.pool.close()
@@ -174,3 +183,9 @@ class Session:
         for row in self.old_rows.values():
             row._leave_behind()
         self.old_rows.clear()
+
+
+def _memory_of(answer: wire.Answer, body: bytes) -> int:
+    """About how many bytes an answer takes that is remembered: numbers of 62 bits are objects of their own."""
+    numbers = len(answer.holds) + len(answer.outcomes) if isinstance(answer, wire.Reserved) else 0
+    return 200 + len(body) + 48 * numbers
