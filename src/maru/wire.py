@@ -31,6 +31,8 @@ PIECE_BYTES: Final = 1 << 20
 FETCH_CHUNKS_MAX: Final = 64
 """Chunks of one Fetch: below this size each it is they, not PIECE_BYTES, that bound it."""
 BODY_BYTES_MAX: Final = max(PIECE_BYTES, KEYS_MAX * 16)
+COPIED_BYTES: Final = 64 << 10
+"""Bodies below that are copied: to keep them until they are sent is another thread's work, some 20 us of it."""
 HOLDS_MAX: Final = 1 << 16
 """Leases, and reservations with drafts, of one session."""
 

@@ -21,7 +21,9 @@ from maru.bench.systems.models import KvModel
 from maru.bench.systems.stores_child import StoresChild
 from maru.pool import Pool
 
-SYNTHETIC = [(name, "synthetic") for name in ("ttft", "concurrency", "multiturn", "workloads", "tiers", "bandwidth")]
+SYNTHETIC = [
+    (name, "synthetic") for name in ("ttft", "concurrency", "multiturn", "workloads", "tiers", "bandwidth", "hosts")
+]
 COMPUTING = [
     (name, "transformers")
     for name in ("ttft", "concurrency", "energy", "multiturn", "workloads", "tiers", "chaos", "cost")
@@ -73,7 +75,7 @@ def test_an_engine_that_says_nothing_is_wrong(
     assert not measured(name, engine, tmp_path, monkeypatch, is_silent=True).checks.are_good
 
 
-@pytest.mark.parametrize("name", ["ttft", "concurrency", "multiturn", "tiers", "bandwidth"])
+@pytest.mark.parametrize("name", ["ttft", "concurrency", "multiturn", "tiers", "bandwidth", "hosts"])
 def test_where_nothing_is_computed_a_miss_is_no_fast_hit(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,8 @@ def refused(tmp_path: Path, name: str, **options: Any) -> str:
         ("workloads", {"settings": {"only": "trace", "trace": "/no/such/file"}}, "No such file"),
         ("workloads", {"settings": {"only": "long", "long_set": "/dev/null"}}, "no request of at most"),
         ("bandwidth", {"settings": {"processes": "2,4"}}, "processes has to have 1"),
+        ("hosts", {"settings": {"hosts": "2,17"}}, "16 at once are the most"),
+        ("hosts", {"systems": ("recompute",)}, "has to name one of them"),
         ("bandwidth", {"settings": {"segments": "2"}}, "segments has to have 1"),
         ("tiers", {"systems": ("recompute",)}, "--systems has to name maru"),
         ("cost", {"engine": "transformers", "systems": ("maru",)}, "prefill_tokens_per_s"),

@@ -26,7 +26,6 @@ from maru.errors import (
     BadUrl,
     ChunkTooLarge,
     LeaseEnded,
-    MaruError,
     NoDaemon,
     NotAttached,
     NotProtected,
@@ -376,75 +375,6 @@ def follow(dead: RpcServer, successor: RpcServer) -> None:
     dead._thread.join(20)
     dead.stop()
     successor.start()
-
-
-class Damaging(Control):
-    """A daemon whose bytes are changed on their way."""
-
-    def _read(self, session: object, request: object, body: object) -> object:  # type: ignore[override]
-        answer, out = super()._read(session, request, body)  # type: ignore[arg-type]
-        return answer, b"!" + bytes(out[1:])
-
-    def _fetch(self, session: object, request: object, body: object) -> object:  # type: ignore[override]
-        answer, out = super()._fetch(session, request, body)  # type: ignore[arg-type]
-        return answer, [*out[:-1], b"!" + bytes(out[-1])[1:]]
-
-
-class Withholding(Control):
-    """A daemon that answers with one body too few."""
-
-    def _fetch(self, session: object, request: object, body: object) -> object:  # type: ignore[override]
-        answer, out = super()._fetch(session, request, body)  # type: ignore[arg-type]
-        return answer, out[:-1]
-
-
-@pytest.mark.parametrize("kind", [Damaging, Withholding])
-@pytest.mark.parametrize("size", [20_000, 3_000_000], ids=["chunks in one message", "a chunk in several"])
-def test_a_prefix_of_which_something_is_amiss_is_not_given_out(pool: maru.Pool, kind: type[Control], size: int) -> None:
-    keys = keys_of(pool.namespace(IDENTITY), 3)
-    assert set(pool.put_many(keys, [bytes_for(n, size) for n in range(3)])) == {Outcome.STORED}
-    server = RpcServer(kind(pool, LIMITS, os.urandom(16), "test"), "tcp://127.0.0.1:0")
-    server.start()
-    with remote(server, "wire") as client, client.pin(keys) as prefix:
-        if kind is Damaging or size < wire.PIECE_BYTES:
-            with pytest.raises(MaruError, match="checksum"):
-                _ = prefix.views
-            assert client.failures["bytes_refused"] == 1
-        else:
-            assert [bytes(view) for view in prefix.views] == [bytes_for(n, size) for n in range(3)]
-    server.stop()
-
-
-def test_small_chunks_share_messages_and_large_ones_are_cut(pool: maru.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "QUICK_S", float("inf"))
-    monkeypatch.setattr(channel, "PIECE_BYTES_MIN", wire.PIECE_BYTES)  # Of a link that is known to be quick.
-    keys = keys_of(pool.namespace(IDENTITY), 100)
-    sizes = [1000] * 90 + [400_000, 3_000_000, 400_000, 600_000, 600_000] + [10] * 5
-    data = [bytes_for(n, size) for n, size in enumerate(sizes)]
-    for n, chunk in enumerate(data):
-        assert pool.put(keys[16 * n : 16 * n + 16], chunk) is Outcome.STORED
-    with served(pool) as server, remote(server, "wire") as client:
-        with client.pin(keys) as prefix:
-            assert [bytes(view) for view in prefix.views] == data
-            wanted = [(at, memoryview(bytearray(sizes[at]))) for at in (5, 3, 4, 91, 99, 0)]
-            prefix.read_many(wanted)
-            assert [bytes(buffer) for _, buffer in wanted] == [data[at] for at, _ in wanted]
-        asked = server.counts.requests
-        # Of the views: 64, 27, 2 and 6; of the six: 5, 3 and 4, 99, 0. The large one in three, twice.
-        assert (asked["Fetch"], asked["Read"]) == (4 + 4, 3 + 3)
-        assert client.failures == {}
-
-
-def test_bytes_that_were_damaged_on_the_way_are_never_given_out(pool: maru.Pool) -> None:
-    pool.put(bytes(16), bytes_for(1))
-    server = RpcServer(Damaging(pool, LIMITS, os.urandom(16), "test"), "tcp://127.0.0.1:0")
-    server.start()
-    with remote(server, "wire") as client:
-        assert client.get(bytes(16)) is None
-        assert client.failures["bytes_refused"] == 1
-        with client.pin(bytes(16)) as prefix, pytest.raises(MaruError, match="checksum"):
-            _ = prefix.views
-    server.stop()
 
 
 def test_bytes_in_place_that_changed_are_never_given_out(pool: maru.Pool) -> None:

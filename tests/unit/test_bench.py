@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from maru.bench import daemons, report
+from maru.bench.__main__ import main
 from maru.bench.measure import Contestant, Row, Target, interleave, quantile, repeats_wanted
 from maru.config import shared_memory_root
 
@@ -36,6 +38,13 @@ GROUPS = {
     "newcomer": ["first retrieval in a new process", "retrieval after that", "attach", "attach until ready"],
     "recovery": ["clean up after a death", "put under a key that a dead process was writing",
                  "attach, nobody else there", "attach beside 63 others", "rebuild a lost index"],
+    "rpc": ["lookup by a daemon, 680 keys", "echo of as many bytes", "pin + release by a daemon, 680 keys",
+            "two echoes of as many bytes"],
+    "transfer": ["fetched over the wire, verified", "bare TCP socket into fresh memory",
+                 "fetched over the wire, encrypted (CURVE)", "stored over the wire", "bare TCP socket out of memory",
+                 "read in place, told by a daemon, verified", "read of this host's pool, checksum=always"],
+    "clients": [f"{name} {count} client{'s' if count > 1 else ''}" for count in (1, 4, 16, 64)
+                for name in ("lookups,", "echoes,", "lookup, p99 of the slowest of", "echo, p99 of the slowest of")],
     "verified": ["get + read, verified", "get + read, unverified"],
 }  # fmt: skip
 TARGETS = {
@@ -51,6 +60,8 @@ TARGETS = {
     "put under a key that a dead process was writing": {"seconds_max": 1e-3},
     "attach beside 63 others": {"ratio_max": 1.2},
     "rebuild a lost index": {"seconds_max": 3.0},
+    "lookup by a daemon, 680 keys": {"ratio_max": 2.0},
+    "fetched over the wire, verified": {"ratio_min": 0.8},
 }
 FACTS = {
     "taken", "cpu", "cores", "cores_usable", "virtual_machine", "last_level_cache_bytes", "memory_bytes",
@@ -149,6 +160,28 @@ def test_what_moves_bytes_is_shown_and_compared_as_bandwidth() -> None:
     assert row.spread == pytest.approx((12.0, 36.0))
 
 
+def test_a_rate_is_shown_and_compared_as_how_many_a_second() -> None:
+    row = Row("a", (0.5, 0.25, 0.125), 0, "b", (0.25, 0.25, 0.25), is_rate=True)
+    assert (row.median, row.ratio) == (4.0, 1.0)
+    assert report.shown(row, row.median) == "4.00 /s"
+    assert report.row_json(row)["unit"] == "1/s"
+
+
+def test_rows_that_need_what_is_not_installed_say_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rpc.json"
+    monkeypatch.setattr(daemons, "NEEDED", ("zmq", "no_such_package"))
+    monkeypatch.setattr(sys, "argv", ["maru.bench", "--quick", "--only", "rpc", "--json", str(path)])
+    before = signal.getsignal(signal.SIGTERM)
+    main()
+    signal.signal(signal.SIGTERM, before)
+    assert "it needs no_such_package: pip install 'maru-kvcache[serve]'" in capsys.readouterr().out
+    document = json.loads(path.read_text())
+    assert document["groups"] == {"rpc": []}
+    assert "no_such_package" in document["absent"]["rpc"]
+
+
 @pytest.mark.parametrize(
     ("target", "is_met"),
     [
@@ -201,7 +234,8 @@ def test_every_figure_is_positive_and_its_samples_are_kept(quick_run: dict[str, 
             samples = row["samples_s"]
             assert len(samples) >= 2
             assert min(samples) > 0
-            values = [row["bytes_each"] / one if row["bytes_each"] else one for one in samples]
+            amount = {"1/s": 1, "bytes/s": row["bytes_each"], "s": 0}[row["unit"]]
+            values = [amount / one if amount else one for one in samples]
             assert row["median"] == pytest.approx(statistics.median(values))
             assert 0 < row["p10"] <= row["median"] <= row["p90"]
 

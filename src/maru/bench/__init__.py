@@ -18,6 +18,8 @@ The pool, operation by operation, each beside what bounds it; needs numpy:
     ground              what the figures stand on: sizes that fit this machine, pools that vanish, rotating buffers
     pool_figures        the groups of rows, and those that take microseconds
     bandwidth_figures   the rows that move bytes: put, cold put, verified reads
+    wire_figures        the rows about a daemon: beside an echo and a bare socket (bare_wire), and of many clients
+    daemons             a daemon in a process of its own
     newcomer            a process that has just started, and the rows about it
     machine             the facts that a figure means nothing without
     report              the table, the progress bar and the JSON file

@@ -42,6 +42,7 @@ def main() -> None:
         lmcache_copies(sys.argv[2:])
         return
     from maru.bench import ground, machine, pool_figures, report
+    from maru.bench.measure import Row
 
     parser = argparse.ArgumentParser(
         prog="python -m maru.bench",
@@ -58,7 +59,8 @@ def main() -> None:
     out = report.console()
     begun = time.monotonic()
     chosen = [options.only] if options.only else list(pool_figures.GROUPS)
-    groups = {}
+    groups: dict[str, list[Row]] = {}
+    absent: dict[str, str] = {}
     try:
         plan = ground.make_plan(options.quick)
         with ground.bench_pool("facts", 16 * ground.MIB) as pool:
@@ -67,7 +69,10 @@ def main() -> None:
             for name in chosen:
                 title, figures = pool_figures.GROUPS[name]
                 show(title, 0, 1)
-                groups[name] = figures(plan, partial(show, title))
+                try:
+                    groups[name] = figures(plan, partial(show, title))
+                except ground.Missing as error:
+                    groups[name], absent[name] = [], str(error)
     except ground.TooSmall as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
@@ -78,13 +83,16 @@ def main() -> None:
     remarks = report.remarks(facts, plan.note)
     for line in remarks:
         out.print(f"Note: {line}", markup=False)
-    out.print(report.tables({pool_figures.GROUPS[name][0]: rows for name, rows in groups.items()}, out.width))
+    titles = {name: pool_figures.GROUPS[name][0] for name in groups}
+    reasons = {titles[name]: [reason] for name, reason in absent.items()}
+    out.print(report.tables({titles[name]: rows for name, rows in groups.items()}, out.width, reasons))
     document = {
         "quick": plan.quick,
         "data_bytes": plan.data_bytes,
         "source_bytes": plan.source_bytes,
         "remarks": remarks,
         "machine": facts,
+        "absent": absent,
         "groups": {name: [report.row_json(row) for row in rows] for name, rows in groups.items()},
     }
     report.write_json(options.json, document)

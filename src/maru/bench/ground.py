@@ -35,6 +35,10 @@ class TooSmall(RuntimeError):
     """This machine has no room for the benchmark; the message says how much is missing, and where."""
 
 
+class Missing(RuntimeError):
+    """Something that these rows need is not installed; the message says what, and how to get it."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How much is measured, and on how many bytes."""

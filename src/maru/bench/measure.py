@@ -128,7 +128,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. Shown as time, or as bandwidth if an operation moves `bytes_each`."""
+    """One line of the table. Shown as time, as bandwidth where an operation moves `bytes_each`, or as a rate."""
 
     name: str
     seconds: tuple[float, ...]
@@ -138,6 +138,8 @@ class Row:
     reference_seconds: tuple[float, ...] = ()
     """That row's samples, of the same rounds."""
     target: Target | None = None
+    is_rate: bool = False
+    """Shown as how many operations a second."""
 
     def __post_init__(self) -> None:
         if not self.seconds or min(self.seconds) <= 0:
@@ -147,8 +149,9 @@ class Row:
 
     @property
     def values(self) -> list[float]:
-        """The samples as they are shown: seconds, or bytes a second."""
-        return [self.bytes_each / one if self.bytes_each else one for one in self.seconds]
+        """The samples as they are shown: seconds, bytes a second, or operations a second."""
+        amount = 1 if self.is_rate else self.bytes_each
+        return [amount / one if amount else one for one in self.seconds]
 
     @property
     def median(self) -> float:
@@ -161,11 +164,12 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Median over the rounds of this row by its reference: of times, or of bandwidths."""
+        """Median over the rounds of this row by its reference: of times, or of bandwidths or rates."""
         if not self.reference:
             return None
         pairs = zip(self.seconds, self.reference_seconds, strict=True)
-        return statistics.median(theirs / ours if self.bytes_each else ours / theirs for ours, theirs in pairs)
+        is_more_better = self.bytes_each or self.is_rate
+        return statistics.median(theirs / ours if is_more_better else ours / theirs for ours, theirs in pairs)
 
     @property
     def is_met(self) -> bool | None:

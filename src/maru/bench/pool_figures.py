@@ -16,6 +16,7 @@ from maru.bench.ground import MIB, PREFIX_CHUNKS, Keys, Plan, Rotation, bench_po
 from maru.bench.measure import Contestant, Progress, Row, Target, interleave
 from maru.bench.newcomer import newcomer_rows
 from maru.bench.recovery_figures import recovery_rows
+from maru.bench.wire_figures import client_rows, rpc_rows, transfer_rows
 from maru.key import Identity
 from maru.native import core
 from maru.pool import Outcome, Pool
@@ -299,6 +300,9 @@ GROUPS: dict[str, tuple[str, Figures]] = {
     "cold": ("The first bytes into a fresh pool, 32 MiB chunks", cold_put_rows),
     "newcomer": (f"A new process, {PREFIX_CHUNKS} chunks", newcomer_rows),
     "recovery": ("After a death, and after a loss", recovery_rows),
+    "rpc": (f"A prefix of {PREFIX_CHUNKS} chunks, by a daemon over TCP", rpc_rows),
+    "transfer": (f"Bytes of a prefix of {PREFIX_CHUNKS} chunks, by a daemon", transfer_rows),
+    "clients": ("Clients of a daemon that look up 680 keys at once", client_rows),
     "verified": ("Reads with checksum=always, 8 MiB chunks", verified_rows),
 }
 """Name on the command line, title in the table, and what measures it."""

@@ -48,6 +48,8 @@ def duration(seconds: float) -> str:
 
 def shown(row: Row, value: float) -> str:
     """A value of this row, with its unit."""
+    if row.is_rate:
+        return f"{three_digits(value)} /s"
     return f"{three_digits(value / 1e9)} GB/s" if row.bytes_each else duration(value)
 
 
@@ -135,7 +137,7 @@ def row_json(row: Row) -> dict[str, Any]:
     low, high = row.spread
     return {
         "name": row.name,
-        "unit": "bytes/s" if row.bytes_each else "s",
+        "unit": "1/s" if row.is_rate else "bytes/s" if row.bytes_each else "s",
         "bytes_each": row.bytes_each,
         "median": row.median,
         "p10": low,

@@ -335,7 +335,7 @@ class _Line:
         if len(body) == 0:
             socket.send(header, zmq.NOBLOCK)
         else:
-            socket.send_multipart((header, body), zmq.NOBLOCK, copy=len(body) < 8192)
+            socket.send_multipart((header, body), zmq.NOBLOCK, copy=len(body) < wire.COPIED_BYTES)
 
     def _receive(self, deadline: float) -> tuple[wire.Answer, list[memoryview]]:
         socket = self._open()

@@ -42,8 +42,6 @@ CONNECTIONS_MAX = 8192
 OUT_MARK = 64
 """Frames on their way to one client before it must read some: of a megabyte each at most."""
 IN_MARK = 64
-COPIED_BYTES = 8192
-"""Bodies below that cost less to copy than to keep until they are sent."""
 START_DEADLINE_S = 10.0
 STOP_DEADLINE_S = 5.0
 
@@ -279,7 +277,7 @@ class RpcServer:
         bodies = out if isinstance(out, list) else [out] if len(out) else []
         size = sum(map(len, bodies))
         try:
-            are_small = size < COPIED_BYTES * max(1, len(bodies))
+            are_small = size < wire.COPIED_BYTES * max(1, len(bodies))
             socket.send_multipart((peer, wire.encode(answer), *bodies), zmq.NOBLOCK, copy=are_small)
             self.counts.bytes_out += size
         except zmq.ZMQError:  # Gone, or it does not read: it will ask again, or not.

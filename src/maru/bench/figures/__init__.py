@@ -7,6 +7,7 @@
     multiturn    conversations about long contexts
     tiers        the pool on different media
     bandwidth    what the medium can do, and what a GiB costs through each store
+    hosts        hits on other hosts, by each way to a pool
     workloads    streams of requests: hit rates by source, waiting, throughput
     chaos        steady load while processes are killed
     cost         prefill seconds and money that a GiB of pool saves
@@ -30,6 +31,7 @@ NAMES = {
     "multiturn": "conversations about long contexts of real source code, with the cache and without it",
     "tiers": "the same load with the pool on different media, and against recompute",
     "bandwidth": "raw bandwidth and latency, and what a GiB through each store costs in CPU and network",
+    "hosts": "hits on other hosts: local, mapped, over the wire, encrypted, beside Redis, for several hosts at once",
     "workloads": "streams of requests: what hits and from where, how long users wait, what the machine does",
     "chaos": "steady load while replicas and cache servers are killed: goodput, wrong answers, time to the next hit",
     "cost": "prefill seconds that a GiB of pool saves in a day, and money, with your prices",

@@ -1,4 +1,4 @@
-"""Redis on this host: a server with the store's memory, reached over a Unix socket by redis-py.
+"""Redis: a server with the store's memory, reached by redis-py over a Unix socket, or by other hosts over TCP.
 
 Nothing is ever written to a disk, and what was used longest ago goes when the memory is full (`allkeys-lru`). What the
 client sends is packed by redis-py itself, which does not copy large values, and what it receives is parsed by hiredis:
@@ -8,13 +8,14 @@ each is two to three times as fast as the other one at that.
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import redis
-from redis.connection import ConnectionPool, Encoder, PythonRespSerializer, UnixDomainSocketConnection
+from redis.connection import Connection, ConnectionPool, Encoder, PythonRespSerializer, UnixDomainSocketConnection
 from redis.utils import HIREDIS_AVAILABLE
 
 from maru.bench.rivals.contract import Array, Rival, RivalFailed, copy_out, dying_with_me, insist_on, split
@@ -33,6 +34,8 @@ COPIED_BYTES = 6000
 class RedisStore(Rival):
     """A client; the host runs the server."""
 
+    transport = "a Unix socket"
+
     def __init__(self) -> None:
         self._server: subprocess.Popen[bytes] | None = None
         self._files: list[Path] = []
@@ -41,16 +44,17 @@ class RedisStore(Rival):
     def version(self) -> str:
         server = self._client.info("server")["redis_version"]
         parser = "hiredis" if HIREDIS_AVAILABLE else "its own parser"
-        return f"Redis {server} over a Unix socket, redis-py {redis.__version__} with {parser}, allkeys-lru"
+        return f"Redis {server} over {self.transport}, redis-py {redis.__version__} with {parser}, allkeys-lru"
 
     def setup(self, place: Path, capacity_bytes: int) -> str:
         program = shutil.which(PROGRAM)
         if program is None:
             raise RivalFailed(f"there is no {PROGRAM}")
-        socket, words = place / "socket", place / "log"
-        self._files = [socket, words]
-        settings = {
-            "port": "0", "unixsocket": str(socket), "unixsocketperm": "600", "dir": str(place), "daemonize": "no",
+        words = place / "log"
+        self._files = [place / "socket", words]
+        address, door = self._door(place / "socket")
+        settings = door | {
+            "dir": str(place), "daemonize": "no",
             "save": "", "appendonly": "no", "maxmemory": str(capacity_bytes), "maxmemory-policy": "allkeys-lru",
             # Large values are given back by a thread of the server's, not between two answers.
             "lazyfree-lazy-eviction": "yes", "lazyfree-lazy-user-del": "yes",
@@ -60,15 +64,23 @@ class RedisStore(Rival):
             self._server = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=dying_with_me()
             )
-        self._await(socket, words)
-        return str(socket)
+        self._await(address, words)
+        return address
 
-    def _await(self, socket: Path, log: Path) -> None:
+    def _door(self, path: Path) -> tuple[str, dict[str, str]]:
+        """The server's address, and the settings that have it listen there."""
+        return str(path), {"port": "0", "unixsocket": str(path), "unixsocketperm": "600"}
+
+    def _way(self, address: str) -> dict[str, Any]:
+        """How redis-py goes there."""
+        return {"connection_class": UnixDomainSocketConnection, "path": address}
+
+    def _await(self, address: str, log: Path) -> None:
         assert self._server is not None
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             try:
-                self.attach(str(socket))
+                self.attach(address)
                 return
             except RivalFailed:
                 if self._server.poll() is not None or time.monotonic() > deadline:
@@ -77,8 +89,7 @@ class RedisStore(Rival):
 
     def attach(self, address: str) -> None:
         pool = ConnectionPool(
-            connection_class=UnixDomainSocketConnection, path=address, socket_timeout=ANSWER_TIMEOUT_S,
-            socket_read_size=READ_BYTES,
+            **self._way(address), socket_timeout=ANSWER_TIMEOUT_S, socket_read_size=READ_BYTES,
             command_packer=PythonRespSerializer(COPIED_BYTES, Encoder("utf-8", "strict", False).encode),
         )  # fmt: skip
         self._client = redis.Redis(connection_pool=pool)
@@ -139,3 +150,20 @@ class RedisStore(Rival):
             self._server.wait()
         for file in self._files:
             file.unlink(missing_ok=True)
+
+
+class RedisOverTcp(RedisStore):
+    """The same for other hosts. `options`: the address that the server listens at; without one, the loopback."""
+
+    transport = "TCP"
+
+    def _door(self, _path: Path) -> tuple[str, dict[str, str]]:
+        listen = self.options or "127.0.0.1"
+        with socket.create_server((listen, 0)) as probe:
+            port = str(probe.getsockname()[1])
+        # It has no password and speaks with other hosts only if told to; nobody but the run is on their network.
+        return f"{listen}:{port}", {"port": port, "bind": listen, "protected-mode": "no"}
+
+    def _way(self, address: str) -> dict[str, Any]:
+        host, _, port = address.rpartition(":")
+        return {"connection_class": Connection, "host": host, "port": int(port)}
