@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from engine_kit import model, pool_name, pool_of_module, text_ids
 
 __all__ = ["model", "pool_name", "pool_of_module", "text_ids"]  # Fixtures of all tests here.
 
+sys.path.append(str(Path(__file__).parents[1] / "daemon"))  # Hosts of their own are made there.
 os.environ.setdefault("LMCACHE_TRACK_USAGE", "false")
 os.environ.setdefault("LMCACHE_LOG_LEVEL", "ERROR")
 os.environ.setdefault("MARU_LOG_LEVEL", "INFO")  # Else LMCache's level is ours too.
