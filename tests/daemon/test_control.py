@@ -233,6 +233,13 @@ def test_one_client_cannot_reserve_more_than_its_share(pool: maru.Pool, clock: C
     assert talker.ask(wire.Allocate(0, SIZE, 1))[0].outcomes == [Outcome.RESERVED.value]
 
 
+def test_many_small_chunks_count_as_what_they_take(pool: maru.Pool, clock: Clock) -> None:
+    figures, share = pool.stats(), 0.25
+    talker = Talker(Control(pool, Limits(reserved_share=share), bytes(16), "test", clock))
+    most = share * min(figures["chunks"]["slots"], figures["size_bytes"] // figures["unit_bytes"])
+    assert talker.ask(wire.Allocate(0, 1, 5000))[0].outcomes.count(Outcome.RESERVED.value) == most
+
+
 def test_one_key_gets_no_more_by_opening_more_sessions(pool: maru.Pool, clock: Clock) -> None:
     keys = put_prefix(pool, 4)
     share = 3.5 * SIZE / pool.stats()["size_bytes"]

@@ -312,7 +312,7 @@ class Control:
             if held.outcome is Outcome.FULL:
                 break
             if held.outcome is Outcome.RESERVED:
-                holds.append(self._handed_out(session, Hold(held, request.size)))
+                holds.append(self._handed_out(session, Hold(held, request.size, self._taken(request.size))))
                 offsets += held.offset.to_bytes(8, "little")
             parent = key
         outcomes += [Outcome.FULL.value] * (len(keys) // KEY_BYTES - len(outcomes))
@@ -328,7 +328,7 @@ class Control:
             draft = session.pool.allocate(request.size, device=session.is_mapped)
             if draft is None:
                 break
-            holds.append(self._handed_out(session, Hold(draft, request.size)))
+            holds.append(self._handed_out(session, Hold(draft, request.size, self._taken(request.size))))
             offsets += draft.offset.to_bytes(8, "little")
         missing = request.count - len(holds)
         outcomes = [Outcome.RESERVED.value] * len(holds) + [Outcome.FULL.value] * missing
@@ -381,7 +381,7 @@ class Control:
                     outcome = hold.held.publish(key, namespace, parent, ttl_s)
                 if outcome not in (Outcome.STORED, Outcome.LOST):
                     session.holds[number] = hold  # Still the client's, for another name.
-                    session.reserved_bytes += hold.size_bytes
+                    session.reserved_bytes += hold.taken_bytes
                 elif outcome is Outcome.LOST:
                     hold.held.discard()
             elif hold is not None:
@@ -426,9 +426,15 @@ class Control:
 
     def _reservable(self, session: Session, size: int) -> int:
         """How many more chunks of this size the client may have under way."""
-        room = int(self.limits.reserved_share * self._figures["size_bytes"])
-        room -= sum(one.reserved_bytes for one in self._sessions_of(session))
-        return max(0, min(room // size, wire.HOLDS_MAX - len(session.holds)))
+        share, sessions = self.limits.reserved_share, self._sessions_of(session)
+        room = int(share * self._figures["size_bytes"]) - sum(one.reserved_bytes for one in sessions)
+        slots = int(share * self._figures["chunks"]["slots"]) - sum(len(one.holds) for one in sessions)
+        return max(0, min(room // self._taken(size), slots, wire.HOLDS_MAX - len(session.holds)))
+
+    def _taken(self, size: int) -> int:
+        """What a chunk of so many bytes takes of the pool: the smallest ones take a whole unit too."""
+        unit: int = self._figures["unit_bytes"]
+        return -(-size // unit) * unit
 
     def _sessions_of(self, session: Session) -> list[Session]:
         """All of the same key: who may open a session may open many, and gets no more by it."""

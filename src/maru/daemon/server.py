@@ -12,6 +12,7 @@ Encrypted by CURVE where server keys are given. Without, it listens on this host
 from __future__ import annotations
 
 import logging
+import resource
 import threading
 import time
 from bisect import bisect_left
@@ -106,6 +107,7 @@ class RpcServer:
 
     def start(self) -> None:
         """Listen. Raises BadUrl when the address is taken or not ours."""
+        _allow_files(2 * CONNECTIONS_MAX)
         self._context = zmq.Context()
         self._thread = threading.Thread(target=self._run, args=(self._context,), name="maru-rpc", daemon=True)
         self._thread.start()
@@ -282,6 +284,16 @@ class RpcServer:
             self.counts.bytes_out += size
         except zmq.ZMQError:  # Gone, or it does not read: it will ask again, or not.
             self.counts.dropped += 1
+
+
+def _allow_files(wanted: int) -> None:
+    """As many open files as the host lets us have, up to `wanted`. The 1024 of many a shell are soon used up by those
+    who connect and say nothing; then not even the list of keys can be read, and nobody is served.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def _refuse_open_plain(url: str, is_encrypted: bool, plain: bool) -> None:

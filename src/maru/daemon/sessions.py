@@ -67,6 +67,8 @@ class Hold:
 
     held: core.Reservation | core.Draft
     size_bytes: int
+    taken_bytes: int
+    """Of the pool: whole units."""
 
     @property
     def is_draft(self) -> bool:
@@ -124,14 +126,14 @@ class Session:
     def add_hold(self, hold: Hold) -> int:
         number = self._take_id()
         self.holds[number] = hold
-        self.reserved_bytes += hold.size_bytes
+        self.reserved_bytes += hold.taken_bytes
         return number
 
     def take_hold(self, number: int) -> Hold | None:
         """The hold, once: whoever gets it ends it."""
         hold = self.holds.pop(number, None)
         if hold is not None:
-            self.reserved_bytes -= hold.size_bytes
+            self.reserved_bytes -= hold.taken_bytes
         return hold
 
     def _take_id(self) -> int:
