@@ -12,9 +12,7 @@ reads what the writer's checksum says; bytes that another host will read in plac
 
 from __future__ import annotations
 
-import ctypes
 import time
-from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,17 +22,17 @@ import msgspec
 
 from maru import wire
 from maru.coherence import Memory, hand_out, publishable, show_to_others
+from maru.daemon.parts import KEY_BYTES, fitting, keys_of, one_key_of, parent_of, plain_extents, ttl_of
+from maru.daemon.pool_memory import PoolMemory
 from maru.daemon.sessions import Hold, Lease, Limits, Session
-from maru.errors import BadKey, BadMessage, LeaseEnded, MaruError, PoolBusy, VersionSkew
+from maru.errors import BadMessage, LeaseEnded, MaruError, PoolBusy, VersionSkew
 from maru.native import core
 from maru.pool import Namespace, Outcome, Pool
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-KEY_BYTES = 16
 CHECKSUMS_MAX = 1 << 20
 """Remembered of chunks that were shown to other hosts."""
 OLD_ROWS_MAX = 4
-TTL_S_MAX = 1e9
 
 Body = bytes | memoryview
 Out = Body | list[memoryview]
@@ -190,7 +188,7 @@ class Control:
         if len(self._watches) >= self.limits.watches:
             raise PoolBusy(f"{self.limits.watches} watches are waiting already")
         until_s = self._clock() + request.timeout_s
-        self._watches.append(_Watch(session, peer, request.number, _one_key(body), until_s))
+        self._watches.append(_Watch(session, peer, request.number, one_key_of(body), until_s))
 
     def due(self) -> Iterator[tuple[bytes, wire.Answer]]:
         """(connection, answer) of the watches that have one now."""
@@ -212,20 +210,20 @@ class Control:
     def _register(self, _: Session, request: wire.Register, __: Body) -> tuple[wire.Answer, Body]:
         if len(request.digest) != 16 or len(request.tenant.encode()) > 63:
             raise BadMessage("a namespace is a digest of 16 bytes and a tenant of at most 63")
-        namespace = self.pool._register_namespace(request.digest, request.tenant, _ttl(request.ttl_s))
+        namespace = self.pool._register_namespace(request.digest, request.tenant, ttl_of(request.ttl_s))
         self._namespaces[namespace.id] = namespace
         return wire.Done(request.number, namespace.id), b""
 
     def _lookup(self, _: Session, request: wire.Lookup, body: Body) -> tuple[wire.Answer, Body]:
-        return wire.Done(request.number, self.pool.lookup(_keys(body))), b""
+        return wire.Done(request.number, self.pool.lookup(keys_of(body))), b""
 
     def _find(self, _: Session, request: wire.Find, body: Body) -> tuple[wire.Answer, Body]:
-        keys, exists = _keys(body), self.pool.exists
+        keys, exists = keys_of(body), self.pool.exists
         found = bytes(exists(keys[at : at + KEY_BYTES]) for at in range(0, len(keys), KEY_BYTES))
         return wire.Piece(request.number, core.xxh3_64(found)), found
 
     def _pin(self, session: Session, request: wire.Pin, body: Body) -> tuple[wire.Answer, Body]:
-        keys = _keys(body)
+        keys = keys_of(body)
         if request.bytes_max < 0:
             raise BadMessage(f"at most {request.bytes_max} bytes are not to be had")
         room = int(self.limits.pinned_share * self._figures["size_bytes"])
@@ -235,13 +233,13 @@ class Control:
             raise PoolBusy(f"this client has {wire.HOLDS_MAX} leases already")
         prefix = session.pool.pin(keys)
         while prefix.nbytes > room:
-            fitting = _fitting(prefix, room)
+            count = fitting(prefix, room)
             prefix.release()
-            prefix = session.pool.pin(keys[: fitting * KEY_BYTES])
+            prefix = session.pool.pin(keys[: count * KEY_BYTES])
         if len(prefix) == 0:
             prefix.release()
             return wire.Leased(request.number, 0, 0), b""
-        extents = self._shown(prefix) if session.is_mapped else _plain_extents(prefix)
+        extents = self._shown(prefix) if session.is_mapped else plain_extents(prefix)
         lease = Lease(prefix, prefix.nbytes)
         return wire.Leased(request.number, session.add_lease(lease), len(prefix)), extents
 
@@ -294,19 +292,25 @@ class Control:
     # What is stored
 
     def _reserve(self, session: Session, request: wire.Reserve, body: Body) -> tuple[wire.Answer, Body]:
-        keys = _keys(body)
+        keys = keys_of(body)
         self._refuse_size(request.size)
         if not 0 < request.deadline_s <= 600:
             raise BadMessage("a reservation's deadline is above 0 and at most 600 seconds")
         count = min(len(keys) // KEY_BYTES, self._reservable(session, request.size))
-        namespace, parent = self._namespace(request.namespace), _parent(request.parent)
+        namespace, parent, ttl_s = self._namespace(request.namespace), parent_of(request.parent), ttl_of(request.ttl_s)
         outcomes: list[int] = []
         holds: list[int] = []
         offsets = bytearray()
         for at in range(count):
             key = keys[at * KEY_BYTES : at * KEY_BYTES + KEY_BYTES]
             held = session.pool.reserve(
-                key, request.size, namespace, parent, _ttl(request.ttl_s), request.deadline_s, device=session.is_mapped
+                key,
+                request.size,
+                namespace,
+                parent,
+                ttl_of(request.ttl_s),
+                request.deadline_s,
+                device=session.is_mapped,
             )
             outcomes.append(held.outcome.value)
             if held.outcome is Outcome.FULL:
@@ -367,10 +371,10 @@ class Control:
         return wire.Outcomes(request.number, outcomes), b""
 
     def _publish(self, session: Session, request: wire.Publish, body: Body) -> tuple[wire.Answer, Body]:
-        keys = _keys(body)
+        keys = keys_of(body)
         if len(keys) != KEY_BYTES * len(request.holds):
             raise BadMessage(f"{len(request.holds)} drafts need as many keys, not {len(keys) // KEY_BYTES}")
-        namespace, parent, ttl_s = self._namespace(request.namespace), _parent(request.parent), _ttl(request.ttl_s)
+        namespace, parent, ttl_s = self._namespace(request.namespace), parent_of(request.parent), ttl_of(request.ttl_s)
         outcomes = []
         for at, number in enumerate(request.holds):
             key = keys[at * KEY_BYTES : at * KEY_BYTES + KEY_BYTES]
@@ -406,7 +410,7 @@ class Control:
         return wire.Done(request.number, count), b""
 
     def _remove(self, _: Session, request: wire.Remove, body: Body) -> tuple[wire.Answer, Body]:
-        return wire.Done(request.number, int(self.pool.remove(_one_key(body)))), b""
+        return wire.Done(request.number, int(self.pool.remove(one_key_of(body)))), b""
 
     def _stats(self, _: Session, request: wire.Stats, __: Body) -> tuple[wire.Answer, Body]:
         text = msgspec.json.encode(self.pool.stats())
@@ -445,67 +449,3 @@ class Control:
     def _refuse_size(self, size: int) -> None:
         if not 0 < size <= self._figures["slab_bytes"]:
             raise BadMessage(f"a chunk of {size} bytes does not fit this pool's slabs of {self._figures['slab_bytes']}")
-
-
-class PoolMemory:
-    """The pool's bytes as this host's processes see them."""
-
-    def __init__(self, pool: Pool) -> None:
-        address, _, size = pool._data_range()
-        self._bytes = _memory_at(address, size)
-
-    def view(self, offset: int, size: int) -> memoryview:
-        return self._bytes[offset : offset + size]
-
-    def store(self, offset: int, data: Body) -> None:
-        core.stream_copy(self.view(offset, len(data)), data)
-
-    def flush(self, offset: int, size: int) -> None:
-        core.flush_lines(self.view(offset, size))
-
-
-def _memory_at(address: int, size: int) -> memoryview:
-    return memoryview((ctypes.c_uint8 * size).from_address(address)).cast("B")
-
-
-def _keys(body: Body) -> bytes:
-    if len(body) % KEY_BYTES or len(body) > wire.KEYS_MAX * KEY_BYTES:
-        raise BadKey(f"keys are n x 16 bytes, at most {wire.KEYS_MAX:,} at once; got {len(body):,} bytes")
-    return bytes(body)
-
-
-def _one_key(body: Body) -> bytes:
-    if len(body) != KEY_BYTES:
-        raise BadKey(f"one key is 16 bytes; got {len(body)}", got_bytes=len(body))
-    return bytes(body)
-
-
-def _parent(parent: bytes) -> bytes | None:
-    if len(parent) not in (0, KEY_BYTES):
-        raise BadKey(f"a parent is a key of 16 bytes; got {len(parent)}", got_bytes=len(parent))
-    return parent or None
-
-
-def _ttl(ttl_s: float | None) -> float | None:
-    if ttl_s is not None and not 0 < ttl_s <= TTL_S_MAX:
-        raise BadMessage(f"a time to live is above 0 and at most {TTL_S_MAX:.0f} seconds")
-    return ttl_s
-
-
-def _fitting(prefix: core.PinnedPrefix, room: int) -> int:
-    """How many leading chunks fit into so many bytes; fewer than there are."""
-    places = memoryview(prefix.extents()).cast("Q")
-    total = 0
-    for at in range(len(prefix)):
-        total += places[2 * at + 1]
-        if total > room:
-            return at
-    return len(prefix) - 1
-
-
-def _plain_extents(prefix: core.PinnedPrefix) -> bytes:
-    """Extents of chunks whose bytes go over the wire: each piece has a checksum of its own."""
-    out = array("Q", bytes(wire.EXTENT_BYTES * len(prefix)))
-    places = array("Q", prefix.extents())
-    out[0::3], out[1::3] = places[0::2], places[1::2]
-    return out.tobytes()
