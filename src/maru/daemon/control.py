@@ -304,13 +304,7 @@ class Control:
         for at in range(count):
             key = keys[at * KEY_BYTES : at * KEY_BYTES + KEY_BYTES]
             held = session.pool.reserve(
-                key,
-                request.size,
-                namespace,
-                parent,
-                ttl_of(request.ttl_s),
-                request.deadline_s,
-                device=session.is_mapped,
+                key, request.size, namespace, parent, ttl_s, request.deadline_s, device=session.is_mapped
             )
             outcomes.append(held.outcome.value)
             if held.outcome is Outcome.FULL:
