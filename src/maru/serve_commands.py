@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import ssl
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +15,10 @@ from maru.config import redact
 from maru.errors import MaruError
 from maru.terminal import complain, config_of, print_json
 
+if TYPE_CHECKING:
+    from maru.daemon.peers import PeerSettings
+
+REGISTRY_VARIABLE, TOKEN_VARIABLE = "MARU_REGISTRY", "MARU_PEER_TOKEN"
 SERVE_MODULES = frozenset({"cryptography", "msgspec", "prometheus_client", "starlette", "uvicorn", "zmq"})
 
 
@@ -43,6 +49,23 @@ def serve(
     chunk_tokens: Annotated[
         int, typer.Option("--chunk-tokens", min=0, help="Tokens in a chunk, if all engines agree: told in KV events.")
     ] = 0,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option("--peer", metavar="NAME=URL", help="Another daemon's http(s) address, to show; may be repeated."),
+    ] = None,
+    peer_ca: Annotated[
+        Path | None, typer.Option("--peer-ca", metavar="FILE", help="Certificates to trust, of peers by https.")
+    ] = None,
+    registry: Annotated[
+        str,
+        typer.Option(
+            "--registry",
+            metavar="URL",
+            envvar=REGISTRY_VARIABLE,
+            show_default=False,
+            help="Valkey or Redis where daemons find each other: redis://HOST:PORT. A password goes into the variable.",
+        ),
+    ] = "",
     lease_s: Annotated[
         float, typer.Option("--lease", min=2, max=300, help="Seconds after which a silent host has given back all.")
     ] = 10.0,
@@ -86,7 +109,8 @@ def serve(
         endpoint, _, replay = kv_events.partition(",")
         events = EventSettings(endpoint, replay or _next_port(endpoint), chunk_tokens=chunk_tokens)
     limits = Limits(lease_s=lease_s, guard_s=min(1.0, lease_s / 4))
-    daemon = Daemon(ServeConfig(url, listen, plain, keys, web, events, limits))
+    found = _peers(peer or [], peer_ca, registry)
+    daemon = Daemon(ServeConfig(url, listen, plain, keys, web, events, limits, found))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         with daemon:
@@ -106,6 +130,17 @@ def serve(
             raise MaruError(f"nothing more to serve: {daemon.is_ready()[1]}")
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
+
+
+def _peers(named: list[str], ca: Path | None, registry: str) -> PeerSettings:
+    from maru.daemon.peers import PeerAddress, PeerSettings
+
+    try:
+        peers = tuple(PeerAddress(name, url) for name, _, url in (text.partition("=") for text in named))
+        context = ssl.create_default_context(cafile=str(ca)) if ca else None
+        return PeerSettings(peers, os.environ.get(TOKEN_VARIABLE, ""), context, registry)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(f"--peer: {error}") from None
 
 
 def _next_port(endpoint: str) -> str:

@@ -21,6 +21,8 @@ from maru.credentials import Authorised, load_certificate, load_server_keys, sec
 from maru.daemon.control import Control
 from maru.daemon.facts import DaemonIdentity, Histogram, LeaseFigures, PeerFigures, RpcFigures
 from maru.daemon.kv_publisher import EventPublisher, EventSettings
+from maru.daemon.peers import NamedPeers, PeerSettings, PeerWatch, Source
+from maru.daemon.registry import Registry
 from maru.daemon.server import SECONDS_BOUNDS, RpcServer
 from maru.daemon.sessions import Limits
 from maru.daemon.web import WebServer, make_app
@@ -46,6 +48,8 @@ class ServeConfig:
     events: EventSettings | None = None
     """Where KV events go for routers; None: nowhere."""
     limits: Limits = field(default_factory=Limits)
+    peers: PeerSettings = field(default_factory=PeerSettings)
+    """Other daemons."""
 
 
 class Daemon:
@@ -66,6 +70,7 @@ class Daemon:
             self.rpc_server = RpcServer(self.control, config.rpc_url, keys, authorised, config.plain)
             self.web_server = WebServer(make_app(self, web), web) if web else None
             self.events: EventPublisher | None = None
+            self.peer_watch = PeerWatch([])
             self._keys, self._authorised = keys, authorised
         except BaseException:
             self.pool.close()
@@ -81,6 +86,8 @@ class Daemon:
                 self.events.start()
             if self.web_server:
                 self.web_server.start()
+            self.peer_watch = PeerWatch(self._peer_sources())
+            self.peer_watch.start()
         except BaseException:
             self.stop()
             raise
@@ -97,6 +104,7 @@ class Daemon:
 
     def stop(self) -> None:
         """End all parts. Idempotent."""
+        self.peer_watch.stop()
         if self.web_server:
             self.web_server.stop()
         if self.events:
@@ -118,6 +126,16 @@ class Daemon:
         secure = None if keys is None else lambda socket: secure_server(socket, keys)
         context = self.rpc_server.context
         return EventPublisher(self.pool, settings, context, secure, self.config.plain, self._authorised)
+
+    def _peer_sources(self) -> list[Source]:
+        settings, found = self.config.peers, list[Source]()
+        if settings.peers:
+            found.append(NamedPeers(settings))
+        if settings.registry:
+            web_url = _for_others(self.web_server.url) if self.web_server else ""
+            rpc_url = _for_others(self.rpc_server.url)
+            found.append(Registry(settings.registry, self.identity.name, web_url, rpc_url, list(self.pools)))
+        return found
 
     # What it tells its web face
 
@@ -157,7 +175,7 @@ class Daemon:
         ]
 
     def peers(self) -> Sequence[PeerFigures]:
-        return []
+        return self.peer_watch.figures()
 
     def is_ready(self) -> tuple[bool, str]:
         if not self.rpc_server.is_alive:
@@ -175,3 +193,10 @@ def _with_credentials(web: WebSettings, keys: Path, authorised: Authorised) -> W
     except CredentialNotFound:
         return web
     return replace(web, certificate=certificate.server_pem, key=certificate.server_pem)
+
+
+def _for_others(url: str) -> str:
+    """Where others may try to reach what listens at every address of this host: by its name."""
+    for anywhere in ("//0.0.0.0:", "//[::]:"):
+        url = url.replace(anywhere, f"//{platform.node()}:")
+    return url
