@@ -76,7 +76,7 @@ def scene(pool_url: str, tmp_path: Path) -> Iterator[Scene]:
     url = pool_url.partition("?")[0] + f"?size=64MiB&slots=2048&processes=32&data={tmp_path}/data"
     keys = tmp_path / "keys"
     credentials.generate_server(keys)
-    for name in ("far", "third"):
+    for name in ("far", "third", "fourth"):
         credentials.generate_client(keys, name)
     with hosts("first", "far", "third") as (first, *others), maru.Pool.create(url) as pool:
         more = ("--lease", str(LEASE_S), "--keys", str(keys), "--http", "off")
@@ -205,7 +205,7 @@ def test_a_host_that_dies_without_a_word_gives_everything_back_and_others_are_se
     dying, other = scene.others
     mapped, third = scene.far(dying, "mapped"), scene.far(other, "mapped", "third")
     hide_data(scene)
-    fetching = scene.far(dying, "wire")
+    fetching = scene.far(dying, "wire", "fourth")  # What one key may pin is limited.
     for far in (mapped, fetching):
         assert far.ask("pin", first=FIRST, chunks=len(SIZES)) == len(SIZES)
     fetching.ask("pause_at", request="Write", answers=3)
