@@ -6,13 +6,15 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from serving import IDENTITY, LIMITS, address_of, bytes_for, keys_of, served
+from serving import IDENTITY, LIMITS, Talker, address_of, bytes_for, keys_of, served, until
 
 import maru
 from maru import Outcome, wire
 from maru.client import channel
 from maru.client.remote import RemotePool
+from maru.daemon.checksums import Checksums
 from maru.daemon.control import Control
+from maru.daemon.pool_memory import PoolMemory
 from maru.daemon.server import RpcServer
 from maru.errors import MaruError
 from pools import with_force_gone
@@ -101,3 +103,63 @@ def test_bytes_that_were_damaged_on_the_way_are_never_given_out(pool: maru.Pool)
         with client.pin(bytes(16)) as prefix, pytest.raises(MaruError, match="checksum"):
             _ = prefix.views
     server.stop()
+
+
+@pytest.mark.parametrize("size", [20_000, 3_000_000])
+def test_bytes_that_changed_in_the_pool_since_they_were_sent_are_never_given_out(
+    pool: maru.Pool, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "PIECE_BYTES_MIN", wire.PIECE_BYTES)  # Of a link that is known to be quick.
+    pool.put(bytes(16), bytes_for(1, size))
+    with pool.pin(bytes(16)) as held, served(pool) as server, fetching(server) as client:
+        assert client.get(bytes(16)) == bytes_for(1, size)
+        offset = int.from_bytes(held.extents()[:8], "little")
+        PoolMemory(pool).view(offset, size)[size // 2] ^= 1  # A stray write of somebody's.
+        assert client.get(bytes(16)) is None
+        assert client.failures["bytes_refused"] == 1
+
+
+def test_other_bytes_under_the_same_key_are_given_out_as_they_are(pool: maru.Pool) -> None:
+    with served(pool) as server, fetching(server) as client:
+        for number in range(3):
+            assert pool.put(bytes(16), bytes_for(number)) is Outcome.STORED
+            assert client.get(bytes(16)) == bytes_for(number)
+            assert pool.remove(bytes(16)) or until(lambda: pool.remove(bytes(16)))
+        assert client.failures == {}
+
+
+class Flushing(PoolMemory):
+    """Remembers what was flushed."""
+
+    def __init__(self, pool: maru.Pool) -> None:
+        super().__init__(pool)
+        self.flushed: list[int] = []
+
+    def flush(self, offset: int, size: int) -> None:
+        self.flushed.append(size)
+        super().flush(offset, size)
+
+
+def test_what_was_sent_to_one_host_is_flushed_before_another_reads_it_in_place(pool: maru.Pool) -> None:
+    memory = Flushing(pool)
+    control = Control(pool, LIMITS, bytes(16), "test", memory=memory)
+    pool.put(bytes(16), bytes_for(1))
+    far, mapped = Talker(control), Talker(control, mapped=True)
+    leased, _ = far.ask(wire.Pin(0, 1 << 30), bytes(16))
+    control.answer(far.session, wire.Fetch(9, leased.lease, 0, 1), b"")
+    assert memory.flushed == []
+    for _ in range(2):
+        mapped.ask(wire.Pin(0, 1 << 30), bytes(16))
+        assert memory.flushed == [20_000]
+
+
+def test_a_checksum_is_computed_once_as_long_as_it_is_remembered() -> None:
+    computed: list[int] = []
+
+    def compute() -> int:
+        computed.append(1)
+        return len(computed)
+
+    sums = Checksums(limit=2)
+    assert [sums.of(name, compute) for name in (b"a", b"b", b"a", b"b")] == [1, 2, 1, 2]
+    assert [sums.of(name, compute) for name in (b"c", b"b", b"a")] == [3, 2, 4]

@@ -13,15 +13,16 @@ reads what the writer's checksum says; bytes that another host will read in plac
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from maru import wire
 from maru.coherence import Memory, hand_out, publishable, show_to_others
+from maru.daemon.checksums import Checksums
 from maru.daemon.parts import KEY_BYTES, fitting, keys_of, one_key_of, parent_of, plain_extents, ttl_of
 from maru.daemon.pool_memory import PoolMemory
 from maru.daemon.sessions import Hold, Lease, Limits, Session
@@ -31,7 +32,8 @@ from maru.pool import Namespace, Outcome, Pool
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 CHECKSUMS_MAX = 1 << 20
-"""Remembered of chunks that were shown to other hosts."""
+"""Remembered of chunks that were flushed and shown to other hosts, and as many of pieces that were sent to them. Apart:
+what was sent was not flushed."""
 OLD_ROWS_MAX = 4
 
 Body = bytes | memoryview
@@ -70,7 +72,7 @@ class Control:
         self._memory = memory or PoolMemory(pool)
         self._namespaces: dict[int, Namespace] = {}
         self._watches: list[_Watch] = []
-        self._checksums: OrderedDict[bytes, int] = OrderedDict()
+        self._shown_sums, self._sent_sums = Checksums(CHECKSUMS_MAX), Checksums(CHECKSUMS_MAX)
         self._figures = pool.stats()
         self._host = BOOT_ID.read_text().strip()
         self._meaning: dict[type, Callable[..., tuple[wire.Answer, Out]]] = {
@@ -250,12 +252,7 @@ class Control:
         out = bytearray()
         for at in range(len(prefix)):
             offset, size, stamp = places[2 * at], places[2 * at + 1], stamps[at * 16 : at * 16 + 16]
-            checksum = self._checksums.get(stamp)
-            if checksum is None:
-                checksum = show_to_others(self._memory, offset, size)
-                self._checksums[stamp] = checksum
-                if len(self._checksums) > CHECKSUMS_MAX:
-                    self._checksums.popitem(last=False)
+            checksum = self._shown_sums.of(stamp, partial(show_to_others, self._memory, offset, size))
             for word in (offset, size, checksum):
                 out += word.to_bytes(8, "little")
         return bytes(out)
@@ -268,7 +265,7 @@ class Control:
         if not (0 < request.size <= wire.PIECE_BYTES and 0 <= request.offset <= view.nbytes - request.size):
             raise BadMessage(f"bytes {request.offset} + {request.size} do not lie in a chunk of {view.nbytes}")
         piece = view[request.offset : request.offset + request.size]
-        return wire.Piece(request.number, core.xxh3_64(piece)), piece
+        return wire.Piece(request.number, self._sent_sum(lease, request.chunk, request.offset, piece)), piece
 
     def _fetch(self, session: Session, request: wire.Fetch, _: Body) -> tuple[wire.Answer, Out]:
         lease, end = session.leases.get(request.lease), request.chunk + request.count
@@ -279,7 +276,15 @@ class Control:
         pieces = lease.views[request.chunk : end]
         if sum(piece.nbytes for piece in pieces) > wire.PIECE_BYTES:
             raise BadMessage(f"those chunks have more than {wire.PIECE_BYTES} bytes")
-        return wire.Pieces(request.number, [core.xxh3_64(piece) for piece in pieces]), pieces
+        sums = [self._sent_sum(lease, at, 0, piece) for at, piece in enumerate(pieces, request.chunk)]
+        return wire.Pieces(request.number, sums), pieces
+
+    def _sent_sum(self, lease: Lease, chunk: int, offset: int, piece: memoryview) -> int:
+        """Remembered of pieces as clients cut them, for others may be of any size and number."""
+        if offset % wire.PIECE_BYTES or len(piece) != min(wire.PIECE_BYTES, lease.views[chunk].nbytes - offset):
+            return core.xxh3_64(piece)
+        name = lease.stamps[chunk * 16 : chunk * 16 + 16] + offset.to_bytes(8, "little")
+        return self._sent_sums.of(name, partial(core.xxh3_64, piece))
 
     def _renew(self, session: Session, request: wire.Renew, _: Body) -> tuple[wire.Answer, Body]:
         session.keep_rows(request.rows)

@@ -55,6 +55,11 @@ class Lease:
         """The chunks' bytes, for sending them. Each view holds its chunk by itself, also on its way."""
         return self.prefix.views
 
+    @cached_property
+    def stamps(self) -> bytes:
+        """16 bytes a chunk: other ones as soon as it is another chunk."""
+        return self.prefix._stamps()
+
     def release(self) -> None:
         """Frames that are on their way keep their own views until they are sent."""
         self.__dict__.pop("views", None)
