@@ -452,7 +452,7 @@ def test_nothing_is_shared_without_a_word_for_what_vllm_does_not_tell(url: str) 
         ({"threads": 0}, BadUrl),
         ({"threads": "many"}, BadUrl),
     ],
-    ids=["another host", "a bad size", "no threads", "not a number"],
+    ids=["a bad size", "no threads", "not a number"],
 )
 def test_what_will_never_work_is_refused_at_start(url: str, params: dict[str, Any], error: type[MaruError]) -> None:
     with pytest.raises(error):
