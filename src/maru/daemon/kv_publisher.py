@@ -36,6 +36,7 @@ CHANGES_A_LOOK = 1 << 14
 BUSY_SHARE = 0.1
 """Of one core, at most, for looking at a pool where nothing happens; catching up may take half."""
 STOP_DEADLINE_S = 1.0
+BIND_DEADLINE_S = 1.0
 END_NUMBER = (-1).to_bytes(8, "big", signed=True)
 _POLL_S = 0.05
 _PUB_QUEUE_BATCHES = 1000
@@ -181,13 +182,25 @@ class EventPublisher:
                 socket.maxmsgsize = _REQUEST_BYTES_MAX
             if self._secure is not None:
                 self._secure(socket)
-            socket.bind(endpoint)
+            self._bind_patiently(socket, endpoint)
             return socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
         except zmq.ZMQError as error:
             socket.close(linger=0)
             raise CannotListen(f"cannot send KV events at {endpoint}: {error}", host=_host_of(endpoint)) from None
 
     # ---- the thread ----
+
+    def _bind_patiently(self, socket: Socket, endpoint: str) -> None:
+        """A socket that was closed lets go of its port a moment later. Raises ZMQError."""
+        deadline = time.monotonic() + BIND_DEADLINE_S
+        while True:
+            try:
+                socket.bind(endpoint)
+                return
+            except zmq.ZMQError as error:
+                if error.errno != zmq.EADDRINUSE or time.monotonic() >= deadline:
+                    raise
+            self._stopping.wait(_POLL_S)
 
     def _run(self) -> None:
         try:
