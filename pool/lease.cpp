@@ -13,6 +13,7 @@ constexpr uint64_t kAdoptDeadlineNs = 100 * kMillisecond;
 }  // namespace
 
 bool lease_runs(const Pool& pool, uint32_t process) {
+  if (process >= pool.geometry.process_limit) return false;  // From a slot's word, which may say anything.
   const uint64_t end = pool.processes[process].lease_ns.load();
   if (end == 0) return false;
   const uint64_t now = now_ns();

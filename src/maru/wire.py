@@ -36,6 +36,9 @@ COPIED_BYTES: Final = 64 << 10
 HOLDS_MAX: Final = 1 << 16
 """Leases, and reservations with drafts, of one session."""
 
+STILL_WRITTEN: Final = 2
+"""What a watch says whose time is over."""
+
 EXTENT_BYTES: Final = 24
 """One chunk of a lease in a body: three little-endian u64. Offset in the pool's data, size, XXH3-64 (0: not known)."""
 
@@ -163,7 +166,9 @@ class Remove(Message, tag=14):
 
 
 class Watch(Message, tag=15):
-    """Answer when somebody seals the key (body): Done with 1. With 0 when nobody writes it (any more), or too late."""
+    """Answer when somebody seals the key (body): Done with 1. With 0 when nobody writes it (any more), with
+    STILL_WRITTEN when the time is over.
+    """
 
     timeout_s: float
 

@@ -372,7 +372,7 @@ def test_a_watch_ends_when_nobody_writes_or_its_time_is_over(pool: maru.Pool, co
     held = pool.reserve(bytes(16), SIZE)
     control.watch(talker.session, wire.Watch(6, 10.0), bytes(16), b"peer")
     clock.go(11)
-    assert list(control.due()) == [(b"peer", wire.Done(6, 0))]
+    assert list(control.due()) == [(b"peer", wire.Done(6, wire.STILL_WRITTEN))]
     held.discard()
 
 

@@ -2,8 +2,7 @@
 
 Holds:      a session with a daemon, the connections that its threads use, and the namespaces named there.
 Promises:   a call ends within its deadline, with an answer or with NoDaemon. What was not answered is asked again under
-            the same number, over a new connection, after a pause that grows; the daemon does it once. `asked_twice`
-            tells a caller that another daemon may have done it before, which is then looked up and never assumed.
+            the same number, over a new connection, after a pause that grows; the daemon does it once.
 Leaves:     what is asked to `remote`.
 
 One connection serves one thread at a time, so nothing is locked while bytes travel; a thread that finds none free makes

@@ -183,13 +183,11 @@ class RemoteBatch:
         offsets: list[int],
         size: int,
         keys: bytes,
-        daemon: bytes,
     ) -> None:
         self._pool = pool
         self._outcomes = outcomes
         self._size = size
         self._keys = keys
-        self._daemon = daemon
         self._holds: dict[int, tuple[int, int]] = {}
         """Index in the batch -> (hold, offset)."""
         reserved = [at for at, outcome in enumerate(outcomes) if outcome is Outcome.RESERVED]
@@ -239,7 +237,7 @@ class RemoteBatch:
             with contextlib.suppress(MaruError):
                 self._pool.discard(unwritten)
         if written:
-            sealed = self._pool.seal(written, self._buffers, self._keys, self._daemon)
+            sealed = self._pool.seal(written, self._buffers, self._keys)
             for at, outcome in sealed.items():
                 self._outcomes[at] = outcome
         self._buffers.clear()

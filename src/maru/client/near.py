@@ -10,6 +10,7 @@ Leaves:     bytes and leases to `remote`, what goes the other way to `sender`, e
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING
 
 from maru.client.holds import RemotePrefix
@@ -122,8 +123,9 @@ class NearPool(Pool):
         finally:
             for _, one in held:
                 one.discard()
+        ends = time.monotonic() + self.far.channel.deadline_s  # For all of them together.
         for key in others:
-            super().wait(key, self.far.channel.deadline_s)
+            super().wait(key, max(0.0, ends - time.monotonic()))
         return sealed
 
     def flush(self, timeout_s: float) -> bool:

@@ -33,6 +33,8 @@ MEMORY_BYTES = 1 << 30
 """What a client without mapping fetches at once, unless told otherwise."""
 DOWN_PAUSE_S = 0.25
 """How often a daemon that did not answer is asked again. Meanwhile everything is a miss at once."""
+WATCH_S = 0.5
+"""How long the daemon is asked to wait at a time."""
 _ENDED = (Outcome.STORED, Outcome.LOST)
 _WORLD_FAILED = (MaruError, OSError)
 _CALLER_ERRORS = (BadKey, BadSize, ChunkTooLarge)
@@ -178,9 +180,13 @@ class RemotePool:
 
     def wait(self, key: Body, timeout: float) -> bool:
         """Wait until somebody seals `key` (True) or gives it up (False), at most `timeout` seconds."""
+        packed, ends = self._one(key), time.monotonic() + timeout
         with self._failing_open():
-            answer, _ = self.channel.call(wire.Watch(0, timeout), self._one(key), timeout + self.channel.deadline_s)
-            return bool(answer.value)
+            while True:  # In turns: a daemon that does not answer for as long as one of them is taken for gone.
+                turn_s = min(WATCH_S, max(0.0, ends - time.monotonic()))
+                answer, _ = self.channel.call(wire.Watch(0, turn_s), packed)
+                if answer.value != wire.STILL_WRITTEN or time.monotonic() >= ends:
+                    return bool(answer.value == 1)
         return False
 
     def stats(self) -> dict[str, Any]:
@@ -252,14 +258,13 @@ class RemotePool:
         packed = self._packed(keys)
         self._refuse_size(size)
         count = len(packed) // KEY_BYTES
-        daemon = self.channel.daemon
         with self._failing_open():
             request = wire.Reserve(0, size, namespace.id if namespace else 0, parent or b"", ttl, deadline)
             answer, body = self.channel.call(request, packed)
             outcomes = [Outcome(value) for value in answer.outcomes]
             offsets = list(memoryview(bytes(body)).cast("Q"))
-            return RemoteBatch(self, outcomes, answer.holds, offsets, size, packed, daemon)
-        return RemoteBatch(self, [Outcome.BUSY] * count, [], [], size, packed, daemon)
+            return RemoteBatch(self, outcomes, answer.holds, offsets, size, packed)
+        return RemoteBatch(self, [Outcome.BUSY] * count, [], [], size, packed)
 
     def allocate(self, size: int, count: int) -> RemoteDrafts:
         """Memory for `count` chunks of `size` bytes that get their names later; fewer when there is no room for all.
@@ -292,9 +297,9 @@ class RemotePool:
             raise MaruError("a piece came over the wire that is not what its checksum is of")
 
     def seal(
-        self, holds: dict[int, tuple[int, int]], buffers: dict[int, memoryview], keys: bytes, daemon: bytes
+        self, holds: dict[int, tuple[int, int]], buffers: dict[int, memoryview], keys: bytes
     ) -> dict[int, Outcome]:
-        """Send what was written, and publish it: one outcome an index of `holds`. LOST where that cannot be known."""
+        """Send what was written, and publish it: one outcome an index of `holds`. What is LOST is not there."""
         outcomes = [Outcome.LOST] * len(holds)
         with self._failing_open():
             checksums = self._written(holds, buffers)
@@ -302,7 +307,7 @@ class RemotePool:
                 answer, _ = self.channel.call(wire.Seal(0, [hold for hold, _ in holds.values()], checksums))
                 outcomes = [Outcome(value) for value in answer.outcomes]
         theirs = b"".join(keys[at * KEY_BYTES : (at + 1) * KEY_BYTES] for at in holds)
-        return dict(zip(holds, self._looked_up(outcomes, theirs, daemon), strict=True))
+        return dict(zip(holds, self._looked_up(outcomes, theirs), strict=True))
 
     def _written(self, holds: dict[int, tuple[int, int]], buffers: dict[int, memoryview]) -> list[int] | None:
         """Bytes brought to where they were reserved; their checksums, if it was done in place. None: held no more."""
@@ -316,15 +321,14 @@ class RemotePool:
             return None
         return [write_for_others(self.memory, offset, buffers[at]) for at, (_, offset) in holds.items()]
 
-    def _looked_up(self, outcomes: list[Outcome], keys: bytes, daemon: bytes) -> list[Outcome]:
-        """When another daemon answered last, the one that was asked may have published all the same."""
-        if self.channel.daemon == daemon:
-            return outcomes
-        there = self.find(keys)
-        return [
-            Outcome.EXISTS if outcome is Outcome.LOST and is_there else outcome
-            for outcome, is_there in zip(outcomes, there, strict=True)
-        ]
+    def _looked_up(self, outcomes: list[Outcome], keys: bytes) -> list[Outcome]:
+        """What seems lost may be there all the same: done by a daemon that died, or forgot us, before it said so."""
+        lost = [at for at, outcome in enumerate(outcomes) if outcome is Outcome.LOST]
+        if lost:
+            there = self.find(b"".join(keys[at * KEY_BYTES : (at + 1) * KEY_BYTES] for at in lost))
+            for at, is_there in zip(lost, there, strict=True):
+                outcomes[at] = Outcome.EXISTS if is_there else Outcome.LOST
+        return outcomes
 
     def publish(
         self,
@@ -339,7 +343,6 @@ class RemotePool:
         outcomes = [Outcome.LOST] * len(drafts)
         if not drafts:
             return outcomes
-        daemon = self.channel.daemon
         holds = dict(enumerate(drafts))
         with self._failing_open():
             checksums = self._written(holds, dict(enumerate(data)))
@@ -351,7 +354,7 @@ class RemotePool:
                 outcomes = [Outcome(value) for value in answer.outcomes]
                 kept = [hold for (hold, _), outcome in zip(drafts, outcomes, strict=True) if outcome not in _ENDED]
                 self.discard(kept)
-        return self._looked_up(outcomes, keys, daemon)
+        return self._looked_up(outcomes, keys)
 
     def discard(self, holds: list[int]) -> None:
         """Give reservations back."""

@@ -173,10 +173,10 @@ class Control:
         changes = isinstance(request, wire.CHANGES_THE_POOL)
         if changes and (known := session.answered(request.number)) is not None:
             return known
-        try:
-            answer, out = self._meaning[type(request)](session, request, body)
-        except KeyError:
-            raise BadMessage(f"{type(request).__name__} is nothing to ask") from None
+        meaning = self._meaning.get(type(request))
+        if meaning is None:
+            raise BadMessage(f"{type(request).__name__} is nothing to ask here")
+        answer, out = meaning(session, request, body)
         if changes:
             assert not isinstance(out, list)
             session.remember(request.number, answer, bytes(out), self.limits)
@@ -198,11 +198,15 @@ class Control:
             return
         now, waiting = self._clock(), []
         for watch in self._watches:
-            sealed = self.pool.exists(watch.key)
-            if not sealed and now < watch.deadline_s and self.pool.being_written(watch.key):
-                waiting.append(watch)
+            is_written = self.pool.being_written(watch.key)  # Before the look: a seal between the two is seen.
+            if self.pool.exists(watch.key):
+                yield watch.peer, wire.Done(watch.number, 1)
+            elif not is_written:
+                yield watch.peer, wire.Done(watch.number, 0)
+            elif now >= watch.deadline_s:
+                yield watch.peer, wire.Done(watch.number, wire.STILL_WRITTEN)
             else:
-                yield watch.peer, wire.Done(watch.number, int(sealed or self.pool.exists(watch.key)))
+                waiting.append(watch)
         self._watches = waiting
 
     @property
