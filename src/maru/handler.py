@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 
 from maru.address import Address, read_address
 from maru.attachment import Attachment, Page, refuse_small_slabs
-from maru.client.opening import open_pool
+from maru.client.opening import open_pool, reopened, settled
 from maru.config import redact
 from maru.errors import MaruError
 from maru.handler_config import MaruConfig, show_log
 from maru.handler_stats import Allocator, RegionManager, handler_stats
-from maru.pool import Outcome, Pool
+from maru.pool import Outcome
 from maru.string_keys import KEY_BYTES, Lookups, pack_keys
 
 __all__ = ["AllocHandle", "MaruConfig", "MaruHandle", "MaruHandler", "MemoryInfo"]
@@ -130,7 +130,7 @@ class MaruHandler:
         if not config.populate and "populate=" not in address.url:
             address = replace(address, url=_with(address.url, "populate=off"))
         pool = open_pool(address, config.timeout_ms / 1000)
-        self._address = replace(address, url=pool.config.url)
+        self._address = settled(address, pool)
         try:
             refuse_small_slabs(pool, config.chunk_size_bytes)
             attached = Attachment(pool, address)
@@ -169,7 +169,7 @@ class MaruHandler:
                 return self._attached or dead
             self._next_attempt_s = time.monotonic() + REATTACH_PAUSE_S
             try:
-                fresh = Attachment(self._pool_again(self._address), self._address)
+                fresh = Attachment(reopened(self._address, self._config.timeout_ms / 1000), self._address)
             except (MaruError, OSError) as error:
                 self._log_once("the pool was destroyed; everything is a miss until there is one again", error)
                 return dead
@@ -179,9 +179,6 @@ class MaruHandler:
             _log.warning("attached to %s again", fresh.pool.config.url)
         self._tell_regions()
         return fresh
-
-    def _pool_again(self, address: Address) -> Pool:
-        return open_pool(address, self._config.timeout_ms / 1000) if address.daemon else Pool.attach(address.url)
 
     def _log_once(self, what: str, error: Exception) -> None:
         kind = f"{what} {type(error).__name__}"

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from maru.address import read_address
 from maru.attachment import refuse_small_slabs
-from maru.client.opening import open_pool
+from maru.client.opening import open_pool, reopened, settled
 from maru.config import format_size, redact
 from maru.errors import MaruError
 from maru.native import core
@@ -65,7 +65,9 @@ class PoolCopies:
         Raises BadUrl, NoDaemon, ChunkTooLarge, and all that Pool.open and Pool.namespace raise.
         """
         self.address = read_address(address, size_bytes, chunk_bytes)
-        self._attached = self._attach(open_pool(self.address), chunk_bytes)
+        pool = open_pool(self.address)
+        self.address = settled(self.address, pool)
+        self._attached = self._attach(pool, chunk_bytes)
         self.lookups = Lookups(lookups_remembered)
         self.counters = CopyCounters()
         self._lock = threading.Lock()
@@ -90,8 +92,7 @@ class PoolCopies:
                 return self._attached
             self._next_attempt_s = time.monotonic() + REATTACH_PAUSE_S
             try:
-                again = open_pool(self.address) if self.address.daemon else Pool.attach(self.address.url)
-                self._attached = self._attach(again, 0)
+                self._attached = self._attach(reopened(self.address), 0)
             except (MaruError, OSError):
                 return attached
             self._logged.clear()

@@ -18,7 +18,7 @@ import maru
 from maru import MaruConfig, MaruHandler, Outcome
 from maru.address import read_address
 from maru.client.near import NearPool
-from maru.client.opening import open_pool
+from maru.client.opening import open_pool, settled
 from maru.config import shared_memory_root
 from maru.daemon.server import RpcServer
 from maru.errors import NoDaemon, PoolBusy
@@ -213,6 +213,19 @@ def test_where_no_daemon_listens_a_loopback_address_is_the_default_pool(
     found = open_pool(read_address("maru://127.0.0.1:1?pool_size=8M"), deadline_s=0.2)
     assert found.config.name == name
     found.close()
+
+
+def test_what_is_attached_to_again_is_the_pool_and_not_the_daemon(far: maru.Pool, server: RpcServer) -> None:
+    """A pool of this host that was destroyed is looked for by its name: nobody waits for a daemon on the way."""
+    address = read_address(address_of(server) + "?populate=off")
+    found = open_pool(address)
+    again = settled(address, found)
+    assert (again.daemon, again.pool.name, again.pool.populate) == ("", far.config.name, False)
+    found.close()
+    with near_pool(server, "wire") as near:
+        assert settled(address, near) == address
+    direct = read_address(f"maru:///{far.config.name}?populate=off")
+    assert settled(direct, far) == direct
 
 
 def test_elsewhere_without_a_daemon_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

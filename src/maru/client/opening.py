@@ -5,6 +5,8 @@ Loads nothing of the network before an address asks for it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from maru.address import Address
 from maru.config import redact
 from maru.errors import NoDaemon
@@ -48,3 +50,23 @@ def open_pool(address: Address, deadline_s: float = 5.0, near: bool = True) -> P
     except BaseException:
         found.close()
         raise
+
+
+def settled(address: Address, pool: Pool) -> Address:
+    """What to attach to again when this pool was destroyed and somebody made it anew.
+
+    A pool of this host by its name, without asking a daemon on the way; a near pool as it was found.
+    """
+    if not address.daemon or type(pool) is not Pool:
+        return address
+    url = (
+        pool.config.url
+        if address.pool.populate
+        else f"{pool.config.url}{'&' if '?' in pool.config.url else '?'}populate=off"
+    )
+    return replace(address, url=url, daemon="", needs_daemon=False)
+
+
+def reopened(address: Address, deadline_s: float = 5.0) -> Pool:
+    """Attach to the pool of a settled address, as soon as there is one. Raises as Pool.attach and open_pool."""
+    return open_pool(address, deadline_s) if address.daemon else Pool.attach(address.url)
