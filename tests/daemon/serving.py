@@ -16,9 +16,11 @@ from dataclasses import dataclass
 
 import maru
 from maru import wire
+from maru.client.remote import RemotePool
 from maru.daemon.control import Control
 from maru.daemon.server import RpcServer
 from maru.daemon.sessions import Limits, Session
+from pools import with_force_gone
 
 CHUNK_TOKENS = 16
 LIMITS = Limits(lease_s=4.0, guard_s=0.5)
@@ -77,6 +79,23 @@ def served(pool: maru.Pool, limits: Limits = LIMITS, url: str = "tcp://127.0.0.1
         yield server
     finally:
         server.stop()
+
+
+def remote(server: RpcServer, way: str, **more: object) -> RemotePool:
+    found = maru.connect(address_of(server), mode=way, **more)  # type: ignore[arg-type]
+    assert isinstance(found, RemotePool)
+    assert found.kind == way
+    return found
+
+
+@contextmanager
+def roomy(pool_url: str) -> Iterator[maru.Pool]:
+    """A pool whose slabs hold chunks of several pieces."""
+    url = pool_url.partition("?")[0] + "?size=64MiB&slots=2048&processes=32"
+    with maru.Pool.create(url) as fresh:
+        assert fresh.wait_ready(20)
+        yield fresh
+    with_force_gone(url)
 
 
 def address_of(server: RpcServer) -> str:

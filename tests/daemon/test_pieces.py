@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from serving import IDENTITY, LIMITS, Talker, address_of, bytes_for, keys_of, served, until
+from serving import IDENTITY, LIMITS, Talker, address_of, bytes_for, keys_of, roomy, served, until
 
 import maru
 from maru import Outcome, wire
@@ -17,17 +17,12 @@ from maru.daemon.control import Control
 from maru.daemon.pool_memory import PoolMemory
 from maru.daemon.server import RpcServer
 from maru.errors import MaruError
-from pools import with_force_gone
 
 
 @pytest.fixture
 def pool(pool_url: str) -> Iterator[maru.Pool]:
-    """A pool whose slabs hold chunks of several pieces."""
-    url = pool_url.partition("?")[0] + "?size=64MiB&slots=2048&processes=32"
-    with maru.Pool.create(url) as fresh:
-        assert fresh.wait_ready(20)
+    with roomy(pool_url) as fresh:
         yield fresh
-    with_force_gone(url)
 
 
 def fetching(server: RpcServer) -> RemotePool:

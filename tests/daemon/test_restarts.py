@@ -9,18 +9,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from serving import IDENTITY, LIMITS, address_of, bytes_for, keys_of, served, until
+from serving import IDENTITY, LIMITS, bytes_for, keys_of, remote, roomy, served, until
 
 import maru
 from maru import Outcome
 from maru.client import channel
-from maru.client.remote import RemotePool
 from maru.daemon.control import Control
 from maru.daemon.server import RpcServer
 from maru.errors import (
     LeaseEnded,
 )
-from pools import with_force_gone
 
 SIZES = [20_000, 20_000, 5, 3_000_000, 3_000_000, 20_000]
 WAYS = ("wire", "mapped")
@@ -28,19 +26,8 @@ WAYS = ("wire", "mapped")
 
 @pytest.fixture
 def pool(pool_url: str) -> Iterator[maru.Pool]:
-    """A pool whose slabs hold chunks of several pieces."""
-    url = pool_url.partition("?")[0] + "?size=64MiB&slots=2048&processes=32"
-    with maru.Pool.create(url) as fresh:
-        assert fresh.wait_ready(20)
+    with roomy(pool_url) as fresh:
         yield fresh
-    with_force_gone(url)
-
-
-def remote(server: RpcServer, way: str, **more: object) -> RemotePool:
-    found = maru.connect(address_of(server), mode=way, **more)  # type: ignore[arg-type]
-    assert isinstance(found, RemotePool)
-    assert found.kind == way
-    return found
 
 
 @pytest.mark.parametrize("way", WAYS)

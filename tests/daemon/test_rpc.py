@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import zmq
-from serving import IDENTITY, LIMITS, address_of, bytes_for, keys_of, served
+from serving import IDENTITY, LIMITS, address_of, bytes_for, keys_of, remote, roomy, served
 
 import maru
 from maru import Outcome, wire
@@ -32,7 +32,6 @@ from maru.errors import (
     VersionSkew,
 )
 from maru.native import core
-from pools import with_force_gone
 
 SIZES = [20_000, 20_000, 5, 3_000_000, 3_000_000, 20_000]
 WAYS = ("wire", "mapped")
@@ -40,25 +39,14 @@ WAYS = ("wire", "mapped")
 
 @pytest.fixture
 def pool(pool_url: str) -> Iterator[maru.Pool]:
-    """A pool whose slabs hold chunks of several pieces."""
-    url = pool_url.partition("?")[0] + "?size=64MiB&slots=2048&processes=32"
-    with maru.Pool.create(url) as fresh:
-        assert fresh.wait_ready(20)
+    with roomy(pool_url) as fresh:
         yield fresh
-    with_force_gone(url)
 
 
 @pytest.fixture(params=WAYS)
 def client(request: pytest.FixtureRequest, pool: maru.Pool) -> Iterator[RemotePool]:
     with served(pool) as server, remote(server, request.param) as found:
         yield found
-
-
-def remote(server: RpcServer, way: str, **more: object) -> RemotePool:
-    found = maru.connect(address_of(server), mode=way, **more)  # type: ignore[arg-type]
-    assert isinstance(found, RemotePool)
-    assert found.kind == way
-    return found
 
 
 def holds_nothing(pool: maru.Pool) -> bool:

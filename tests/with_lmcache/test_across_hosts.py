@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from hosts import HIDING, Far, Host, hosts, why_not
+from serving import Served, serve_process, until
 
 import maru
 from maru.credentials import generate_client, generate_server
@@ -25,24 +21,9 @@ TOKENS = 32 * 20
 START_S = 120.0
 
 
-@contextmanager
-def serving(host: Host, pool_url: str, keys: Path) -> Iterator[str]:
-    """`maru serve` on a host, encrypted: its address."""
-    words = ["serve", pool_url, "--listen", f"tcp://{host.address}:0", "--http", "off", "--keys", str(keys), "--json"]
-    process = subprocess.Popen([*host.inside, sys.executable, "-m", "maru", *words], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        text = ""
-        while not text.rstrip().endswith("}"):
-            line = process.stdout.readline()
-            assert line, "maru serve ended"
-            text += line
-        yield json.loads(text)["rpc"].replace("tcp://", "maru://")
-    finally:
-        process.kill()
-        process.wait(START_S)
-        assert process.stdout is not None
-        process.stdout.close()
+def daemon_on(host: Host, pool_url: str, keys: Path) -> AbstractContextManager[Served]:
+    """`maru serve` on a host, encrypted."""
+    return serve_process(pool_url, "--keys", str(keys), listen=f"tcp://{host.address}:0", inside=host.inside)
 
 
 def engine_on(host: Host, path: str) -> Far:
@@ -59,14 +40,12 @@ def test_what_lmcache_stores_on_one_host_it_retrieves_on_another(pool_name: str,
     pool_url = f"maru:///{pool_name}?size=64MiB"
     _, client_key = generate_client(keys, "node")
     try:
-        with hosts("first", "second") as (first, second), serving(first, pool_url, keys) as address:
-            path = f"{address}?key={client_key}&pool_size=32M"
+        with hosts("first", "second") as (first, second), daemon_on(first, pool_url, keys) as served:
+            path = f"{served.address}?key={client_key}&pool_size=32M"
             writer = engine_on(second, path)
             writer.ask("store", START_S, prompt=7, count=TOKENS)
             with maru.Pool.attach(pool_url) as pool:
-                ends = time.monotonic() + START_S
-                while pool.stats()["chunks"]["sealed"] < TOKENS // 32 and time.monotonic() < ends:
-                    threading.Event().wait(0.05)
+                assert until(lambda: pool.stats()["chunks"]["sealed"] == TOKENS // 32, START_S)
             writer.kill()  # Its near pool goes with its /dev/shm.
             reader = engine_on(second, path)
             assert reader.ask("lookup", START_S, prompt=7, count=TOKENS) == TOKENS

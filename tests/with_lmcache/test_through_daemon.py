@@ -5,19 +5,14 @@ Peers name near pools of their own, as hosts of their own would have.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
 from lmcache.v1.cache_engine import LMCacheEngineBuilder
 from peer import CHUNK_TOKENS, Peer
 from remote_settings import published
+from serving import serve_process, until
 from test_remote_door import engine_of, kv_of, retrieved
 
 import maru
@@ -29,41 +24,10 @@ WAYS = ("local", "mapped", "wire")
 START_DEADLINE_S = 60
 
 
-@contextmanager
-def serving(pool_url: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`maru serve` in a process of its own: its address."""
-    command = [
-        sys.executable,
-        "-m",
-        "maru",
-        "serve",
-        pool_url,
-        "--listen",
-        "tcp://127.0.0.1:0",
-        "--http",
-        "off",
-        "--json",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        text = ""
-        while not text.rstrip().endswith("}"):
-            line = process.stdout.readline()
-            assert line, "maru serve ended"
-            text += line
-        yield json.loads(text)["rpc"].replace("tcp://", "maru://"), process
-    finally:
-        process.kill()
-        process.wait(START_DEADLINE_S)
-        assert process.stdout is not None
-        process.stdout.close()
-
-
 @pytest.fixture
 def daemon(pool_name: str) -> Iterator[str]:
-    with serving(f"maru:///{pool_name}?size=64MiB") as (address, _):
-        yield address
+    with serve_process(f"maru:///{pool_name}?size=64MiB") as served:
+        yield served.address
 
 
 @pytest.fixture
@@ -80,18 +44,10 @@ def near_name(pool_name: str) -> Iterator[Callable[[str], str]]:
         with_force_gone(f"maru:///{one}")
 
 
-def until(condition: Callable[[], bool]) -> bool:
-    """Ask again until it is so."""
-    ends, pause = time.monotonic() + START_DEADLINE_S, threading.Event()
-    while not (answer := condition()) and time.monotonic() < ends:
-        pause.wait(0.05)
-    return answer
-
-
 def sent(pool_name: str, chunks: int) -> bool:
     """Did so many chunks arrive in the daemon's pool?"""
     with maru.Pool.attach(f"maru:///{pool_name}") as pool:
-        return until(lambda: pool.stats()["chunks"]["sealed"] >= chunks)
+        return until(lambda: pool.stats()["chunks"]["sealed"] >= chunks, START_DEADLINE_S)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -135,28 +91,20 @@ def test_remote_storage_works_through_a_daemon(
 
 def test_a_daemon_that_is_killed_costs_hits_and_comes_back(pool_name: str, near_name: Callable[[str], str]) -> None:
     pool_url = f"maru:///{pool_name}?size=64MiB"
-    with serving(pool_url) as (address, process):
+    with serve_process(pool_url) as served:
+        address = served.address
         writer = Peer.take(f"{address}/{near_name('a')}?mode=wire")
         reader = Peer.take(f"{address}/{near_name('b')}?mode=wire")
         try:
             assert writer.put([1], [CHUNK_TOKENS]) == [True]
             assert sent(pool_name, 1)
-            process.kill()
-            process.wait(START_DEADLINE_S)
+            served.kill()
             assert reader.get([1], how="single") == [None]  # A miss, in time.
             assert writer.get([1], how="single") == [FULL]  # Its own host's pool knows.
             assert writer.put([2], [CHUNK_TOKENS]) == [True]
-            listen = address.replace("maru://", "tcp://")
-            again = subprocess.Popen(
-                [sys.executable, "-m", "maru", "serve", pool_url, "--listen", listen, "--http", "off"],
-                stdout=subprocess.DEVNULL,
-            )
-            try:
+            with serve_process(pool_url, listen=served.rpc):
                 assert sent(pool_name, 2)  # What was stored meanwhile arrives.
-                assert until(lambda: reader.get([1, 2], how="batched") == [FULL, FULL])
-            finally:
-                again.kill()
-                again.wait(START_DEADLINE_S)
+                assert until(lambda: reader.get([1, 2], how="batched") == [FULL, FULL], START_DEADLINE_S)
         finally:
             writer.give_back()
             reader.give_back()

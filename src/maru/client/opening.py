@@ -59,11 +59,9 @@ def settled(address: Address, pool: Pool) -> Address:
     """
     if not address.daemon or type(pool) is not Pool:
         return address
-    url = (
-        pool.config.url
-        if address.pool.populate
-        else f"{pool.config.url}{'&' if '?' in pool.config.url else '?'}populate=off"
-    )
+    url = pool.config.url
+    if not address.pool.populate:
+        url += ("&" if "?" in url else "?") + "populate=off"
     return replace(address, url=url, daemon="", needs_daemon=False)
 
 
