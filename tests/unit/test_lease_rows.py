@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +11,7 @@ from maru.errors import LeaseEnded, NotAttached
 from maru.native import core
 from maru.testing.content import bytes_of, key_of
 from maru.testing.crash import spawn
+from pools import write_field
 
 KEY = key_of(0)
 LONG_S = 60.0
@@ -136,7 +136,7 @@ def test_a_lease_that_cannot_be_is_not_believed(pool: maru.Pool) -> None:
     """A torn or hostile word must not keep a row for ever."""
     pool.put(KEY, bytes_of(KEY, 5000))
     number, _ = die_holding(pool)
-    write_lease(pool, number, (1 << 64) - 1)
+    write_field(pool, "processes", "ProcessRow", number, "lease_ns", (1 << 64) - 1)
     assert pool.reap() == 1
     assert pool.remove(KEY) is True
 
@@ -160,14 +160,3 @@ def test_a_lease_is_moved_by_its_holder_alone(pool: maru.Pool) -> None:
     row.close()
     with pytest.raises(NotAttached):
         row._renew_lease(1.0)
-
-
-def write_lease(pool: maru.Pool, number: int, lease_ns: int) -> None:
-    structs = {item["name"]: item for item in json.loads(core.layout_description())["structs"]}
-    fields = {name: {one["name"]: one for one in item["fields"]} for name, item in structs.items()}
-    table, lease = fields["Superblock"]["offset_processes"], fields["ProcessRow"]["lease_ns"]
-    with (Path(pool.folder) / "index").open("r+b") as index:
-        index.seek(table["offset"])
-        first_row = int.from_bytes(index.read(table["bytes"]), "little")
-        index.seek(first_row + number * structs["ProcessRow"]["bytes"] + lease["offset"])
-        index.write(lease_ns.to_bytes(8, "little"))
