@@ -41,7 +41,9 @@ inline constexpr uint64_t kLockByteCreate = 0;       // Held while a pool is cre
 inline constexpr uint64_t kLockByteHousekeeper = 1;  // Held by the one process that sweeps.
 inline constexpr uint64_t kLockByteSpace = 2;        // Held by the one process that makes space real.
 inline constexpr uint64_t kLockByteDevice = 3;       // Held by the one process that registers device memory.
-inline constexpr uint64_t kLockByteProcess = 1024;   // + process number: held as long as its memory lives.
+inline constexpr uint64_t kLockByteSender = 4;  // Held by the one process that sends to a far pool what comes
+                                                // into this one (src/maru/client/sender.py).
+inline constexpr uint64_t kLockByteProcess = 1024;  // + process number: held as long as its memory lives.
 
 template <class T>
 using Atomic = std::atomic<T>;

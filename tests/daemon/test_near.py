@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,6 +197,15 @@ def test_many_readers_bring_a_chunk_once(far: maru.Pool, server: RpcServer) -> N
     assert sum(near.brought for near in pools) == 8
     for near in pools:
         near.close()
+
+
+def test_a_near_pool_that_is_destroyed_leaves_nothing(server: RpcServer) -> None:
+    near = near_pool(server, "wire")
+    assert until(lambda: near._sender._has_right)
+    folder = Path(near.folder)
+    near.close()
+    maru.Pool.destroy(near.config.url)
+    assert not folder.exists()
 
 
 def test_a_daemon_of_this_host_hands_out_its_pool(far: maru.Pool, server: RpcServer) -> None:

@@ -1,6 +1,6 @@
 """Takes what comes into a near pool to the far one, in the background: one process a host does it for all.
 
-Holds:      the right to send (a lock on a file in the near pool's folder), what came in and was not sent yet.
+Holds:      the right to send (a byte of the near pool's `lock` file), what came in and was not sent yet.
 Promises:   nobody waits for it; when the process ends another one goes on, and sends what the far pool lacks. What the
             far pool has is not sent again. A far pool that does not answer is tried again, as long as room for what
             waits lasts.
@@ -26,6 +26,8 @@ from maru.pool import Outcome, Pool
 _log = logging.getLogger("maru")
 
 KEY_BYTES = 16
+LOCK_BYTE = 4
+"""kLockByteSender of pool/layout.h."""
 LOOK_S = 0.05
 ELECTION_S = 1.0
 CHANGES_A_LOOK = 4096
@@ -100,10 +102,10 @@ class Sender:
                 os.close(lock)
 
     def _take_right(self) -> int:
-        """A descriptor that holds the lock of the one sender; -1 while somebody else has it."""
-        fd = os.open(Path(self._near.folder) / "sender", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        """A descriptor that holds the one sender's byte; -1 while somebody else has it."""
+        fd = os.open(Path(self._near.folder) / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, LOCK_BYTE, 1, 0))
         except OSError:
             os.close(fd)
             return -1
