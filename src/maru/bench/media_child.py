@@ -50,7 +50,7 @@ class MediaChild(Answering):
     def answer(self, request: dict[str, Any]) -> Any:
         acts: dict[str, Callable[..., Any]] = {
             "open": self.open, "move": self.move, "fill": self.fill, "chase": self.chase, "watch": self.watch,
-            "make": self.make,
+            "make": self.make, "forget": self.forget,
         }  # fmt: skip
         return acts[request.pop("do")](**request)
 
@@ -77,6 +77,7 @@ class MediaChild(Answering):
             self._pool = Pool.attach(pool)
             self._pool.wait_ready(_READY_S)
             self._fresh = Keys(f"media {os.getpid()}")
+            self._written: list[bytes] = []
             return
         for path in paths:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -103,6 +104,13 @@ class MediaChild(Answering):
             return
         for number, key in enumerate(_split(keys)):
             _store(self._pool, key, self._content(number))
+
+    def forget(self) -> None:
+        """Take out of the pool what this process wrote there: only what readers know is in it then, and has room."""
+        assert self._pool is not None
+        for key in self._written:
+            self._pool.remove(key)
+        self._written.clear()
 
     def _content(self, number: int) -> Any:
         """What lies under a key that readers know, by its number: the same in every process."""
@@ -138,6 +146,7 @@ class MediaChild(Answering):
                 (to, self._content(number)) for (number, _), to in zip(wanted, own, strict=True)
             ]
         fresh = list(zip(self._fresh.take(chunks), self._source.take(chunks), strict=True))
+        self._written += [key for key, _ in fresh]
         return partial(_put_all, pool, fresh), lambda: _read_back(pool, fresh)
 
     def watch(self, key: str) -> int:

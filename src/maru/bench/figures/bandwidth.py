@@ -156,7 +156,9 @@ class _Movers:
     def _move(self, what: str, count: int, number: int, name: str) -> None:
         chunks, movers = self._run.setting("chunks"), self._movers[name]
         if name != self._raw_name and what == "read":
-            movers[0].ask("fill", keys=self._keys)  # Writers have pushed out what readers know.
+            for one in movers:
+                one.ask("forget")  # Or there is no room, and what is still there goes for what is filled in.
+            movers[0].ask("fill", keys=self._keys)  # Writers have pushed out some of what readers know.
         start_ns = time.monotonic_ns() + _HEAD_START_NS
         asked = [
             (one, one.post("move", what=what, start_ns=start_ns, chunks=chunks, keys=self._keys))
