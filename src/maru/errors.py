@@ -28,6 +28,11 @@
     │   ├── CredentialExists      that name has one already
     │   ├── CredentialsBusy       another command holds the folder for longer than a deadline
     │   └── BadCredential (ValueError)  a name, key, role, host or key file that cannot be read
+    ├── TierError                 a place below the pool
+    │   ├── TierFailed            it cannot be reached, or did not do what was asked
+    │   ├── TierFull              it has no room, and makes none
+    │   ├── NoSuchObject          nothing lies there under that name
+    │   └── TornObject            what lies there is not what was stored, or not for this reader
     └── MissingPackage            an optional part was not installed with Maru
 
 Each carries the numbers a reader needs as attributes, and `hint`: what to do about it.
@@ -209,6 +214,30 @@ class CredentialsBusy(CredentialError):
 
 class BadCredential(CredentialError, ValueError):
     """A name, key, role, host or key file that cannot be read. The message never shows a secret."""
+
+
+class TierError(MaruError):
+    """Something about a place below the pool; `place` is its URL, without secrets."""
+
+    place: str = ""
+
+
+class TierFailed(TierError):
+    """The place cannot be reached, or did not do what was asked. To an engine this is a miss."""
+
+
+class TierFull(TierFailed):
+    """There is no room for the object, and none could be made."""
+
+    wanted_bytes: int = 0
+
+
+class NoSuchObject(TierError):
+    """Nothing lies there under that name."""
+
+
+class TornObject(TierError):
+    """What lies there is not the object that was stored: cut off, changed, swapped, or sealed with another key."""
 
 
 class MissingPackage(MaruError):
