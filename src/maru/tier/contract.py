@@ -2,7 +2,7 @@
 
 An object is written whole or not at all, and never changed afterwards: to store a name again replaces it by equal
 content, so two writers need not know of each other. Names are `NAMESPACE/KEY` in lower-case hexadecimal, made by
-`name_of`; a tier treats them as opaque, but for the folder before the slash.
+`name_of`; a tier treats them as opaque, but for the folder before the slash, and refuses others with BadKey.
 
 Everything is a coroutine, and whoever calls puts a deadline around it (`asyncio.timeout`): a tier must be cancellable
 at every await, leave nothing half-visible then, and go on working. Work that blocks (files) belongs in threads of the
@@ -14,6 +14,7 @@ is not sure of are not its affair, since what is in an object is verified by who
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from maru.errors import BadKey
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+_NAME = re.compile(r"([0-9a-f]{32})/([0-9a-f]{32})")
+_FOLDER = re.compile(r"[0-9a-f]{32}|")
 
 PIECE_BYTES = 1 << 20
 """What load() gives at a time, about; nobody needs more memory than a few of these."""
@@ -107,3 +111,19 @@ def name_of(namespace_digest: bytes, key: bytes) -> str:
     if len(namespace_digest) != DIGEST_BYTES or len(key) != KEY_BYTES:
         raise BadKey(f"a name is made of {DIGEST_BYTES} and {KEY_BYTES} bytes", got_bytes=len(key))
     return f"{namespace_digest.hex()}/{key.hex()}"
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """The folder and the key of a name, both in hexadecimal. Whatever else a name might do as a path, an address or a
+    pattern, it does not pass here. Raises BadKey."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise BadKey(f"{name[:80]!r} is not a name: NAMESPACE/KEY, each of 32 hexadecimal digits", got_bytes=len(name))
+    return match[1], match[2]
+
+
+def check_folder(folder: str) -> str:
+    """A folder as list() takes it: "" for all, or a namespace's digest. Raises BadKey."""
+    if not _FOLDER.fullmatch(folder):
+        raise BadKey(f"{folder[:80]!r} is not a folder: 32 hexadecimal digits", got_bytes=len(folder))
+    return folder

@@ -1,0 +1,88 @@
+"""Real servers for tiers: one that speaks S3, one Redis, each a process of its own for the whole run."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+S3_SERVER = """
+import logging, sys
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """Where moto answers, with an empty bucket `maru-kv`."""
+    pytest.importorskip("moto.server")
+    words = [sys.executable, "-W", "ignore", "-c", S3_SERVER]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            port = int(server.stdout.readline())
+            make_bucket = urllib.request.Request(f"http://127.0.0.1:{port}/maru-kv", method="PUT")
+            urllib.request.urlopen(make_bucket, timeout=30).close()
+            yield port
+        finally:
+            server.terminate()
+
+
+@pytest.fixture
+def s3_url(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "who")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    return f"s3://maru-kv/below?region=us-east-1&endpoint=http://127.0.0.1:{s3_port}&allow_http=1"
+
+
+def free_port() -> int:
+    """Low enough that a cluster's second port, 10,000 higher, is one too."""
+    for port in range(21_000, 31_000):
+        with socket.socket() as one, socket.socket() as other:
+            try:
+                one.bind(("127.0.0.1", port))
+                other.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
+
+
+@contextmanager
+def redis_server(folder: Path, *words: str) -> Iterator[int]:
+    """A server of its own, ready; its port."""
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        pytest.skip("there is no redis-server")
+    port = free_port()
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder), *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert any("Ready to accept connections" in line for line in server.stdout)
+            yield port
+        finally:
+            server.terminate()
+
+
+@pytest.fixture(scope="session")
+def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with redis_server(tmp_path_factory.mktemp("redis"), "--requirepass", "hidden") as port:
+        yield port
+
+
+@pytest.fixture
+def redis_url(redis_port: int) -> str:
+    return f"redis://:hidden@127.0.0.1:{redis_port}/0"
