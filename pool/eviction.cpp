@@ -358,6 +358,10 @@ uint32_t eviction_order(Pool& pool, uint64_t i) {
   return 1 + age + (leaf ? 2 * kAgeStale : 0);
 }
 
+uint32_t leaving_rank(Pool& pool, uint64_t i) {
+  return rank(pool, i, pool.hot[i].word.load(std::memory_order_relaxed));
+}
+
 uint64_t slab_value(Pool& pool, uint64_t slab, uint64_t chunk_units) {
   const SlabContent content = look_at_slab(pool, slab, chunk_units);
   if (!content.may_go) return kSlabNotEvictable;

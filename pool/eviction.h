@@ -84,6 +84,9 @@ bool drop_slot(Pool& pool, uint64_t slot);
 // parents.
 uint32_t eviction_order(Pool& pool, uint64_t slot);
 
+// How cold a sealed chunk is, pinned or not: higher goes sooner. What continues it is left aside.
+uint32_t leaving_rank(Pool& pool, uint64_t slot);
+
 // How much would be lost by emptying a slab: 0 for nothing. kSlabNotEvictable when something in it cannot go.
 inline constexpr uint64_t kSlabNotEvictable = UINT64_MAX;
 uint64_t slab_value(Pool& pool, uint64_t slab, uint64_t chunk_units);

@@ -41,6 +41,20 @@ bool pin_one(Pool& pool, Key key, PinnedExtent* out) {
   return true;
 }
 
+bool pin_in_passing(Pool& pool, uint64_t i, uint64_t generation, PinnedExtent* out) {
+  if (i >= pool.geometry.slot_count) return false;
+  SlotHot& slot = pool.hot[i];
+  const uint64_t word = slot_word(SlotState::kSealed, kNobody, generation);
+  if (slot.word.load(std::memory_order_acquire) != word || !pin_again(pool, i)) return false;
+  MARU_POINT("pin.taken_in_passing");
+  *out = {i, slot.extent.load(std::memory_order_relaxed), slot.size_bytes.load(std::memory_order_relaxed)};
+  const bool usable = is_current(pool, slot, i) && pool.extent_is_sane(out->extent, out->size_bytes);
+  std::atomic_thread_fence(std::memory_order_acquire);
+  if (slot.word.load() == word && usable && bytes_are_intact(pool, *out)) return true;
+  unpin(pool, i);
+  return false;
+}
+
 uint64_t pin_leading(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out) {
   const uint32_t epoch = count_references(pool, keys, count);
   uint64_t bytes = 0, n = 0;

@@ -92,4 +92,8 @@ uint64_t pin_leading(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* 
 // One key, with the same verification.
 bool pin_one(Pool& pool, Key key, PinnedExtent* out);
 
+// The chunk that lies in `slot`, if it is still the one of this generation, with the same verification. It
+// counts as no hit and leaves no stamp: whoever takes a copy away does not make it wanted.
+bool pin_in_passing(Pool& pool, uint64_t slot, uint64_t generation, PinnedExtent* out);
+
 }  // namespace maru

@@ -4,6 +4,7 @@
 #include "creation.h"
 #include "layout_description.h"
 #include "python_changes.h"
+#include "python_leaving.h"
 #include "python_hash.h"
 #include "python_namespace.h"
 #include "python_session.h"
@@ -215,6 +216,7 @@ NB_MODULE(MARU_MODULE, m) {
   bind_writing(m);
   bind_pool(m);
   bind_changes(m);
+  bind_leaving(m);
   bind_testing(m);
 }
 

@@ -8,6 +8,10 @@ A daemon on this host hands out its pool itself. One on another host leaves a po
 which chunks come and go: `pool_size` and the other parameters of a pool are the near pool's then. For reaching the
 daemon there are `key=` (a client's key file), `mode=` and `data=` (maru.connect).
 
+`tier=` (percent-encoded, may be repeated) names a place below a pool of this host, as `file:///var/lib/maru?size=1TiB`;
+whoever reads the address may name some too, and the variable MARU_TIERS (URLs with blanks between them) is for all that
+name none.
+
 `tcp://` is taken for `maru://`: LMCache rewrites one into the other before anybody of ours sees it. Two parameters
 belong to the door and not to the pool: `tenant=` and `pin_max_age=` (seconds).
 """
@@ -16,14 +20,17 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from maru.config import PoolConfig, parse_url, redact
 from maru.errors import BadUrl
 
 DEFAULT_POOL_NAME = "default"
+TIERS_VARIABLE = "MARU_TIERS"
 KEY_PIN_AGE_S = 300.0
 KEY_PIN_AGE_LIMIT_S = 86_400.0
 
@@ -48,13 +55,15 @@ class Address:
     """The daemon to ask first, as maru.connect takes it."""
     needs_daemon: bool = False
     """Without one there is no pool: `url` is the near pool's."""
+    tiers: tuple[str, ...] = field(default=(), repr=False)
+    """URLs of the places below, the nearest first."""
 
     @property
     def pool(self) -> PoolConfig:
         return parse_url(self.url)
 
 
-def read_address(text: str, size_bytes: int = 0, chunk_bytes: int = 0) -> Address:
+def read_address(text: str, size_bytes: int = 0, chunk_bytes: int = 0, tiers: Sequence[str] = ()) -> Address:
     """Read an address. `size_bytes` is the pool's size where the address gives none; 0 is the pool's own default.
 
     `chunk_bytes`: the largest chunk to come. A pool made from the result has slabs that hold it.
@@ -70,8 +79,11 @@ def read_address(text: str, size_bytes: int = 0, chunk_bytes: int = 0) -> Addres
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise BadUrl(f"{redact(text)!r} is not an address: {error}") from None
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if len(query) != len(parse_qsl(parts.query, keep_blank_values=True)):
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    tiers = [*tiers, *(value for name, value in pairs if name == "tier")]
+    pairs = [pair for pair in pairs if pair[0] != "tier"]
+    query = dict(pairs)
+    if len(query) != len(pairs):
         raise BadUrl(f"{redact(text)!r} gives a parameter twice")
     if "pool_size" in query:
         query.setdefault("size", query.pop("pool_size"))
@@ -92,7 +104,9 @@ def read_address(text: str, size_bytes: int = 0, chunk_bytes: int = 0) -> Addres
         query["slab_bytes"] = str(slab_bytes_for(config.size_bytes, chunk_bytes))
     if 0 < chunk_bytes < _EXPECTED_CHUNK_BYTES and not query.keys() & {"chunk_bytes", "slots"}:
         query["chunk_bytes"] = str(chunk_bytes)  # Else the index runs full before the memory does.
-    return Address(_url(name, query), tenant, key_pin_age_s, daemon, bool(daemon) and not _is_this_host(host or ""))
+    needs_daemon = bool(daemon) and not _is_this_host(host or "")
+    below = tuple(tiers or os.environ.get(TIERS_VARIABLE, "").split())
+    return Address(_url(name, query), tenant, key_pin_age_s, daemon, needs_daemon, below)
 
 
 def slab_bytes_for(size_bytes: int, chunk_bytes: int) -> int:

@@ -5,6 +5,7 @@ Loads nothing of the network before an address asks for it.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from maru.address import Address
@@ -12,13 +13,29 @@ from maru.config import redact
 from maru.errors import NoDaemon
 from maru.pool import Pool
 
+_log = logging.getLogger("maru")
 
-def open_pool(address: Address, deadline_s: float = 5.0, near: bool = True) -> Pool:
-    """The pool that an address means, by the best way there is.
+
+def open_pool(address: Address, deadline_s: float = 5.0, near: bool = True, must_not_wait: bool = False) -> Pool:
+    """The pool that an address means, by the best way there is; with the places below it, if the address names some.
 
     `deadline_s`: how long the daemon is waited for, here and later. `near`: a pool of this host in front of a far one
-    will do. Raises NoDaemon, and what maru.connect and Pool.open raise.
+    will do. `must_not_wait`: nothing comes up from below but when it is asked for by name (TieredPool.begin).
+    Raises NoDaemon, and what maru.connect, Pool.open and Ladder raise.
     """
+    pool = _open(address, deadline_s, near)
+    if not address.tiers:
+        return pool
+    if type(pool) is not Pool:
+        _log.warning("the far pool's daemon has places below it; those named here are not used: %s", len(address.tiers))
+        return pool
+    from maru.tiering.tiered import TieredPool
+
+    with pool:
+        return TieredPool(pool.config, address.tiers, is_explicit=must_not_wait)
+
+
+def _open(address: Address, deadline_s: float, near: bool) -> Pool:
     if not address.daemon:
         return Pool.open(address.url)
     try:
@@ -57,7 +74,7 @@ def settled(address: Address, pool: Pool) -> Address:
 
     A pool of this host by its name, without asking a daemon on the way; a near pool as it was found.
     """
-    if not address.daemon or type(pool) is not Pool:
+    if not address.daemon or hasattr(pool, "far"):
         return address
     url = pool.config.url
     if not address.pool.populate:
@@ -67,4 +84,10 @@ def settled(address: Address, pool: Pool) -> Address:
 
 def reopened(address: Address, deadline_s: float = 5.0) -> Pool:
     """Attach to the pool of a settled address, as soon as there is one. Raises as Pool.attach and open_pool."""
-    return open_pool(address, deadline_s) if address.daemon else Pool.attach(address.url)
+    if address.daemon:
+        return open_pool(address, deadline_s)
+    pool = Pool.attach(address.url)
+    if not address.tiers:
+        return pool
+    with pool:
+        return open_pool(address, deadline_s)

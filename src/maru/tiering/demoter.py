@@ -1,0 +1,203 @@
+"""What goes down: the coldest chunks are copied to the places below while they still lie in the pool.
+
+One process a pool does it, whoever holds a byte of the pool's `lock` file; when it dies another one goes on. It goes
+ahead of eviction: as long as it keeps up, whatever an evictor takes has its copy below already. Nobody waits for it.
+What was evicted before its turn came is lost to the places, and counted ("dropped").
+
+With `write="back"` the coldest `AHEAD_SHARE` of the pool has copies, less what is free anyway; with "through"
+everything that is stored has one soon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import struct
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from maru.errors import NotAttached
+from maru.native import core
+from maru.pool import Pool
+from maru.tiering.place import Place, Which
+from maru.tiering.tenants import Tenants
+
+_log = logging.getLogger("maru")
+
+LOCK_BYTE = 5
+"""kLockByteDemoter of pool/layout.h."""
+AHEAD_SHARE = 1 / 8
+STORES_AT_ONCE = 4
+"""Chunks that are held for copying at one time: they cannot be evicted meanwhile."""
+LOOK_S, LOOK_COST = 0.05, 20
+"""Between two looks: so long, or so many times what the last look took."""
+LOOK_CHUNKS = 64
+ELECTION_S = 0.5
+AGAIN_S = 5.0
+"""Until a chunk that no place took is tried again."""
+_ALL_BYTES = (1 << 63) - 1
+_LEAVING = struct.Struct("<16s16s16sQQQQIIB7x")
+
+
+class Leaving(NamedTuple):
+    """One chunk, as core.LeavingScan tells of it."""
+
+    key: bytes
+    parent: bytes
+    digest: bytes
+    size_bytes: int
+    slot: int
+    generation: int
+    expires_in_ns: int
+    namespace: int
+    epoch: int
+    has_parent: int
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.slot, self.generation
+
+
+class Demoter:
+    """Runs on the ladder's loop, from run() until it is cancelled."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        places: Sequence[Place],
+        is_through: bool,
+        at: Callable[[str], None] = lambda _step: None,
+    ) -> None:
+        """`at` is told the steps of STEPS as they are reached, for tests that kill there."""
+        self._pool, self._places, self._is_through, self._at = pool, places, is_through, at
+        self._size_bytes = int(pool.stats()["size_bytes"])
+        self._tenants = Tenants(pool)
+        self._room = asyncio.Semaphore(STORES_AT_ONCE)
+        self._under_way: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._later: dict[tuple[int, int], float] = {}
+        self._scan: core.LeavingScan | None = None
+        self.looks = 0
+        self.is_idle = False
+        """The last look found nothing to do, and nothing is under way."""
+
+    STEPS = ("right_taken", "looked", "held", "stored", "kept")
+
+    @property
+    def has_right(self) -> bool:
+        """This process copies for all."""
+        return self._scan is not None
+
+    def residents(self) -> tuple[int, int, int]:
+        """As of the last look: (bytes in the pool, bytes of it with a copy below, chunks that left without one)."""
+        return self._scan.residents() if self._scan is not None else (0, 0, 0)
+
+    async def run(self) -> None:
+        lock = -1
+        try:
+            while True:
+                if lock < 0:
+                    lock = take_right(Path(self._pool.folder))
+                    if lock < 0:
+                        await asyncio.sleep(ELECTION_S)
+                        continue
+                    self._at("right_taken")
+                    self._scan = core.LeavingScan(self._pool)
+                await asyncio.sleep(await self._round(self._scan))
+        except NotAttached:
+            pass  # Closed meanwhile.
+        finally:
+            for task in self._under_way.values():
+                task.cancel()
+            await asyncio.gather(*self._under_way.values(), return_exceptions=True)
+            self._scan = None
+            if lock >= 0:
+                os.close(lock)
+
+    async def _round(self, scan: core.LeavingScan | None) -> float:
+        """Look, and begin what fits. Returns seconds until the next look."""
+        assert scan is not None
+        if not any(place.takes for place in self._places):
+            return ELECTION_S
+        begun = time.monotonic()
+        packed = await asyncio.to_thread(scan.look, self._ahead_bytes(scan), LOOK_CHUNKS)
+        took = time.monotonic() - begun
+        self._at("looked")
+        self._later = {place: until for place, until in self._later.items() if until > begun}
+        found = [Leaving(*fields) for fields in _LEAVING.iter_unpack(packed)]
+        wanted = [one for one in found if one.place not in self._under_way and one.place not in self._later]
+        wanted = await self._absent_below(scan, wanted)
+        for one in wanted:
+            await self._room.acquire()
+            self._under_way[one.place] = asyncio.create_task(self._demote(scan, one))
+        self.looks += 1
+        self.is_idle = not found and not self._under_way
+        return max(LOOK_S, LOOK_COST * took) if not wanted else 0.0
+
+    def _ahead_bytes(self, scan: core.LeavingScan) -> int:
+        if self._is_through:
+            return _ALL_BYTES
+        resident = scan.residents()[0]
+        free = max(0, self._size_bytes - resident)
+        return max(0, int(AHEAD_SHARE * self._size_bytes) - free) if self.looks else 0
+
+    async def _absent_below(self, scan: core.LeavingScan, chunks: list[Leaving]) -> list[Leaving]:
+        """Without those that a place has from before: another process stored them, or this pool's last life."""
+        if not chunks:
+            return []
+        asked = [self._which(one) for one in chunks]
+        answers = await asyncio.gather(*(place.contains(asked) for place in self._places))
+        absent = []
+        for one, *there in zip(chunks, *answers, strict=True):
+            if any(there):
+                scan.keep(*one.place)
+            else:
+                absent.append(one)
+        return absent
+
+    def _which(self, chunk: Leaving) -> Which:
+        return Which(chunk.key, chunk.digest, chunk.epoch, self._tenants.of(chunk.namespace))
+
+    async def _demote(self, scan: core.LeavingScan, chunk: Leaving) -> None:
+        try:
+            view = scan.hold(chunk.slot, chunk.generation)
+            if view is None:
+                return  # It has left.
+            self._at("held")
+            parent = chunk.parent if chunk.has_parent else None
+            expires_in_s = chunk.expires_in_ns / 1e9 if chunk.expires_in_ns else None
+            which = self._which(chunk)
+            taken = await asyncio.gather(
+                *(place.store(which, parent, view, expires_in_s) for place in self._places), return_exceptions=True
+            )
+            self._at("stored")
+            if any(one is True for one in taken):
+                scan.keep(*chunk.place)
+                self._at("kept")
+            else:
+                self._later[chunk.place] = time.monotonic() + AGAIN_S
+            for one in taken:
+                if isinstance(one, Exception):
+                    _log.warning("a chunk was not copied below: %s: %s", type(one).__name__, one)
+        except NotAttached:
+            pass
+        finally:
+            self._under_way.pop(chunk.place, None)
+            self._room.release()
+
+
+def take_right(folder: Path) -> int:
+    """A descriptor that holds the one demoter's byte; -1 while somebody else has it, or the pool is gone."""
+    try:
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return -1
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, LOCK_BYTE, 1, 0))
+    except OSError:
+        os.close(fd)
+        return -1
+    return fd

@@ -1,0 +1,259 @@
+"""One place below the pool as the ladder uses it: with its codec and its keys, a deadline around everything that it is
+asked, and a breaker that leaves it alone while it fails.
+
+Nothing here raises what a place did wrong: it is counted, told once in the log, and is a miss. Bytes are verified
+before anybody may read them, whatever the place says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from maru.errors import MaruError, NoSuchObject, TierFull, TornObject
+from maru.tier.codec import Codec, open_codec
+from maru.tier.contract import Tier, name_of
+from maru.tier.envelope import ChunkFacts, Unwrapping, wrap
+from maru.tier.opening import TierConfig, open_tier
+from maru.tiering.breaker import Breaker, Speed
+from maru.tiering.generations import Generations
+
+if TYPE_CHECKING:
+    from maru.tier.cipher import Keyring, TenantCipher
+
+_log = logging.getLogger("maru")
+_Answer = TypeVar("_Answer")
+
+INLINE_BYTES = 64 << 10
+"""What is decoded on the loop itself: less than handing it to a thread costs."""
+
+
+class Loaded(enum.Enum):
+    """What became of asking for a chunk."""
+
+    WHOLE = enum.auto()
+    ABSENT = enum.auto()
+    FAILED = enum.auto()
+    """The place did not answer, gave other bytes than were stored, or is left alone for now."""
+    REFUSED = enum.auto()
+    """Whoever asked has no room for it, or has it by now."""
+
+
+@dataclass(frozen=True)
+class Which:
+    """A chunk in a pool: what finds its object."""
+
+    key: bytes
+    digest: bytes
+    """Its namespace's."""
+    epoch: int
+    """The namespace's in this pool, as whoever asks goes by it."""
+    tenant: str = ""
+
+
+Begin = Callable[[ChunkFacts], Awaitable[memoryview | None]]
+"""Told what an object holds; gives the memory for it, `size_bytes` of it, or None."""
+
+
+class Place:
+    """One tier of a ladder. Its coroutines run on the ladder's loop."""
+
+    def __init__(
+        self,
+        tier: Tier,
+        codec: Codec,
+        keyring: Keyring | None,
+        pool_uuid: bytes,
+        deadline_s: float,
+        ttl_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`keyring`: seals what is stored, one key a tenant; None: stored as it is. `deadline_s`: of anything."""
+        self.tier, self.codec = tier, codec
+        self.deadline_s = deadline_s
+        self._ciphers: dict[str, TenantCipher] = {}
+        self.figures: Counter[str] = Counter()
+        self.load_speed, self.store_speed = Speed(), Speed()
+        self._keyring, self._ttl_s, self._clock = keyring, ttl_s, clock
+        self._generations = Generations(tier, pool_uuid, clock)
+        self._storing, self._reading = Breaker(clock), Breaker(clock)
+
+    @classmethod
+    def open(cls, config: TierConfig, pool_uuid: bytes) -> Place:
+        """The place that `config` names. Raises BadUrl, MissingPackage, CredentialError."""
+        keyring = None
+        if config.keys is not None:
+            from maru.tier.cipher import Keyring
+
+            keyring = Keyring.read(config.keys)
+        codec = open_codec(config.codec, config.item_bytes)
+        return cls(open_tier(config), codec, keyring, pool_uuid, config.deadline_s, config.ttl_s)
+
+    @property
+    def name(self) -> str:
+        return self.tier.url
+
+    @property
+    def kind(self) -> str:
+        return self.tier.kind
+
+    def state(self) -> str:
+        """ "up", "down" (nothing is asked for now) or "read-only" (nothing is stored for now)."""
+        return "down" if self._reading.is_open else "read-only" if self._storing.is_open else "up"
+
+    @property
+    def takes(self) -> bool:
+        """It may be asked to store something now."""
+        return not self._storing.is_open
+
+    async def contains(self, chunks: Sequence[Which]) -> list[bool]:
+        """Which are there. All False when the place does not say."""
+
+        async def ask() -> list[bool]:
+            names = [await self._name(one) for one in chunks]
+            return await self.tier.contains(names)
+
+        answer = await self._ask(self._reading, "looked up", ask())
+        return answer if answer is not None else [False] * len(chunks)
+
+    async def store(self, chunk: Which, parent: bytes | None, data: memoryview, expires_in_s: float | None) -> bool:
+        """Keep a chunk. False when the place did not take it."""
+
+        async def keep() -> bool:
+            lives = [one for one in (expires_in_s, self._ttl_s) if one is not None]
+            ttl_s = min(lives) if lives else None
+            folder = await self._generations.folder(chunk.digest, chunk.epoch)
+            until = time.time_ns() + int(ttl_s * 1e9) if ttl_s is not None else 0
+            facts = ChunkFacts(chunk.key, folder, data.nbytes, parent, until)
+            pack = partial(wrap, facts, data, self.codec, self._cipher_of(chunk))
+            frames = await asyncio.to_thread(pack)
+            size = sum(memoryview(frame).nbytes for frame in frames)
+            begun = self._clock()
+            await self.tier.store(name_of(folder, chunk.key), frames, ttl_s)
+            self.store_speed.saw(0.0, self._clock() - begun, data.nbytes)
+            self.figures.update(stored=1, stored_bytes=data.nbytes, stored_object_bytes=size)
+            return True
+
+        return bool(await self._ask(self._storing, "stored", keep()))
+
+    async def load(self, chunk: Which, begin: Begin) -> Loaded:
+        """Bring a chunk into the memory that `begin` gives. Only after WHOLE may anybody read it."""
+
+        async def bring() -> Loaded:
+            folder = await self._generations.folder(chunk.digest, chunk.epoch)
+            unwrapping = Unwrapping(chunk.key, folder, self._cipher_of(chunk), accept_lossy=self.codec.is_lossy)
+            begun, first_s, out = self._clock(), 0.0, None
+            async for piece in self.tier.load(name_of(folder, chunk.key)):
+                if not first_s:
+                    first_s = self._clock() - begun
+                if memoryview(piece).nbytes <= INLINE_BYTES:
+                    unwrapping.feed(piece)
+                else:
+                    await asyncio.to_thread(unwrapping.feed, piece)
+                if out is None and unwrapping.facts is not None:
+                    if unwrapping.facts.expires_at_ns and unwrapping.facts.expires_at_ns <= time.time_ns():
+                        raise NoSuchObject("it has run out", place=self.name)
+                    out = await begin(unwrapping.facts)
+                    if out is None:
+                        return Loaded.REFUSED
+                    await asyncio.to_thread(unwrapping.begin, out)
+            unwrapping.finish()
+            assert out is not None
+            self.load_speed.saw(first_s, self._clock() - begun - first_s, out.nbytes)
+            self.figures.update(loaded=1, loaded_bytes=out.nbytes)
+            return Loaded.WHOLE
+
+        try:
+            answer = await self._ask(self._reading, "loaded", bring())
+        except NoSuchObject:
+            self.figures["absent"] += 1
+            return Loaded.ABSENT
+        except TornObject as error:
+            self.figures["torn"] += 1
+            _log.warning("%s: %s; it is computed again", self.name, error)
+            await self._ask(self._storing, "removed", self._remove(chunk))
+            return Loaded.FAILED
+        return answer if answer is not None else Loaded.FAILED
+
+    def _cipher_of(self, chunk: Which) -> TenantCipher | None:
+        if self._keyring is None:
+            return None
+        if chunk.tenant not in self._ciphers:
+            self._ciphers[chunk.tenant] = self._keyring.for_tenant(chunk.tenant)
+        return self._ciphers[chunk.tenant]
+
+    async def _remove(self, chunk: Which) -> bool:
+        await self.tier.remove([await self._name(chunk)])
+        return True
+
+    async def _name(self, chunk: Which) -> str:
+        return name_of(await self._generations.folder(chunk.digest, chunk.epoch), chunk.key)
+
+    async def _ask(self, breaker: Breaker, what: str, asking: Coroutine[Any, Any, _Answer]) -> _Answer | None:
+        """Within the deadline, unless the place is left alone. None for every failure; NoSuchObject and TornObject are
+        answers, and are raised.
+        """
+        if not breaker.may_ask():
+            asking.close()
+            self.figures["left_alone"] += 1
+            return None
+        try:
+            async with asyncio.timeout(self.deadline_s):
+                answer = await asking
+        except (NoSuchObject, TornObject):
+            breaker.went_well()
+            raise
+        except TimeoutError:
+            self._failed(breaker, what, f"no answer in {self.deadline_s:g} s", "timeouts")
+            return None
+        except TierFull as error:
+            self._failed(breaker, what, str(error), "full")
+            return None
+        except (MaruError, OSError) as error:
+            self._failed(breaker, what, str(error), "failures")
+            return None
+        except asyncio.CancelledError:
+            breaker.went_well()  # Whoever asked went away: that says nothing of the place.
+            raise
+        breaker.went_well()
+        return answer
+
+    def _failed(self, breaker: Breaker, what: str, why: str, figure: str) -> None:
+        self.figures[figure] += 1
+        if breaker.failed():
+            _log.warning("%s: nothing is %s there until it answers again (%s)", self.name, what, why)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start, speeds in bytes a second, "state"."""
+        return {
+            "url": self.name,
+            "kind": self.kind,
+            "state": self.state(),
+            "codec": self.codec.name,
+            "encrypted": self._keyring is not None,
+            "load_bytes_per_s": self.load_speed.bytes_per_s,
+            "load_first_byte_s": self.load_speed.first_s,
+            "store_bytes_per_s": self.store_speed.bytes_per_s,
+            **{name: self.figures[name] for name in FIGURES},
+        }
+
+    async def close(self) -> None:
+        try:
+            async with asyncio.timeout(self.deadline_s):
+                await self.tier.close()
+        except (TimeoutError, MaruError, OSError) as error:
+            _log.info("%s: %s while it was closed", self.name, error or "no answer")
+
+
+FIGURES = (
+    "stored", "stored_bytes", "stored_object_bytes", "loaded", "loaded_bytes", "absent", "torn", "timeouts", "full",
+    "failures", "left_alone",
+)  # fmt: skip
+"""What a place counts."""

@@ -1,0 +1,190 @@
+"""What comes up: the leading chunks of a prefix that a place below has, into the pool, before somebody reads them.
+
+Several processes that miss the same prefix load it once: whoever reserves a chunk loads it, the others wait for that.
+Chunks are reserved head first and loaded some at a time, so the rest of a prefix is on its way while its head arrives;
+each is sealed as soon as its bytes are verified. What is not there within the deadline is a miss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+
+from maru.errors import MaruError
+from maru.native import core
+from maru.pool import Namespace, Outcome, Pool
+from maru.tier.envelope import ChunkFacts
+from maru.tiering.decision import Decision
+from maru.tiering.place import Loaded, Place, Which
+from maru.tiering.tenants import Tenants
+
+KEY_BYTES = 16
+LOADS_AT_ONCE = 4
+ABSENT_S = 2.0
+"""What no place had is not asked for again so soon."""
+ABSENT_MAX = 1 << 16
+PREFIX_SHARE = 1 / 2
+"""Of the pool: a prefix longer than that would push out its own beginning."""
+
+
+class Promoter:
+    """Runs on the ladder's loop."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        places: Sequence[Place],
+        decision: Decision,
+        at: Callable[[str], None] = lambda _step: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pool, self._places, self._decision, self._at, self._clock = pool, places, decision, at, clock
+        self._tenants = Tenants(pool)
+        self._absent: OrderedDict[tuple[bytes, bytes, int], float] = OrderedDict()
+        self._chunk_bytes: dict[bytes, int] = {}
+        self._bytes_max = int(PREFIX_SHARE * int(pool.stats()["size_bytes"]))
+        self.figures: Counter[str] = Counter()
+
+    STEPS = ("reserved", "loaded", "sealed")
+
+    async def leading(self, keys: bytes, namespace: Namespace) -> int:
+        """How many leading chunks of `keys` some place has and loading them is worth it. A hint."""
+        return len(await self._found(keys, namespace, namespace.epoch))
+
+    async def promote(self, keys: bytes, namespace: Namespace, parent: bytes | None, deadline_s: float) -> int:
+        """Have the leading chunks of `keys`, which the pool lacks, in the pool. Returns how many lead there now.
+
+        `parent`: of the first. `deadline_s`: after so many seconds what has not come is a miss.
+        """
+        epoch = namespace.epoch
+        try:
+            async with asyncio.timeout(deadline_s):
+                found = await self._found(keys, namespace, epoch)
+        except TimeoutError:
+            found = []
+        if found:
+            await self._bring(keys, found, namespace, epoch, parent, deadline_s)
+        leading: int = core.PoolCore.lookup(self._pool, keys)
+        self.figures.update(promoted_prefixes=bool(found), promoted=min(leading, len(found)))
+        return leading
+
+    async def _found(self, keys: bytes, namespace: Namespace, epoch: int) -> list[Place]:
+        """For each leading chunk that is below, the place to take it from; empty when computing is quicker."""
+        tenant = self._tenants.of(namespace.id)
+        asked = [
+            Which(keys[at : at + KEY_BYTES], namespace.digest, epoch, tenant)
+            for at in range(0, self._bounded(keys, namespace.digest), KEY_BYTES)
+        ]
+        if not asked or self._is_absent(asked[0]):
+            return []
+        found: list[Place] = []
+        for place in self._places:  # Each goes on where the one before has no more.
+            rest = asked[len(found) :]
+            if not rest:
+                break
+            there = await place.contains(rest)
+            found += [place] * (there.index(False) if False in there else len(there))
+        if not found:
+            self._remember_absent(asked[0])
+            return []
+        size = self._chunk_bytes.get(namespace.digest, 0)
+        if self._decision.should_load(len(found), size, found[0].load_speed, LOADS_AT_ONCE):
+            return found
+        self.figures["computed_instead"] += len(found)
+        return found[:1] if self._decision.may_probe() else []
+
+    def _bounded(self, keys: bytes, digest: bytes) -> int:
+        """Bytes of `keys` that are asked for: of a prefix that would fill the pool only its beginning."""
+        size = self._chunk_bytes.get(digest, 0)
+        return min(len(keys), max(1, self._bytes_max // size) * KEY_BYTES) if size else len(keys)
+
+    def _is_absent(self, chunk: Which) -> bool:
+        return self._absent.get((chunk.digest, chunk.key, chunk.epoch), 0.0) > self._clock()
+
+    def _remember_absent(self, chunk: Which) -> None:
+        self._absent[chunk.digest, chunk.key, chunk.epoch] = self._clock() + ABSENT_S
+        if len(self._absent) > ABSENT_MAX:
+            self._absent.popitem(last=False)
+
+    async def _bring(
+        self, keys: bytes, found: list[Place], namespace: Namespace, epoch: int, parent: bytes | None, deadline_s: float
+    ) -> None:
+        room = asyncio.Semaphore(LOADS_AT_ONCE)
+        before = asyncio.Event()
+        before.set()
+        tasks = []
+        for number, place in enumerate(found):
+            key, done = keys[number * KEY_BYTES : (number + 1) * KEY_BYTES], asyncio.Event()
+            which = Which(key, namespace.digest, epoch, self._tenants.of(namespace.id))
+            tasks.append(
+                asyncio.create_task(self._bring_one(which, place, namespace, parent, room, (before, done), deadline_s))
+            )
+            before, parent = done, key
+        try:
+            async with asyncio.timeout(deadline_s):
+                for task in tasks:
+                    if not await task:
+                        break  # What follows could not be reached.
+        except TimeoutError:
+            self.figures["late"] += 1
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _bring_one(
+        self,
+        chunk: Which,
+        place: Place,
+        namespace: Namespace,
+        parent: bytes | None,
+        room: asyncio.Semaphore,
+        turn: tuple[asyncio.Event, asyncio.Event],
+        deadline_s: float,
+    ) -> bool:
+        """Reserve when the chunk before it has been, load, seal. False: it is not there, and will not be."""
+        before, done = turn
+        reservation: core.Reservation | None = None
+        outcome = Outcome.BUSY
+
+        async def begin(facts: ChunkFacts) -> memoryview | None:
+            nonlocal reservation, outcome
+            self._chunk_bytes[chunk.digest] = facts.size_bytes
+            await before.wait()
+            ttl_s = (facts.expires_at_ns - time.time_ns()) / 1e9 if facts.expires_at_ns else None
+            if ttl_s is not None and ttl_s <= 0:
+                return None
+            reservation = core.PoolCore.reserve(
+                self._pool, chunk.key, facts.size_bytes, namespace, parent, ttl_s, deadline_s + 1.0
+            )
+            outcome = reservation.outcome
+            done.set()
+            if outcome is not Outcome.RESERVED:
+                return None
+            self._at("reserved")
+            return memoryview(reservation.buffer)  # type: ignore[arg-type]
+
+        try:
+            async with room:
+                loaded = await place.load(chunk, begin)
+                if loaded is Loaded.WHOLE and reservation is not None:
+                    self._at("loaded")
+                    if namespace.epoch != chunk.epoch:
+                        return False  # It ended while the bytes of before were on their way.
+                    sealed: Outcome = reservation.seal(allow_exports=True)
+                    self._at("sealed")
+                    return sealed is Outcome.STORED
+            if outcome is Outcome.IN_FLIGHT:  # Another process brings it, or computes it.
+                return await asyncio.to_thread(core.PoolCore.wait, self._pool, chunk.key, deadline_s)
+            if outcome is Outcome.FULL:
+                self.figures["no_room"] += 1
+            return outcome is Outcome.EXISTS
+        except MaruError:
+            self.figures["failed"] += 1
+            return False
+        finally:
+            done.set()
+            if reservation is not None:
+                reservation.discard()

@@ -1,0 +1,114 @@
+"""A pool with places below it, used as any pool: what is in either is found, and before it is read it is here.
+
+Holds:      the pool of this host, and its ladder.
+Promises:   lookup, exists and find tell of both; pin and get bring what is below into the pool first, within a
+            deadline. Whatever fails below leaves the pool as it is: a miss.
+Leaves:     what goes down and comes up to the ladder. Keys belong to the namespace that this handle got last from
+            namespace(), as an engine does it once at its start; without one nothing comes up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from maru.config import PoolConfig
+from maru.key import Identity
+from maru.native import core
+from maru.pool import Namespace, Pool
+from maru.tiering.ladder import Ladder, LadderSettings
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+KEY_BYTES = 16
+
+
+class TieredPool(Pool):
+    """Pool.open with tiers."""
+
+    def __init__(
+        self,
+        config: PoolConfig,
+        tiers: Sequence[str],
+        settings: LadderSettings | None = None,
+        *,
+        is_explicit: bool = False,
+    ) -> None:
+        """Attach to a pool that exists. `is_explicit`: nothing comes up but by begin() and bring(), for whoever must not
+        wait. Raises as Pool.attach and Ladder.
+        """
+        super().__init__(config)
+        self._is_explicit = is_explicit
+        self._namespace: Namespace | None = None
+        try:
+            self.ladder = Ladder(self, tiers, settings)
+        except BaseException:
+            super().close()
+            raise
+
+    def namespace(self, identity: Identity, ttl: float | None = None) -> Namespace:
+        self._namespace = super().namespace(identity, ttl)
+        return self._namespace
+
+    def lookup(self, keys: Buffer) -> int:
+        packed = bytes(memoryview(keys).cast("B"))
+        here = super().lookup(packed)
+        return here + self._below(packed[here * KEY_BYTES :])
+
+    def exists(self, key: Buffer) -> bool:
+        return super().exists(key) or self._below(bytes(memoryview(key).cast("B"))) > 0
+
+    def find(self, keys: Buffer) -> list[bool]:
+        packed = bytes(memoryview(keys).cast("B"))
+        each = [packed[at : at + KEY_BYTES] for at in range(0, len(packed), KEY_BYTES)]
+        found = [super(TieredPool, self).exists(key) for key in each]
+        first = found.index(False) if False in found else len(found)
+        below = self._below(b"".join(each[first:]))
+        found[first : first + below] = [True] * below
+        return found
+
+    def pin(self, keys: Buffer) -> core.PinnedPrefix:
+        if not self._is_explicit:
+            self.bring(bytes(memoryview(keys).cast("B")))
+        return super().pin(keys)
+
+    def get(self, key: Buffer) -> memoryview | None:
+        view = super().get(key)
+        if view is None and not self._is_explicit and self.bring(bytes(memoryview(key).cast("B"))):
+            view = super().get(key)
+        return view
+
+    def bring(self, keys: bytes, deadline_s: float | None = None) -> int:
+        """Have the leading chunks of `keys` here, as far as a place has them and there is room. How many came."""
+        here = super().lookup(keys)
+        missing = keys[here * KEY_BYTES :]
+        if not missing or self._namespace is None:
+            return 0
+        return self.ladder.promote(missing, self._namespace, _last_of(keys, here), deadline_s)
+
+    def begin(self, keys: bytes) -> Future[int] | None:
+        """Bring them in the background. None when nothing is missing, or nothing can come."""
+        here = super().lookup(keys)
+        missing = keys[here * KEY_BYTES :]
+        if not missing or self._namespace is None:
+            return None
+        return self.ladder.begin(missing, self._namespace, _last_of(keys, here))
+
+    def _below(self, missing: bytes) -> int:
+        """How many leading chunks of these lie below."""
+        if not missing or self._namespace is None or self._is_explicit:
+            return 0
+        return self.ladder.leading(missing, self._namespace)
+
+    def close(self) -> None:
+        """As Pool.close. What is being copied below is there or not there."""
+        if not self.closed:
+            self.ladder.close()
+        super().close()
+
+
+def _last_of(keys: bytes, count: int) -> bytes | None:
+    """The key before the first that is missing."""
+    return keys[(count - 1) * KEY_BYTES : count * KEY_BYTES] if count else None
