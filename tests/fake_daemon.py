@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import maru
 from maru.daemon.facts import DaemonIdentity, Histogram, LeaseFigures, PeerFigures, RpcFigures
@@ -30,6 +32,7 @@ class FakeFacts:
     rpc_now: RpcFigures = BUSY_RPC
     lease_list: list[LeaseFigures] = field(default_factory=lambda: [LEASE])
     peer_list: list[PeerFigures] = field(default_factory=lambda: [PEER])
+    below_figures: dict[str, Any] = field(default_factory=dict)
     ready: tuple[bool, str] = (True, "")
 
     def rpc(self) -> RpcFigures:
@@ -40,6 +43,9 @@ class FakeFacts:
 
     def peers(self) -> list[PeerFigures]:
         return self.peer_list
+
+    def below(self) -> Mapping[str, Any]:
+        return self.below_figures
 
     def is_ready(self) -> tuple[bool, str]:
         return self.ready

@@ -30,7 +30,7 @@
     │   └── BadCredential (ValueError)  a name, key, role, host or key file that cannot be read
     ├── TierError                 a place below the pool
     │   ├── TierFailed            it cannot be reached, or did not do what was asked
-    │   ├── TierFull              it has no room, and makes none
+    │   │   └── TierFull          it has no room, and makes none
     │   ├── NoSuchObject          nothing lies there under that name
     │   └── TornObject            what lies there is not what was stored, or not for this reader
     └── MissingPackage            an optional part was not installed with Maru

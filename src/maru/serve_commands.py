@@ -49,6 +49,14 @@ def serve(
     chunk_tokens: Annotated[
         int, typer.Option("--chunk-tokens", min=0, help="Tokens in a chunk, if all engines agree: told in KV events.")
     ] = 0,
+    tier: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tier",
+            metavar="URL",
+            help="A place below the pool, the nearest first: file:///DIR?size=1TiB, s3://BUCKET/PREFIX, redis://HOST.",
+        ),
+    ] = None,
     peer: Annotated[
         list[str] | None,
         typer.Option("--peer", metavar="NAME=URL", help="Another daemon's http(s) address, to show; may be repeated."),
@@ -110,7 +118,7 @@ def serve(
         events = EventSettings(endpoint, replay or _next_port(endpoint), chunk_tokens=chunk_tokens)
     limits = Limits(lease_s=lease_s, guard_s=min(1.0, lease_s / 4))
     found = _peers(peer or [], peer_ca, registry)
-    daemon = Daemon(ServeConfig(url, listen, plain, keys, web, events, limits, found))
+    daemon = Daemon(ServeConfig(url, listen, plain, keys, web, events, limits, found, tuple(tier or [])))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         with daemon:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
+from redis_servers import redis_server
 
 S3_SERVER = """
 import logging, sys
@@ -45,36 +42,6 @@ def s3_url(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "who")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
     return f"s3://maru-kv/below?region=us-east-1&endpoint=http://127.0.0.1:{s3_port}&allow_http=1"
-
-
-def free_port() -> int:
-    """Low enough that a cluster's second port, 10,000 higher, is one too."""
-    for port in range(21_000, 31_000):
-        with socket.socket() as one, socket.socket() as other:
-            try:
-                one.bind(("127.0.0.1", port))
-                other.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no port is free")
-
-
-@contextmanager
-def redis_server(folder: Path, *words: str) -> Iterator[int]:
-    """A server of its own, ready; its port."""
-    program = shutil.which("redis-server") or shutil.which("valkey-server")
-    if program is None:
-        pytest.skip("there is no redis-server")
-    port = free_port()
-    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder), *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            assert any("Ready to accept connections" in line for line in server.stdout)
-            yield port
-        finally:
-            server.terminate()
 
 
 @pytest.fixture(scope="session")

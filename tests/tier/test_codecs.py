@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -112,8 +113,14 @@ def two_frames_of_zstd() -> bytes:
 @pytest.mark.parametrize("bomb", [bomb_of_zstd, bomb_without_a_size, two_frames_of_zstd])
 def test_a_zstd_frame_of_another_size_is_refused_with_what_surrounds_it_untouched(bomb: Callable[[], bytes]) -> None:
     room = bytearray(b"\xab" * 12288)
-    with pytest.raises(TornObject):
-        open_codec("zstd").decode_into(memoryview(bomb()), memoryview(room)[4096:8192])
+    codec, frame = open_codec("zstd"), memoryview(bomb())
+    tracemalloc.start()
+    try:
+        with pytest.raises(TornObject):
+            codec.decode_into(frame, memoryview(room)[4096:8192])
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
     assert room[:4096] == room[8192:] == b"\xab" * 4096
 
 

@@ -31,7 +31,7 @@ class TestS3(TierContract):
     def _server(self, s3_url: str) -> None:
         self.url = s3_url
 
-    def make_tier(self, tmp_path: Path) -> Tier:
+    def make_tier(self, tmp_path: Path) -> Tier:  # noqa: ARG002
         return open_tier(parse_tier_url(self.url))
 
 
@@ -40,5 +40,5 @@ class TestRedis(TierContract):
     def _server(self, redis_url: str) -> None:
         self.url = redis_url
 
-    def make_tier(self, tmp_path: Path) -> Tier:
+    def make_tier(self, tmp_path: Path) -> Tier:  # noqa: ARG002
         return open_tier(parse_tier_url(self.url))

@@ -50,6 +50,9 @@ class _Watch:
     deadline_s: float
 
 
+Rise = Callable[[bytes, Namespace, bytes | None], object]
+
+
 class Control:
     """One pool and its clients. Not thread-safe: one thread drives it."""
 
@@ -61,8 +64,12 @@ class Control:
         library: str,
         clock: Callable[[], float] = time.monotonic,
         memory: Memory | None = None,
+        begin_rise: Rise | None = None,
     ) -> None:
-        """`daemon`: 16 random bytes of this start. `memory`: how the pool's bytes are reached (tests emulate it)."""
+        """`daemon`: 16 random bytes of this start. `memory`: how the pool's bytes are reached (tests emulate it).
+
+        `begin_rise`: bring chunks from places below the pool, in the background: keys, namespace, key before them.
+        """
         self.pool = pool
         self.limits = limits
         self.sessions: dict[bytes, Session] = {}
@@ -70,6 +77,7 @@ class Control:
         self._library = library
         self._clock = clock
         self._memory = memory or PoolMemory(pool)
+        self._begin_rise = begin_rise
         self._namespaces: dict[int, Namespace] = {}
         self._watches: list[_Watch] = []
         self._shown_sums, self._sent_sums = Checksums(CHECKSUMS_MAX), Checksums(CHECKSUMS_MAX)
@@ -213,15 +221,25 @@ class Control:
     def has_watches(self) -> bool:
         return bool(self._watches)
 
-    def _register(self, _: Session, request: wire.Register, __: Body) -> tuple[wire.Answer, Body]:
+    def _register(self, session: Session, request: wire.Register, __: Body) -> tuple[wire.Answer, Body]:
         if len(request.digest) != 16 or len(request.tenant.encode()) > 63:
             raise BadMessage("a namespace is a digest of 16 bytes and a tenant of at most 63")
         namespace = self.pool._register_namespace(request.digest, request.tenant, ttl_of(request.ttl_s))
-        self._namespaces[namespace.id] = namespace
+        self._namespaces[namespace.id] = session.namespace = namespace
         return wire.Done(request.number, namespace.id), b""
 
-    def _lookup(self, _: Session, request: wire.Lookup, body: Body) -> tuple[wire.Answer, Body]:
-        return wire.Done(request.number, self.pool.lookup(keys_of(body))), b""
+    def _lookup(self, session: Session, request: wire.Lookup, body: Body) -> tuple[wire.Answer, Body]:
+        keys = keys_of(body)
+        found = self.pool.lookup(keys)
+        self._rise(session, keys, found)
+        return wire.Done(request.number, found), b""
+
+    def _rise(self, session: Session, keys: bytes, found: int) -> None:
+        """What this client missed may lie below: it is there when the client asks again. Nobody waits here."""
+        missing = keys[found * KEY_BYTES :]
+        if self._begin_rise and session.namespace and missing:
+            before = keys[(found - 1) * KEY_BYTES : found * KEY_BYTES] if found else None
+            self._begin_rise(missing, session.namespace, before)
 
     def _find(self, _: Session, request: wire.Find, body: Body) -> tuple[wire.Answer, Body]:
         keys, exists = keys_of(body), self.pool.exists
@@ -238,6 +256,7 @@ class Control:
         if len(session.leases) >= wire.HOLDS_MAX:
             raise PoolBusy(f"this client has {wire.HOLDS_MAX} leases already")
         prefix = session.pool.pin(keys)
+        self._rise(session, keys, len(prefix))
         while prefix.nbytes > room:
             count = fitting(prefix, room)
             prefix.release()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from maru.pool import Pool
 
@@ -112,6 +112,9 @@ class Facts(Protocol):
     def leases(self) -> Sequence[LeaseFigures]: ...
 
     def peers(self) -> Sequence[PeerFigures]: ...
+
+    def below(self) -> Mapping[str, Any]:
+        """Figures of the places below the pool, as Ladder.stats() gives them; empty without any."""
 
     def is_ready(self) -> tuple[bool, str]:
         """Whether requests are answered as they should be, and in words why not ("" when they are)."""

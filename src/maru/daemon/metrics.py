@@ -24,6 +24,7 @@ from prometheus_client.exposition import generate_latest
 
 from maru.daemon.facts import Facts, Histogram
 from maru.daemon.looks import Look, Looks
+from maru.daemon.tier_metrics import tier_metrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -107,6 +108,7 @@ class Metrics:
         yield from _segments(living)
         yield from self._leases()
         yield from self._rpc()
+        yield from tier_metrics(self._facts.below())
 
     def _daemon(self, looks: Mapping[str, Look]) -> Iterator[Metric]:
         identity = self._facts.identity

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import maru
 from maru.credentials import Authorised, load_certificate, load_server_keys, secure_server
@@ -29,6 +30,7 @@ from maru.daemon.web import WebServer, make_app
 from maru.daemon.web_settings import WebSettings
 from maru.errors import CredentialNotFound
 from maru.pool import Pool
+from maru.tiering.ladder import Ladder
 
 DEFAULT_RPC_URL = "tcp://127.0.0.1:6555"
 
@@ -50,6 +52,8 @@ class ServeConfig:
     limits: Limits = field(default_factory=Limits)
     peers: PeerSettings = field(default_factory=PeerSettings)
     """Other daemons."""
+    tiers: Sequence[str] = ()
+    """URLs of places below the pool, the nearest first."""
 
 
 class Daemon:
@@ -65,14 +69,22 @@ class Daemon:
             web = web and _with_credentials(web, config.keys, authorised)
         self.identity = DaemonIdentity(f"{platform.node()}:{os.getpid()}", maru.__version__, time.time())
         self.pool = Pool.open(config.pool_url)
+        self.ladder: Ladder | None = None
         try:
-            self.control = Control(self.pool, config.limits, os.urandom(16), f"maru {maru.__version__}")
+            if config.tiers:
+                self.ladder = Ladder(self.pool, config.tiers)
+            rise = self.ladder.begin if self.ladder else None
+            self.control = Control(
+                self.pool, config.limits, os.urandom(16), f"maru {maru.__version__}", begin_rise=rise
+            )
             self.rpc_server = RpcServer(self.control, config.rpc_url, keys, authorised, config.plain)
             self.web_server = WebServer(make_app(self, web), web) if web else None
             self.events: EventPublisher | None = None
             self.peer_watch = PeerWatch([])
             self._keys, self._authorised = keys, authorised
         except BaseException:
+            if self.ladder:
+                self.ladder.close()
             self.pool.close()
             raise
         self._over = threading.Event()
@@ -110,6 +122,8 @@ class Daemon:
         if self.events:
             self.events.stop()
         self.rpc_server.stop()
+        if self.ladder:
+            self.ladder.close()
         self.pool.close()
         self._over.set()
 
@@ -176,6 +190,9 @@ class Daemon:
 
     def peers(self) -> Sequence[PeerFigures]:
         return self.peer_watch.figures()
+
+    def below(self) -> Mapping[str, Any]:
+        return self.ladder.stats() if self.ladder else {}
 
     def is_ready(self) -> tuple[bool, str]:
         if not self.rpc_server.is_alive:

@@ -18,6 +18,7 @@ from functools import cached_property
 
 from maru import wire
 from maru.native import core
+from maru.pool import Namespace
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class Session:
     """Held by a daemon before this one; the client lets go of them when nothing of theirs is used any more."""
     row_number: int = -1
     """Its row in the process table; -1: it holds by the daemon's own."""
+    namespace: Namespace | None = None
+    """What it stores under: the one it registered last."""
     pins: int = 0
     pinned_bytes: int = 0
     reserved_bytes: int = 0

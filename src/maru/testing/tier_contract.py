@@ -1,11 +1,11 @@
 """What every place below the pool has to keep, as a suite that ships: one method a promise of maru.tier.contract.
 
     class TestMine(TierContract):
-        def make_tier(self, folder: Path) -> Tier:
+        def make_tier(self, tmp_path: Path) -> Tier:
             return MyTier(...)
 
-With pytest that is a test class; without it, call the methods with a folder that may be filled. Each makes a tier of its
-own, drives it in a loop of its own, and closes it. Two methods' tiers may share a place: names are theirs alone.
+With pytest that is a test class; without it, call the methods with a folder that may be filled. Each makes a tier of
+its own, drives it in a loop of its own, and closes it. Two methods' tiers may share a place: names are theirs alone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import secrets
 import threading
 import tracemalloc
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from pathlib import Path
 
 from maru.errors import BadKey, NoSuchObject
@@ -70,7 +71,7 @@ class TierContract:
             content = content_of(5 * MIB + 12345)
             for cuts in ((10,), (0, 0, 1, 2), (4, 4 + MIB, 8 + MIB), tuple(range(0, 5 * MIB, 100_003))):
                 name, edges = fresh_name(), [0, *cuts, len(content)]
-                frames = [memoryview(content)[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+                frames = [memoryview(content)[a:b] for a, b in pairwise(edges)]
                 await tier.store(name, frames)
                 assert await read(tier, name) == content, len(frames)
 

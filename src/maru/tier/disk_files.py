@@ -286,25 +286,26 @@ class ObjectFiles:
     ) -> int:
         """Write the frames through one aligned buffer; how much it was."""
         total = sum(len(frame) for frame in frames)
-        with mmap.mmap(-1, max(_aligned(min(total, PIECE_BYTES)), ALIGNED_BYTES)) as buffer, memoryview(buffer) as view:
-            filled = written = 0
-            for frame in frames:
-                taken = 0
-                while taken < len(frame):
-                    count = min(len(frame) - taken, len(view) - filled)
-                    view[filled : filled + count] = frame[taken : taken + count]
-                    taken, filled = taken + count, filled + count
-                    if filled == len(view):
-                        if is_stopped():
-                            raise Stopped
-                        self._write_all(descriptor, view)
-                        written, filled = written + filled, 0
-            if filled:
-                padded = _aligned(filled) if is_direct else filled
-                view[filled:padded] = bytes(padded - filled)
-                self._write_all(descriptor, view[:padded])
-                if padded != filled:
-                    self.calls.ftruncate(descriptor, written + filled)
+        # Not closed by hand: an error that is on its way up still holds slices of it.
+        view = memoryview(mmap.mmap(-1, max(_aligned(min(total, PIECE_BYTES)), ALIGNED_BYTES)))
+        filled = written = 0
+        for frame in frames:
+            taken = 0
+            while taken < len(frame):
+                count = min(len(frame) - taken, len(view) - filled)
+                view[filled : filled + count] = frame[taken : taken + count]
+                taken, filled = taken + count, filled + count
+                if filled == len(view):
+                    if is_stopped():
+                        raise Stopped
+                    self._write_all(descriptor, view)
+                    written, filled = written + filled, 0
+        if filled:
+            padded = _aligned(filled) if is_direct else filled
+            view[filled:padded] = bytes(padded - filled)
+            self._write_all(descriptor, view[:padded])
+            if padded != filled:
+                self.calls.ftruncate(descriptor, written + filled)
         return total
 
     def _write_all(self, descriptor: int, view: memoryview) -> None:

@@ -153,8 +153,7 @@ class ObjectStoreTier(Tier):
         await self._done(self._api.delete_async(self._store, probe))
 
     async def close(self) -> None:
-        self._is_closed = True
-        self._store = None  # Connections end with it.
+        self._is_closed = True  # Connections end with the store, when nobody holds it any more.
 
     async def _size_of(self, name: str) -> int:
         try:

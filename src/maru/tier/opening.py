@@ -103,7 +103,7 @@ def parse_tier_url(url: str) -> TierConfig:
         place=_place(parts, scheme not in others),
         shown=redact(url),
         url=url,
-        size_bytes=parse_size(query["size"]) if "size" in query and scheme in SCHEMES else None,
+        size_bytes=_size(query) if scheme in SCHEMES else None,
         codec=codec,
         item_bytes=int(_choice(query, "item_bytes", ("1", "2", "4", "8"), "2")),
         encrypt="tenant" if encrypt == "tenant" else None,
@@ -226,6 +226,13 @@ def _count(query: Mapping[str, str], name: str, default: int, limit: int) -> int
     if not text.isascii() or not text.isdigit() or len(text) > 9 or not 0 < int(text) <= limit:
         raise _bad(f"{name}={text[:64]} is not a number from 1 to {limit}")
     return int(text)
+
+
+def _size(query: Mapping[str, str]) -> int | None:
+    try:
+        return parse_size(query["size"]) if "size" in query else None
+    except BadUrl as error:
+        raise _bad(error.message) from None
 
 
 def _span(query: Mapping[str, str], name: str, limit_s: float) -> float | None:

@@ -4,8 +4,9 @@ One process a pool does it, whoever holds a byte of the pool's `lock` file; when
 ahead of eviction: as long as it keeps up, whatever an evictor takes has its copy below already. Nobody waits for it.
 What was evicted before its turn came is lost to the places, and counted ("dropped").
 
-With `write="back"` the coldest `AHEAD_SHARE` of the pool has copies, less what is free anyway; with "through"
-everything that is stored has one soon.
+With `write="back"` the coldest `AHEAD_SHARE` of the pool has copies, less what is free anyway. An evictor takes the
+coldest of those it happens to look at, so that share is larger than what it takes between two looks; with "through"
+everything that is stored has a copy soon.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _log = logging.getLogger("maru")
 
 LOCK_BYTE = 5
 """kLockByteDemoter of pool/layout.h."""
-AHEAD_SHARE = 1 / 8
+AHEAD_SHARE = 1 / 4
 STORES_AT_ONCE = 4
 """Chunks that are held for copying at one time: they cannot be evicted meanwhile."""
 LOOK_S, LOOK_COST = 0.05, 20
@@ -74,7 +75,6 @@ class Demoter:
     ) -> None:
         """`at` is told the steps of STEPS as they are reached, for tests that kill there."""
         self._pool, self._places, self._is_through, self._at = pool, places, is_through, at
-        self._size_bytes = int(pool.stats()["size_bytes"])
         self._tenants = Tenants(pool)
         self._room = asyncio.Semaphore(STORES_AT_ONCE)
         self._under_way: dict[tuple[int, int], asyncio.Task[None]] = {}
@@ -123,7 +123,7 @@ class Demoter:
         if not any(place.takes for place in self._places):
             return ELECTION_S
         begun = time.monotonic()
-        packed = await asyncio.to_thread(scan.look, self._ahead_bytes(scan), LOOK_CHUNKS)
+        packed = await asyncio.to_thread(self._look, scan)
         took = time.monotonic() - begun
         self._at("looked")
         self._later = {place: until for place, until in self._later.items() if until > begun}
@@ -137,12 +137,16 @@ class Demoter:
         self.is_idle = not found and not self._under_way
         return max(LOOK_S, LOOK_COST * took) if not wanted else 0.0
 
-    def _ahead_bytes(self, scan: core.LeavingScan) -> int:
-        if self._is_through:
-            return _ALL_BYTES
-        resident = scan.residents()[0]
-        free = max(0, self._size_bytes - resident)
-        return max(0, int(AHEAD_SHARE * self._size_bytes) - free) if self.looks else 0
+    def _look(self, scan: core.LeavingScan) -> bytes:
+        return scan.look(_ALL_BYTES if self._is_through else self._ahead_bytes(), LOOK_CHUNKS)
+
+    def _ahead_bytes(self) -> int:
+        """What writers may take before the next look, less what they find free: nobody is evicted for that."""
+        figures = self._pool.stats()
+        fresh = figures["slab_count"] - sum(row["slabs"] for row in figures["classes"])
+        free = fresh * figures["slab_bytes"]
+        free += sum(row["free_chunks"] * row["chunk_bytes"] for row in figures["classes"])
+        return max(0, int(AHEAD_SHARE * figures["size_bytes"]) - free)
 
     async def _absent_below(self, scan: core.LeavingScan, chunks: list[Leaving]) -> list[Leaving]:
         """Without those that a place has from before: another process stored them, or this pool's last life."""

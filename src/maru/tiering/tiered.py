@@ -36,8 +36,9 @@ class TieredPool(Pool):
         *,
         is_explicit: bool = False,
     ) -> None:
-        """Attach to a pool that exists. `is_explicit`: nothing comes up but by begin() and bring(), for whoever must not
-        wait. Raises as Pool.attach and Ladder.
+        """Attach to a pool that exists. Raises as Pool.attach and Ladder.
+
+        `is_explicit`: nothing comes up but by begin() and bring(), for whoever must not wait.
         """
         super().__init__(config)
         self._is_explicit = is_explicit

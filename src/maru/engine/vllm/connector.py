@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,11 +37,12 @@ from maru.engine.vllm.scheduler import SchedulerSide
 from maru.engine.vllm.worker import WorkerSide
 from maru.errors import BadUrl, MaruError
 from maru.pool import Pool
+from maru.tiering.tiered import TieredPool
 
 log = logging.getLogger("maru.vllm")
 
 _told: set[str] = set()
-_SETTINGS = {"pool", "chunk_tokens", "tenant", "background_copies", "wait_for_others_s", "allow_gpu"}
+_SETTINGS = {"pool", "chunk_tokens", "tenant", "background_copies", "wait_for_others_s", "allow_gpu", "tiers"}
 
 
 class MaruConnector(KVConnectorBase_V1):
@@ -49,7 +51,7 @@ class MaruConnector(KVConnectorBase_V1):
     `kv_connector_extra_config`: `pool` (an address, as maru:///NAME?size=8GiB), `chunk_tokens` (256, rounded down to
     whole blocks), `tenant`, `background_copies` (true: copy layer by layer while the model computes),
     `wait_for_others_s` (0: how long a request may be held back because another instance computes its beginning),
-    `allow_gpu` (false: on a GPU nobody has run it yet).
+    `tiers` (URLs of places below the pool, the nearest first), `allow_gpu` (false: on a GPU nobody has run it yet).
     """
 
     _cache_hit_source = CacheHitSource.HOST
@@ -68,7 +70,9 @@ class MaruConnector(KVConnectorBase_V1):
         self._shape = shape_of(vllm_config, kv_cache_config, int(settings.get("chunk_tokens", CHUNK_TOKENS)))
         self._identity = identity_of(vllm_config, kv_cache_config, self._shape, str(settings.get("tenant", "default")))
         self._ranks = int(vllm_config.parallel_config.tensor_parallel_size)
-        address = read_address(str(settings["pool"]))
+        address = read_address(str(settings["pool"]), tiers=_urls(settings.get("tiers", [])))
+        if role == KVConnectorRole.WORKER:
+            address = replace(address, tiers=())  # One side speaks with the places below.
         self._background = bool(settings.get("background_copies", True))
         self._allow_gpu = bool(settings.get("allow_gpu", False))
         self._is_off = False
@@ -79,7 +83,7 @@ class MaruConnector(KVConnectorBase_V1):
         self._watch: PoolWatch | None = None
         self._unfilled: set[int] = set()
         try:
-            self._pool = open_pool(address, near=False)
+            self._pool = open_pool(address, near=False, must_not_wait=True)
             namespace = self._pool.namespace(self._identity)
         except (MaruError, OSError) as error:
             self._turn_off("open the pool", error)
@@ -91,6 +95,7 @@ class MaruConnector(KVConnectorBase_V1):
             self._scheduler = SchedulerSide(
                 self._pool, namespace, self._shape, self._ranks, self._turn_off,
                 wait_for_others_s=float(settings.get("wait_for_others_s", 0)), announcer=self._announcer,
+                begin_rise=self._pool.begin if isinstance(self._pool, TieredPool) else None,
             )  # fmt: skip
             self._watch = PoolWatch(self._pool.stats)
         else:
@@ -241,6 +246,14 @@ class MaruConnector(KVConnectorBase_V1):
             self._worker.close()
         if self._pool:
             self._pool.close()
+
+
+def _urls(setting: Any) -> list[str]:
+    """A list in the settings, or one URL. Raises BadUrl."""
+    urls = [setting] if isinstance(setting, str) else setting
+    if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
+        raise BadUrl('"tiers" is a list of URLs, for example ["file:///var/lib/maru?size=500GiB"]')
+    return urls
 
 
 def _rank(ranks: int) -> int:

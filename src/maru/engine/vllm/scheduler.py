@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +55,10 @@ class _Request:
     seen_written_s: float = 0.0
     waited: bool = False
     """It was held back, and is no more."""
+    rising: Future[int] | None = None
+    """What brings more of it from below the pool."""
+    was_raised: bool = False
+    """That has ended."""
 
     @property
     def chunk_count(self) -> int:
@@ -84,8 +89,12 @@ class SchedulerSide:
         clock: Callable[[], float] = time.monotonic,
         wait_for_others_s: float = 0.0,
         announcer: Announcer | None = None,
+        begin_rise: Callable[[bytes], Future[int] | None] | None = None,
     ) -> None:
-        """`wait_for_others_s`: how long a request may be held back because another instance computes its beginning."""
+        """`wait_for_others_s`: how long a request may be held back because another instance computes its beginning.
+
+        `begin_rise`: bring the missing chunks of these keys from places below the pool, within a deadline.
+        """
         self._pool = pool
         self._digest = namespace.digest
         self._shape = shape
@@ -94,6 +103,7 @@ class SchedulerSide:
         self._clock = clock
         self._wait_for_others_s = wait_for_others_s
         self._announcer = announcer
+        self._begin_rise = begin_rise
         self._is_idle = True
         """The last step had nothing to compute."""
         self.stats = MaruStats()
@@ -111,15 +121,39 @@ class SchedulerSide:
         state.local_tokens = computed_tokens
         if usable * self._shape.chunk_tokens <= computed_tokens:
             return 0
+        if self._still_rises(state):
+            return None
         if (state.pinned is None or len(state.pinned) < usable) and self._may_find_more(state):
             if self._still_waits(state):
                 return None
             self._pin(state, usable)
+            if self._begins_to_rise(state, usable):
+                return None
             if self._begins_to_wait(state, usable):
                 return None
             self._announce(request, state)
         found = min(usable, len(state.pinned) if state.pinned else 0) * self._shape.chunk_tokens
         return int(max(0, found - computed_tokens))
+
+    def _begins_to_rise(self, state: _Request, usable: int) -> bool:
+        """Pinned as far as possible: does more of it come from below? Asked once a request."""
+        is_whole = state.pinned is not None and len(state.pinned) >= usable
+        if self._begin_rise is None or state.rising is not None or is_whole:
+            return False
+        state.rising = self._begin_rise(state.keys[: usable * KEY_BYTES])
+        return self._still_rises(state)
+
+    def _still_rises(self, state: _Request) -> bool:
+        """More of it is on its way. What has come when that ends is found like anything else, by looking once more."""
+        if state.rising is None or state.was_raised:
+            return False
+        if self._is_idle:  # Once a step, however many wait: vLLM would ask again at once, and again.
+            self._is_idle = False
+            wait([state.rising], IDLE_WAIT_S)
+        if not state.rising.done():
+            return True
+        state.was_raised, state.was_asked = True, False
+        return False
 
     def _may_find_more(self, state: _Request) -> bool:
         """A request that waits for its turn is asked about in every step: looking at one chunk is enough then."""
