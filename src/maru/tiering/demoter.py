@@ -144,7 +144,7 @@ class Demoter:
         """What writers may take before the next look, less what they find free: nobody is evicted for that."""
         figures = self._pool.stats()
         fresh = figures["slab_count"] - sum(row["slabs"] for row in figures["classes"])
-        free = fresh * figures["slab_bytes"]
+        free: int = fresh * figures["slab_bytes"]
         free += sum(row["free_chunks"] * row["chunk_bytes"] for row in figures["classes"])
         return max(0, int(AHEAD_SHARE * figures["size_bytes"]) - free)
 

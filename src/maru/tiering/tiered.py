@@ -55,20 +55,21 @@ class TieredPool(Pool):
 
     def lookup(self, keys: Buffer) -> int:
         packed = bytes(memoryview(keys).cast("B"))
-        here = super().lookup(packed)
-        return here + self._below(packed[here * KEY_BYTES :])
+        count, below = super().lookup(packed), 1
+        while below and count * KEY_BYTES < len(packed):  # Parts of a prefix may be here and parts below.
+            below = self._below(packed[count * KEY_BYTES :])
+            count += below
+            count += super().lookup(packed[count * KEY_BYTES :])
+        return count
 
     def exists(self, key: Buffer) -> bool:
         return super().exists(key) or self._below(bytes(memoryview(key).cast("B"))) > 0
 
     def find(self, keys: Buffer) -> list[bool]:
         packed = bytes(memoryview(keys).cast("B"))
-        each = [packed[at : at + KEY_BYTES] for at in range(0, len(packed), KEY_BYTES)]
-        found = [super(TieredPool, self).exists(key) for key in each]
-        first = found.index(False) if False in found else len(found)
-        below = self._below(b"".join(each[first:]))
-        found[first : first + below] = [True] * below
-        return found
+        leading = self.lookup(packed)
+        rest = [packed[at : at + KEY_BYTES] for at in range(leading * KEY_BYTES, len(packed), KEY_BYTES)]
+        return [True] * leading + [super(TieredPool, self).exists(key) for key in rest]
 
     def pin(self, keys: Buffer) -> core.PinnedPrefix:
         if not self._is_explicit:
@@ -81,13 +82,18 @@ class TieredPool(Pool):
             view = super().get(key)
         return view
 
-    def bring(self, keys: bytes, deadline_s: float | None = None) -> int:
-        """Have the leading chunks of `keys` here, as far as a place has them and there is room. How many came."""
-        here = super().lookup(keys)
-        missing = keys[here * KEY_BYTES :]
-        if not missing or self._namespace is None:
-            return 0
-        return self.ladder.promote(missing, self._namespace, _last_of(keys, here), deadline_s)
+    def bring(self, keys: bytes, deadline_s: float | None = None) -> bool:
+        """Have the leading chunks of `keys` here, as far as a place has them and there is room. Did any come?"""
+        here, came = super().lookup(keys), False
+        while self._namespace is not None and here * KEY_BYTES < len(keys):
+            missing = keys[here * KEY_BYTES :]
+            if not self.ladder.promote(missing, self._namespace, _last_of(keys, here), deadline_s):
+                break
+            now = super().lookup(keys)  # What came may lead on to more that was here.
+            if now <= here:
+                break
+            here, came = now, True
+        return came
 
     def begin(self, keys: bytes) -> Future[int] | None:
         """Bring them in the background. None when nothing is missing, or nothing can come."""
