@@ -13,7 +13,7 @@ from maru.native import core
 from maru.pool import Pool
 
 CHUNK = 256
-PROMPTS = 6
+PROMPTS = 8
 PROMPT_TOKENS = 3 * CHUNK + 20
 ANSWER = 12
 
@@ -37,7 +37,7 @@ def test_prompts_that_left_the_pool_are_loaded_from_below_and_answered_alike(
     below = tmp_path / "below"
     below.mkdir()
     settings: dict[str, object] = {
-        "pool": f"maru:///{pool_name}?size=64MiB&slab_bytes=16MiB&gate=off",
+        "pool": f"maru:///{pool_name}?size=192MiB&slab_bytes=16MiB&gate=off",
         "tiers": [f"file://{below}?size=1GiB&write=through"],
     }
     prompts = [text_ids[1_000 * n : 1_000 * n + PROMPT_TOKENS] for n in range(PROMPTS)]

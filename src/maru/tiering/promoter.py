@@ -67,7 +67,7 @@ class Promoter:
         if found:
             await self._bring(keys, found, namespace, epoch, parent, deadline_s)
         leading: int = core.PoolCore.lookup(self._pool, keys)
-        self.figures.update(promoted_prefixes=bool(found), promoted=min(leading, len(found)))
+        self.figures.update(promoted_prefixes=int(bool(found)), promoted=min(leading, len(found)))
         return leading
 
     async def _found(self, keys: bytes, namespace: Namespace, epoch: int) -> list[Place]:
