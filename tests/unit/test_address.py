@@ -101,3 +101,16 @@ def test_a_pool_made_from_an_address_takes_the_chunk_it_was_made_for() -> None:
 @pytest.mark.parametrize(("chunk_bytes", "expected"), [(16 << 10, 16 << 10), (256 << 10, 0), (5 * MIB, 0)])
 def test_a_pool_for_small_chunks_gets_an_index_for_as_many(chunk_bytes: int, expected: int) -> None:
     assert read_address("tcp:///kv", 64 * MIB, chunk_bytes).pool.chunk_bytes == expected
+
+
+def test_places_below_come_with_the_address_or_for_all_that_name_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARU_TIERS", "file:///everybody  s3://bucket/all")
+    one = "maru:///kv?size=1GiB&tier=file%3A%2F%2F%2Fvar%3Fsize%3D1GiB%26codec%3Dzstd&tier=redis%3A%2F%2Fhost"
+    assert read_address(one).tiers == ("file:///var?size=1GiB&codec=zstd", "redis://host")
+    assert read_address(one).url == "maru:///kv?size=1GiB"
+    assert read_address("maru:///kv", tiers=["file:///mine"]).tiers == ("file:///mine",)
+    assert read_address("maru:///kv").tiers == ("file:///everybody", "s3://bucket/all")
+
+
+def test_an_address_shows_no_secret_of_a_place_below() -> None:
+    assert "secret" not in repr(read_address("maru:///kv", tiers=["redis://user:secret@host"]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import quote
 
-import pytest
 from peer import CHUNK_TOKENS, Peer
 from serving import until
 
@@ -22,16 +21,9 @@ def objects_in(folder: Path) -> int:
     return sum(len(one.name) == 32 for one in folder.glob("*/*/*"))
 
 
-@pytest.mark.parametrize("named", ["in the address", "in the environment"])
-def test_what_left_the_pool_is_found_and_retrieved_from_below(
-    pool_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
-) -> None:
+def test_what_left_the_pool_is_found_and_retrieved_from_below(pool_name: str, tmp_path: Path) -> None:
     below = f"file://{tmp_path}?size=1GiB&write=through"
-    address = f"maru:///{pool_name}?size=4MiB&slab_bytes=1MiB&gate=off"
-    if named == "in the address":
-        address += f"&tier={quote(below, safe='')}"
-    else:
-        monkeypatch.setenv("MARU_TIERS", below)
+    address = f"maru:///{pool_name}?size=4MiB&slab_bytes=1MiB&gate=off&tier={quote(below, safe='')}"
     writer, reader = Peer.take(address), Peer.take(address)
     try:
         numbers = list(range(CHUNKS))
