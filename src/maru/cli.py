@@ -33,6 +33,7 @@ from maru.serve_commands import serve
 from maru.stat_view import SeenPool, plain, show_pool, table_of_pools
 from maru.survey import look_at, pool_folders, survey
 from maru.terminal import SETTINGS, JsonFlag, PlaceOption, complain, config_of, console, print_json, say_none
+from maru.tier_commands import tier_app
 from maru.top_command import top
 from maru.watch import SECONDS_DEFAULT, SECONDS_MIN, watch
 
@@ -53,6 +54,7 @@ class _MaruGroup(TyperGroup):
 app = typer.Typer(cls=_MaruGroup, name="maru", add_completion=False, pretty_exceptions_enable=False, **SETTINGS)
 app.add_typer(pool_app, name="pool", help="Create, list, rebuild and destroy pools.")
 app.add_typer(keys_app, name="keys")
+app.add_typer(tier_app, name="tier")
 app.add_typer(bench_app, name="bench", help="Measure the published figures here, beside what you would use instead.")
 app.command()(serve)
 app.command()(top)
@@ -87,6 +89,7 @@ def _root(
     [cyan]maru doctor[/cyan]   see what this machine offers, and what it lacks
     [cyan]maru check kv[/cyan]   have the pool's bytes read by other eyes
     [cyan]maru serve kv[/cyan]   serve a pool to other hosts
+    [cyan]maru tier check file:///DIR[/cyan]   try a place below the pool
     [cyan]maru bench ttft --quick[/cyan]   see what a hit saves on this machine
     """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import time
 from collections.abc import Callable
 
@@ -49,6 +50,17 @@ def visit_reading(pool: Pool) -> None:
         views = prefix.views
     view = pool.get(keys[:16])
     del views, view
+
+
+def visit_leaving(pool: Pool) -> None:
+    """What leaves next is held for being copied away, and let go."""
+    scan = core.LeavingScan(pool)
+    packed = scan.look(1 << 40, 4)
+    for at in range(0, len(packed), 96):
+        slot, generation = struct.unpack_from("<QQ", packed, at + 56)
+        view = scan.hold(slot, generation)
+        scan.keep(slot, generation)
+        del view
 
 
 def visit_reserving(pool: Pool) -> None:
@@ -180,6 +192,7 @@ def see_everything(url: str, wait_for_sweep: bool = False) -> None:
         pool.wait_ready(10)
         visit_storing(pool)
         visit_reading(pool)
+        visit_leaving(pool)
         visit_reserving(pool)
         visit_drafts(pool)
         visit_parts(pool)

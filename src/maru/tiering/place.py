@@ -178,7 +178,7 @@ class Place:
         except TornObject as error:
             self.figures["torn"] += 1
             _log.warning("%s: %s; it is computed again", self.name, error)
-            await self._ask(self._storing, "removed", self._remove(chunk))
+            await self.remove(chunk)
             return Loaded.FAILED
         return answer if answer is not None else Loaded.FAILED
 
@@ -189,9 +189,14 @@ class Place:
             self._ciphers[chunk.tenant] = self._keyring.for_tenant(chunk.tenant)
         return self._ciphers[chunk.tenant]
 
-    async def _remove(self, chunk: Which) -> bool:
-        await self.tier.remove([await self._name(chunk)])
-        return True
+    async def remove(self, chunk: Which) -> bool:
+        """Take a chunk away. False when the place did not."""
+
+        async def take() -> bool:
+            await self.tier.remove([await self._name(chunk)])
+            return True
+
+        return bool(await self._ask(self._storing, "removed", take()))
 
     async def _name(self, chunk: Which) -> str:
         return name_of(await self._generations.folder(chunk.digest, chunk.epoch), chunk.key)
