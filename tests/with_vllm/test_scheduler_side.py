@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -354,3 +355,62 @@ class Watched:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._pool, name)
+
+
+# What lies below the pool
+
+
+class Below:
+    """Brings what it is asked for when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+        self.coming: Future[int] = Future()
+
+    def begin(self, keys: bytes) -> Future[int]:
+        self.asked.append(keys)
+        return self.coming
+
+
+@pytest.fixture
+def below(side: Side) -> Below:
+    below = Below()
+    side.side = SchedulerSide(
+        side.pool, side.namespace, SHAPE, 1, lambda what, _: side.failures.append(what), lambda: side.now,
+        begin_rise=below.begin,
+    )  # fmt: skip
+    side.side.plan(step(new={"another": ([0], 0, 1)}))
+    return below
+
+
+def test_a_request_waits_for_what_comes_from_below_and_finds_all_of_it(side: Side, below: Below) -> None:
+    side.store(TOKENS, 1)
+    request = Request("r", TOKENS)
+    assert [side.side.matched_tokens(request, 0) for _ in range(3)] == [None, None, None]
+    assert below.asked == [side.keys(TOKENS)]
+    side.store(TOKENS, 4)
+    below.coming.set_result(3)
+    assert side.side.matched_tokens(request, 0) == 4 * CHUNK
+    assert [side.is_pinned(TOKENS, chunk) for chunk in range(4)] == [True] * 4
+
+
+def test_what_does_not_come_from_below_is_computed_and_not_asked_for_again(side: Side, below: Below) -> None:
+    side.store(TOKENS, 1)
+    request = Request("r", TOKENS)
+    assert side.side.matched_tokens(request, 0) is None
+    below.coming.set_result(0)
+    assert [side.side.matched_tokens(request, 0) for _ in range(3)] == [CHUNK] * 3
+    assert len(below.asked) == 1
+
+
+def test_a_prompt_that_is_whole_in_the_pool_asks_for_nothing_below(side: Side, below: Below) -> None:
+    side.store(TOKENS, 5)
+    assert side.side.matched_tokens(Request("r", TOKENS), 0) == 5 * CHUNK
+    assert below.asked == []
+
+
+def test_a_request_that_goes_while_it_waits_leaves_no_pin(side: Side, below: Below) -> None:
+    side.store(TOKENS, 2)
+    assert side.side.matched_tokens(Request("r", TOKENS), 0) is None
+    side.side.finished("r")
+    assert side.pool.stats()["processes"][0]["pins"] == 0
