@@ -7,20 +7,31 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from maru.address import Address
 from maru.config import redact
 from maru.errors import NoDaemon
 from maru.pool import Pool
 
+if TYPE_CHECKING:
+    from maru.tiering.ladder import LadderSettings
+
 _log = logging.getLogger("maru")
 
 
-def open_pool(address: Address, deadline_s: float = 5.0, near: bool = True, must_not_wait: bool = False) -> Pool:
+def open_pool(
+    address: Address,
+    deadline_s: float = 5.0,
+    near: bool = True,
+    must_not_wait: bool = False,
+    ladder: LadderSettings | None = None,
+) -> Pool:
     """The pool that an address means, by the best way there is; with the places below it, if the address names some.
 
     `deadline_s`: how long the daemon is waited for, here and later. `near`: a pool of this host in front of a far one
-    will do. `must_not_wait`: nothing comes up from below but when it is asked for by name (TieredPool.begin).
+    will do. `must_not_wait`: nothing comes up from below but when it is asked for by name (TieredPool.begin). `ladder`:
+    how it behaves.
     Raises NoDaemon, and what maru.connect, Pool.open and Ladder raise.
     """
     pool = _open(address, deadline_s, near)
@@ -32,7 +43,7 @@ def open_pool(address: Address, deadline_s: float = 5.0, near: bool = True, must
     from maru.tiering.tiered import TieredPool
 
     with pool:
-        return TieredPool(pool.config, address.tiers, is_explicit=must_not_wait)
+        return TieredPool(pool.config, address.tiers, ladder, is_explicit=must_not_wait)
 
 
 def _open(address: Address, deadline_s: float, near: bool) -> Pool:

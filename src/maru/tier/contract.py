@@ -45,6 +45,8 @@ class Capabilities:
     """A part of an object costs about that part; else load() reads all of it and skips."""
     object_bytes_max: int
     """The largest object that it takes."""
+    has_one_writer: bool = False
+    """Only one process at a time may store and remove; others leave that alone."""
 
 
 @dataclass(frozen=True)

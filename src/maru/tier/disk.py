@@ -88,7 +88,7 @@ class FileTier(Tier):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(True, self._is_network, True, self._capacity_bytes or OBJECT_BYTES_MAX)
+        return Capabilities(True, self._is_network, True, self._capacity_bytes or OBJECT_BYTES_MAX, has_one_writer=True)
 
     @property
     def bytes_used(self) -> int | None:

@@ -37,12 +37,17 @@ from maru.engine.vllm.scheduler import SchedulerSide
 from maru.engine.vllm.worker import WorkerSide
 from maru.errors import BadUrl, MaruError
 from maru.pool import Pool
+from maru.tiering.decision import Prefill
+from maru.tiering.ladder import LadderSettings
 from maru.tiering.tiered import TieredPool
 
 log = logging.getLogger("maru.vllm")
 
 _told: set[str] = set()
-_SETTINGS = {"pool", "chunk_tokens", "tenant", "background_copies", "wait_for_others_s", "allow_gpu", "tiers"}
+_SETTINGS = {
+    "pool", "chunk_tokens", "tenant", "background_copies", "wait_for_others_s", "allow_gpu", "tiers",
+    "prefill_tokens_per_s",
+}  # fmt: skip
 
 
 class MaruConnector(KVConnectorBase_V1):
@@ -51,7 +56,8 @@ class MaruConnector(KVConnectorBase_V1):
     `kv_connector_extra_config`: `pool` (an address, as maru:///NAME?size=8GiB), `chunk_tokens` (256, rounded down to
     whole blocks), `tenant`, `background_copies` (true: copy layer by layer while the model computes),
     `wait_for_others_s` (0: how long a request may be held back because another instance computes its beginning),
-    `tiers` (URLs of places below the pool, the nearest first), `allow_gpu` (false: on a GPU nobody has run it yet).
+    `tiers` (URLs of places below the pool, the nearest first), `prefill_tokens_per_s` (0: whatever lies below is loaded;
+    else only what loads sooner than it would be computed at this speed), `allow_gpu` (false: on a GPU nobody has run it yet).
     """
 
     _cache_hit_source = CacheHitSource.HOST
@@ -73,6 +79,8 @@ class MaruConnector(KVConnectorBase_V1):
         address = read_address(str(settings["pool"]), tiers=_urls(settings.get("tiers", [])))
         if role == KVConnectorRole.WORKER:
             address = replace(address, tiers=())  # One side speaks with the places below.
+        rate = float(settings.get("prefill_tokens_per_s", 0))
+        ladder = LadderSettings(prefill=Prefill(self._shape.chunk_tokens, rate) if rate > 0 else None)
         self._background = bool(settings.get("background_copies", True))
         self._allow_gpu = bool(settings.get("allow_gpu", False))
         self._is_off = False
@@ -83,7 +91,7 @@ class MaruConnector(KVConnectorBase_V1):
         self._watch: PoolWatch | None = None
         self._unfilled: set[int] = set()
         try:
-            self._pool = open_pool(address, near=False, must_not_wait=True)
+            self._pool = open_pool(address, near=False, must_not_wait=True, ladder=ladder)
             namespace = self._pool.namespace(self._identity)
         except (MaruError, OSError) as error:
             self._turn_off("open the pool", error)
