@@ -56,8 +56,9 @@ class MaruConnector(KVConnectorBase_V1):
     `kv_connector_extra_config`: `pool` (an address, as maru:///NAME?size=8GiB), `chunk_tokens` (256, rounded down to
     whole blocks), `tenant`, `background_copies` (true: copy layer by layer while the model computes),
     `wait_for_others_s` (0: how long a request may be held back because another instance computes its beginning),
-    `tiers` (URLs of places below the pool, the nearest first), `prefill_tokens_per_s` (0: whatever lies below is loaded;
-    else only what loads sooner than it would be computed at this speed), `allow_gpu` (false: on a GPU nobody has run it yet).
+    `tiers` (URLs of places below the pool, the nearest first), `prefill_tokens_per_s` (0: whatever lies below is
+    loaded; else only what loads sooner than it would be computed at this speed), `allow_gpu` (false: on a GPU nobody
+    has run it yet).
     """
 
     _cache_hit_source = CacheHitSource.HOST
