@@ -46,7 +46,7 @@ bool pin_in_passing(Pool& pool, uint64_t i, uint64_t generation, PinnedExtent* o
   SlotHot& slot = pool.hot[i];
   const uint64_t word = slot_word(SlotState::kSealed, kNobody, generation);
   if (slot.word.load(std::memory_order_acquire) != word || !pin_again(pool, i)) return false;
-  MARU_POINT("pin.taken_in_passing");
+  MARU_POINT("leaving.pinned");
   *out = {i, slot.extent.load(std::memory_order_relaxed), slot.size_bytes.load(std::memory_order_relaxed)};
   const bool usable = is_current(pool, slot, i) && pool.extent_is_sane(out->extent, out->size_bytes);
   std::atomic_thread_fence(std::memory_order_acquire);
