@@ -20,6 +20,7 @@ from pathlib import Path
 
 from maru.client.remote import RemoteNamespace, RemotePool
 from maru.errors import MaruError, NotAttached
+from maru.inherited import give_back, not_for_children
 from maru.native import core
 from maru.pool import Outcome, Pool
 
@@ -99,7 +100,7 @@ class Sender:
         finally:
             self._has_right = False
             if lock >= 0:
-                os.close(lock)
+                give_back(lock)
 
     def _take_right(self) -> int:
         """A descriptor that holds the one sender's byte; -1 while somebody else has it."""
@@ -109,7 +110,7 @@ class Sender:
         except OSError:
             os.close(fd)
             return -1
-        return fd
+        return not_for_children(fd)
 
     def _round(self, scan: core.ChangeScan) -> bool:
         """Look, and send some. True when nothing is left to do for now."""

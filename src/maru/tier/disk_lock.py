@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from maru.inherited import give_back, not_for_children
+
 LEASE_S = 60.0
 RENEW_S = 10.0
 _NOTE_BYTES_MAX = 200
@@ -62,7 +64,7 @@ class FlockRight:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
             raise
-        self._file = file
+        self._file = not_for_children(file)
         with contextlib.suppress(OSError):  # A full disk: the note is for people only.
             os.ftruncate(file, 0)
             os.pwrite(file, _note(), 0)
@@ -77,7 +79,7 @@ class FlockRight:
     def give_back(self) -> None:
         file, self._file = self._file, -1
         if file >= 0:
-            os.close(file)
+            give_back(file)
 
 
 class LeaseRight:
