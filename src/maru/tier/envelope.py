@@ -42,6 +42,7 @@ lets that pass cannot say that what lies there is what was stored, and would not
 from __future__ import annotations
 
 import struct
+import weakref
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -190,7 +191,8 @@ class Unwrapping:
         self._expected = (expected_key, expected_namespace_digest)
         self._cipher = cipher
         self._accepts_lossy = accept_lossy
-        self._steps = self._read()
+        # Without a circle: `out` is given back when the last one lets go of this, not when garbage is collected.
+        self._steps = Unwrapping._read(weakref.proxy(self))
         self._wanted_bytes = next(self._steps)
         self._held = bytearray()
         self._early = b""

@@ -46,12 +46,19 @@ class Breaker:
         with self._guard:
             self._failures, self._rest_s, self._is_tried = 0, REST_S, False
 
+    def let_go(self) -> None:
+        """Whoever asked went away before the place could show anything: the next one may try."""
+        with self._guard:
+            self._is_tried = False
+
     def failed(self) -> bool:
         """True when it is left alone from now on, for the first time since it worked."""
         with self._guard:
             self._failures += 1
             if self._failures < FAILURES_MAX:
                 return False
+            if self._failures > FAILURES_MAX and not self._is_tried and self._clock() < self._closed_again_s:
+                return False  # It was asked before the rest began, so this is no news.
             self._is_tried = False
             self._closed_again_s = self._clock() + self._rest_s
             self._rest_s = min(2 * self._rest_s, REST_MAX_S)

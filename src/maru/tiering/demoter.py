@@ -19,9 +19,10 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from maru.errors import NotAttached
+from maru.inherited import give_back, not_for_children
 from maru.native import core
 from maru.pool import Pool
 from maru.tiering.place import Place, Which
@@ -79,6 +80,7 @@ class Demoter:
         self._room = asyncio.Semaphore(STORES_AT_ONCE)
         self._under_way: dict[tuple[int, int], asyncio.Task[None]] = {}
         self._later: dict[tuple[int, int], float] = {}
+        self._settled: dict[bytes, int] = {}
         self._scan: core.LeavingScan | None = None
         self.looks = 0
         self.is_idle = False
@@ -115,7 +117,7 @@ class Demoter:
             await asyncio.gather(*self._under_way.values(), return_exceptions=True)
             self._scan = None
             if lock >= 0:
-                os.close(lock)
+                give_back(lock)
 
     async def _round(self, scan: core.LeavingScan | None) -> float:
         """Look, and begin what fits. Returns seconds until the next look."""
@@ -123,7 +125,8 @@ class Demoter:
         if not any(place.takes for place in self._places):
             return ELECTION_S
         begun = time.monotonic()
-        packed = await asyncio.to_thread(self._look, scan)
+        packed, epochs = await asyncio.to_thread(self._look, scan)
+        await self._settle(epochs)
         took = time.monotonic() - begun
         self._at("looked")
         self._later = {place: until for place, until in self._later.items() if until > begun}
@@ -137,16 +140,20 @@ class Demoter:
         self.is_idle = not found and not self._under_way
         return max(LOOK_S, LOOK_COST * took) if not wanted else 0.0
 
-    def _look(self, scan: core.LeavingScan) -> bytes:
-        return scan.look(_ALL_BYTES if self._is_through else self._ahead_bytes(), LOOK_CHUNKS)
-
-    def _ahead_bytes(self) -> int:
-        """What writers may take before the next look, less what they find free: nobody is evicted for that."""
+    def _look(self, scan: core.LeavingScan) -> tuple[bytes, dict[bytes, int]]:
+        """What leaves next, and the epochs of namespaces."""
         figures = self._pool.stats()
-        fresh = figures["slab_count"] - sum(row["slabs"] for row in figures["classes"])
-        free: int = fresh * figures["slab_bytes"]
-        free += sum(row["free_chunks"] * row["chunk_bytes"] for row in figures["classes"])
-        return max(0, int(AHEAD_SHARE * figures["size_bytes"]) - free)
+        ahead_bytes = _ALL_BYTES if self._is_through else _ahead_bytes(figures)
+        epochs = {bytes.fromhex(row["digest"]): int(row["epoch"]) for row in figures["namespaces"]}
+        return scan.look(ahead_bytes, LOOK_CHUNKS), epochs
+
+    async def _settle(self, epochs: dict[bytes, int]) -> None:
+        """What a bump ended here ends below too, even if nothing is ever stored again."""
+        for digest, epoch in epochs.items():
+            if epoch > self._settled.get(digest, 0):
+                done = await asyncio.gather(*(place.settle(digest, epoch) for place in self._places))
+                if all(done):
+                    self._settled[digest] = epoch
 
     async def _absent_below(self, scan: core.LeavingScan, chunks: list[Leaving]) -> list[Leaving]:
         """Without those that a place has from before: another process stored them, or this pool's last life."""
@@ -185,12 +192,20 @@ class Demoter:
                 self._later[chunk.place] = time.monotonic() + AGAIN_S
             for one in taken:
                 if isinstance(one, Exception):
-                    _log.warning("a chunk was not copied below: %s: %s", type(one).__name__, one)
+                    _log.warning("a chunk was not copied below: %s: %s", type(one).__name__, str(one))
         except NotAttached:
             pass
         finally:
             self._under_way.pop(chunk.place, None)
             self._room.release()
+
+
+def _ahead_bytes(figures: dict[str, Any]) -> int:
+    """What writers may take before the next look, less what they find free: nobody is evicted for that."""
+    fresh = figures["slab_count"] - sum(row["slabs"] for row in figures["classes"])
+    free: int = fresh * figures["slab_bytes"]
+    free += sum(row["free_chunks"] * row["chunk_bytes"] for row in figures["classes"])
+    return max(0, int(AHEAD_SHARE * figures["size_bytes"]) - free)
 
 
 def take_right(folder: Path) -> int:
@@ -204,4 +219,4 @@ def take_right(folder: Path) -> int:
     except OSError:
         os.close(fd)
         return -1
-    return fd
+    return not_for_children(fd)

@@ -1,17 +1,19 @@
 """Which objects of a namespace still count: what a bump in a pool ended must not come back from below.
 
 A tier's objects lie in a folder named after the namespace's digest *and a generation*, a random number that a marker
-object under the digest tells. Ending a namespace's epoch writes a new marker, and every object of before is out of
-everybody's reach at once, whoever stored it; removing the bytes is only tidying. A marker also tells for which (pool,
-epoch) it was written, so that a pool whose epoch it does not know makes a new one before it stores or loads anything:
-nothing of before the bump is ever taken for something of after it. Other pools see the new marker when they look
-again, `LOOK_AGAIN_S` later at most.
+object under the digest tells. Whoever stores after the end of an epoch writes a new marker first, and every object of
+before is out of everybody's reach at once, whoever stored it; removing the bytes is only tidying. A marker also tells
+of which epochs of which pools it is. To a reader nothing lies below without a marker, or with one that does not know
+its pool's epoch: nothing of before a bump is ever taken for something of after it, and a marker that was lost takes
+its objects along. Other pools see a new marker when they look again, `LOOK_AGAIN_S` later at most; what such a pool
+holds itself is of its own epoch, and goes below as before.
 
     "MARUGEN1", generation 16 bytes, count u32, then count x (pool 16 bytes, epoch u64), XXH3 of all that; little-endian
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import struct
 import time
@@ -31,7 +33,6 @@ _PAIR = struct.Struct("<16sQ")
 _HASH = struct.Struct("<Q")
 _MARKER_KEY = bytes(16)
 _MARKER_BYTES_MAX = _HEAD.size + POOLS_MAX * _PAIR.size + _HASH.size
-_FIRST = bytes(16)
 
 
 @dataclass
@@ -65,37 +66,58 @@ class Generations:
     def __init__(self, tier: Tier, pool_uuid: bytes, clock: Callable[[], float] = time.monotonic) -> None:
         self._tier, self._pool, self._clock = tier, pool_uuid, clock
         self._seen: dict[bytes, tuple[Marker, float]] = {}
+        self._looking = asyncio.Lock()
 
     async def folder(self, digest: bytes, epoch: int) -> bytes:
-        """The folder of a namespace in its epoch `epoch` of this pool. Raises TierFailed; TornObject never: a marker
-        that cannot be read is replaced, and what lay under it is not found any more.
+        """Where a reader finds a namespace's objects of its epoch `epoch` in this pool.
+
+        Raises TierFailed; NoSuchObject when there can be none: the epoch is over, or nobody stored anything in it.
         """
+        return _folder(digest, self._of_epoch(await self._now(digest, epoch, False), epoch))
+
+    async def folder_to_store(self, digest: bytes, epoch: int) -> bytes:
+        """The same for whoever stores, with a marker from now on. Raises TierFailed; NoSuchObject: it is over."""
+        return _folder(digest, self._of_epoch(await self._now(digest, epoch, True), epoch))
+
+    async def _now(self, digest: bytes, epoch: int, is_storing: bool) -> Marker | None:
+        known = self._known(digest, epoch)
+        if known is not None:
+            return known
+        async with self._looking:  # Else two of them would each write a marker, and one's objects be lost.
+            marker = self._known(digest, epoch) or await self._look(digest)
+            if is_storing and (marker is None or not self._fits(marker, epoch)):
+                pools = {pool: at for pool, at in marker.pools.items() if pool != self._pool} if marker else {}
+                own = {self._pool: epoch} if epoch else {}
+                marker = await self._write(digest, Marker(os.urandom(16), {**pools, **own}))
+            if marker is not None:
+                self._seen[digest] = (marker, self._clock())
+            return marker
+
+    def _of_epoch(self, marker: Marker | None, epoch: int) -> bytes:
+        if marker is None or not self._fits(marker, epoch):
+            raise NoSuchObject("nothing was stored in this epoch of its namespace", place=self._tier.url)
+        if marker.pools.get(self._pool, 0) > epoch:  # A chunk of before the bump has no place among those of after it.
+            raise NoSuchObject("its namespace's epoch is over", place=self._tier.url)
+        return marker.generation
+
+    def _known(self, digest: bytes, epoch: int) -> Marker | None:
+        """The marker that was seen last, while it need not be looked at again."""
         marker, at = self._seen.get(digest, (None, 0.0))
-        if marker is None or self._clock() - at > LOOK_AGAIN_S or not self._fits(marker, epoch):
-            marker = await self._look(digest)
-            if not self._fits(marker, epoch):
-                marker = await self._renew(digest, epoch, marker)
-            self._seen[digest] = (marker, self._clock())
-        return _folder(digest, marker.generation)
+        return marker if marker and self._clock() - at <= LOOK_AGAIN_S and self._fits(marker, epoch) else None
 
     def _fits(self, marker: Marker, epoch: int) -> bool:
         """A pool whose epoch never ended takes what there is."""
         return marker.pools.get(self._pool, 0) >= epoch
 
-    async def _look(self, digest: bytes) -> Marker:
+    async def _look(self, digest: bytes) -> Marker | None:
+        """None: there is none that can be believed."""
         try:
             data = b"".join(
                 [bytes(piece) async for piece in self._tier.load(name_of(digest, _MARKER_KEY), 0, _MARKER_BYTES_MAX)]
             )
             return Marker.read(data)
-        except NoSuchObject:
-            return Marker(_FIRST, {})
-        except TornObject:
-            return await self._write(digest, Marker(os.urandom(16), {}))
-
-    async def _renew(self, digest: bytes, epoch: int, before: Marker) -> Marker:
-        pools = {pool: at for pool, at in before.pools.items() if pool != self._pool}
-        return await self._write(digest, Marker(os.urandom(16), {**pools, self._pool: epoch}))
+        except (NoSuchObject, TornObject):
+            return None
 
     async def _write(self, digest: bytes, marker: Marker) -> Marker:
         await self._tier.store(name_of(digest, _MARKER_KEY), [marker.packed()])
@@ -103,4 +125,4 @@ class Generations:
 
 
 def _folder(digest: bytes, generation: bytes) -> bytes:
-    return digest if generation == _FIRST else core.blake3(digest + generation, 16)
+    return core.blake3(digest + generation, 16)

@@ -111,7 +111,12 @@ class Ladder:
             under_way = self._begun.get(first)
             if under_way is not None and not under_way.done():
                 return under_way
-            future = self._submit(self._promoter.promote(packed, namespace, parent, wait_s))
+            promotion = self._promoter.promote(packed, namespace, parent, wait_s)
+            try:
+                future = self._submit(promotion)
+            except RuntimeError:  # The loop has just ended.
+                promotion.close()
+                return None
             self._begun[first] = future
         future.add_done_callback(lambda done: self._ended(first, done))
         return future
@@ -173,7 +178,12 @@ class Ladder:
         if self._is_closed or self._pool.closed:
             return False
         if self._pid != os.getpid():
-            self._start()
+            try:
+                self._start()
+            except (MaruError, OSError, RuntimeError) as error:
+                self._is_closed = True
+                _log.warning("in this child of a fork nothing comes up from below: %s", error)
+                return False
         return self._thread.is_alive()
 
     def _start(self) -> None:
@@ -228,7 +238,11 @@ class Ladder:
 
     def _call(self, asking: Coroutine[Any, Any, _Answer], deadline_s: float, otherwise: _Answer) -> _Answer:
         """Wait for the loop; `otherwise` for whatever goes wrong."""
-        future = self._submit(asking)
+        try:
+            future = self._submit(asking)
+        except RuntimeError:
+            asking.close()
+            return otherwise
         try:
             return future.result(deadline_s)
         except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError, MaruError, RuntimeError):

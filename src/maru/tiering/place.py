@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("maru")
 _Answer = TypeVar("_Answer")
 
+PATIENCE_S = 0.25
+"""Whoever goes away after so long without a word from the place has seen it fail; before that, nothing."""
 INLINE_BYTES = 64 << 10
 """What is decoded on the loop itself: less than handing it to a thread costs."""
 
@@ -56,6 +58,13 @@ class Which:
     epoch: int
     """The namespace's in this pool, as whoever asks goes by it."""
     tenant: str = ""
+
+
+@dataclass
+class _Heard:
+    """When a place was last heard of, by the place's clock."""
+
+    at_s: float
 
 
 Begin = Callable[[ChunkFacts], Awaitable[memoryview | None]]
@@ -120,16 +129,19 @@ class Place:
             names = [await self._name(one) for one in chunks]
             return await self.tier.contains(names)
 
-        answer = await self._ask(self._reading, "looked up", ask())
+        try:
+            answer = await self._ask(self._reading, "looked up", ask())
+        except NoSuchObject:
+            answer = None
         return answer if answer is not None else [False] * len(chunks)
 
     async def store(self, chunk: Which, parent: bytes | None, data: memoryview, expires_in_s: float | None) -> bool:
-        """Keep a chunk. False when the place did not take it."""
+        """Keep a chunk. False when the place did not take it, or the chunk does not count any more."""
 
         async def keep() -> bool:
             lives = [one for one in (expires_in_s, self._ttl_s) if one is not None]
             ttl_s = min(lives) if lives else None
-            folder = await self._generations.folder(chunk.digest, chunk.epoch)
+            folder = await self._generations.folder_to_store(chunk.digest, chunk.epoch)
             until = time.time_ns() + int(ttl_s * 1e9) if ttl_s is not None else 0
             facts = ChunkFacts(chunk.key, folder, data.nbytes, parent, until)
             pack = partial(wrap, facts, data, self.codec, self._cipher_of(chunk))
@@ -141,16 +153,21 @@ class Place:
             self.figures.update(stored=1, stored_bytes=data.nbytes, stored_object_bytes=size)
             return True
 
-        return bool(await self._ask(self._storing, "stored", keep()))
+        try:
+            return bool(await self._ask(self._storing, "stored", keep()))
+        except NoSuchObject:
+            return False
 
     async def load(self, chunk: Which, begin: Begin) -> Loaded:
         """Bring a chunk into the memory that `begin` gives. Only after WHOLE may anybody read it."""
+        heard = _Heard(self._clock())
 
         async def bring() -> Loaded:
             folder = await self._generations.folder(chunk.digest, chunk.epoch)
             unwrapping = Unwrapping(chunk.key, folder, self._cipher_of(chunk), accept_lossy=self.codec.is_lossy)
             begun, first_s, out = self._clock(), 0.0, None
             async for piece in self.tier.load(name_of(folder, chunk.key)):
+                heard.at_s = self._clock()
                 if not first_s:
                     first_s = self._clock() - begun
                 if memoryview(piece).nbytes <= INLINE_BYTES:
@@ -160,7 +177,9 @@ class Place:
                 if out is None and unwrapping.facts is not None:
                     if unwrapping.facts.expires_at_ns and unwrapping.facts.expires_at_ns <= time.time_ns():
                         raise NoSuchObject("it has run out", place=self.name)
+                    heard.at_s = float("inf")  # Now it is not the place that is waited for.
                     out = await begin(unwrapping.facts)
+                    heard.at_s = self._clock()
                     if out is None:
                         return Loaded.REFUSED
                     await asyncio.to_thread(unwrapping.begin, out)
@@ -171,14 +190,15 @@ class Place:
             return Loaded.WHOLE
 
         try:
-            answer = await self._ask(self._reading, "loaded", bring())
+            answer = await self._ask(self._reading, "loaded", bring(), heard)
         except NoSuchObject:
             self.figures["absent"] += 1
             return Loaded.ABSENT
         except TornObject as error:
             self.figures["torn"] += 1
-            _log.warning("%s: %s; it is computed again", self.name, error)
-            await self.remove(chunk)
+            _log.warning("%s: %s; it is computed again", self.name, str(error))  # It holds what it was raised over.
+            if self.figures["stored"] or not self.tier.capabilities.has_one_writer:
+                await self.remove(chunk)
             return Loaded.FAILED
         return answer if answer is not None else Loaded.FAILED
 
@@ -188,6 +208,20 @@ class Place:
         if chunk.tenant not in self._ciphers:
             self._ciphers[chunk.tenant] = self._keyring.for_tenant(chunk.tenant)
         return self._ciphers[chunk.tenant]
+
+    async def settle(self, digest: bytes, epoch: int) -> bool:
+        """Put what was stored in earlier epochs of a namespace out of everybody's reach. False when the place did not
+        take it.
+        """
+
+        async def end() -> bool:
+            await self._generations.folder_to_store(digest, epoch)
+            return True
+
+        try:
+            return bool(await self._ask(self._storing, "stored", end()))
+        except NoSuchObject:
+            return True  # A later one was settled already.
 
     async def remove(self, chunk: Which) -> bool:
         """Take a chunk away. False when the place did not."""
@@ -201,7 +235,9 @@ class Place:
     async def _name(self, chunk: Which) -> str:
         return name_of(await self._generations.folder(chunk.digest, chunk.epoch), chunk.key)
 
-    async def _ask(self, breaker: Breaker, what: str, asking: Coroutine[Any, Any, _Answer]) -> _Answer | None:
+    async def _ask(
+        self, breaker: Breaker, what: str, asking: Coroutine[Any, Any, _Answer], heard: _Heard | None = None
+    ) -> _Answer | None:
         """Within the deadline, unless the place is left alone. None for every failure; NoSuchObject and TornObject are
         answers, and are raised.
         """
@@ -209,6 +245,7 @@ class Place:
             asking.close()
             self.figures["left_alone"] += 1
             return None
+        heard = heard or _Heard(self._clock())
         try:
             async with asyncio.timeout(self.deadline_s):
                 answer = await asking
@@ -216,16 +253,22 @@ class Place:
             breaker.went_well()
             raise
         except TimeoutError:
+            if heard.at_s > self._clock():  # It went by waiting for somebody else.
+                breaker.let_go()
+                return None
             self._failed(breaker, what, f"no answer in {self.deadline_s:g} s", "timeouts")
             return None
         except TierFull as error:
             self._failed(breaker, what, str(error), "full")
             return None
-        except (MaruError, OSError) as error:
-            self._failed(breaker, what, str(error), "failures")
+        except Exception as error:  # Whatever it is: places of others may raise what no place should.
+            self._failed(breaker, what, str(error) or type(error).__name__, "failures")
             return None
         except asyncio.CancelledError:
-            breaker.went_well()  # Whoever asked went away: that says nothing of the place.
+            if self._clock() - heard.at_s >= PATIENCE_S:
+                self._failed(breaker, what, "whoever asked did not wait any longer", "timeouts")
+            else:
+                breaker.let_go()
             raise
         breaker.went_well()
         return answer

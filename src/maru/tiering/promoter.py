@@ -2,7 +2,8 @@
 
 Several processes that miss the same prefix load it once: whoever reserves a chunk loads it, the others wait for that.
 Chunks are reserved head first and loaded some at a time, so the rest of a prefix is on its way while its head arrives;
-each is sealed as soon as its bytes are verified. What is not there within the deadline is a miss.
+each is sealed as soon as its bytes are verified, and held until the last one is here: nothing continues it yet, so it
+would be the first to go for the room that the next one needs. What is not there within the deadline is a miss.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from maru.tiering.tenants import Tenants
 
 KEY_BYTES = 16
 LOADS_AT_ONCE = 4
+MORE_AT_ONCE = 16
+"""A place that has all that was asked for is asked for so many times as many."""
 ABSENT_S = 2.0
 """What no place had is not asked for again so soon."""
 ABSENT_MAX = 1 << 16
@@ -46,6 +49,7 @@ class Promoter:
         self._chunk_bytes: dict[bytes, int] = {}
         self._bytes_max = int(PREFIX_SHARE * int(pool.stats()["size_bytes"]))
         self.figures: Counter[str] = Counter()
+        self._probing: asyncio.Task[None] | None = None
 
     STEPS = ("reserved", "loaded", "sealed")
 
@@ -81,11 +85,7 @@ class Promoter:
             return []
         found: list[Place] = []
         for place in self._places:  # Each goes on where the one before has no more.
-            rest = asked[len(found) :]
-            if not rest:
-                break
-            there = await place.contains(rest)
-            found += [place] * (there.index(False) if False in there else len(there))
+            found += [place] * await _leading_in(place, asked[len(found) :])
         if not found:
             self._remember_absent(asked[0])
             return []
@@ -93,7 +93,17 @@ class Promoter:
         if self._decision.should_load(len(found), size, found[0].load_speed, LOADS_AT_ONCE):
             return found
         self.figures["computed_instead"] += len(found)
-        return found[:1] if self._decision.may_probe() else []
+        if self._decision.may_probe():
+            self._probing = asyncio.create_task(self._probe(asked[0], found[0]))
+        return []
+
+    async def _probe(self, chunk: Which, place: Place) -> None:
+        """Load a chunk only to measure. Nobody waits for it, and the pool does not see it."""
+
+        async def begin(facts: ChunkFacts) -> memoryview | None:
+            return memoryview(bytearray(facts.size_bytes)) if facts.size_bytes <= self._bytes_max else None
+
+        await place.load(chunk, begin)
 
     def _bounded(self, keys: bytes, digest: bytes) -> int:
         """Bytes of `keys` that are asked for: of a prefix that would fill the pool only its beginning."""
@@ -115,11 +125,14 @@ class Promoter:
         before = asyncio.Event()
         before.set()
         tasks = []
+        held = [self._held(parent)] if parent is not None else []
         for number, place in enumerate(found):
             key, done = keys[number * KEY_BYTES : (number + 1) * KEY_BYTES], asyncio.Event()
             which = Which(key, namespace.digest, epoch, self._tenants.of(namespace.id))
             tasks.append(
-                asyncio.create_task(self._bring_one(which, place, namespace, parent, room, (before, done), deadline_s))
+                asyncio.create_task(
+                    self._bring_one(which, place, namespace, parent, room, (before, done), deadline_s, held)
+                )
             )
             before, parent = done, key
         try:
@@ -143,6 +156,7 @@ class Promoter:
         room: asyncio.Semaphore,
         turn: tuple[asyncio.Event, asyncio.Event],
         deadline_s: float,
+        held: list[memoryview | None],
     ) -> bool:
         """Reserve when the chunk before it has been, load, seal. False: it is not there, and will not be."""
         before, done = turn
@@ -156,9 +170,13 @@ class Promoter:
             ttl_s = (facts.expires_at_ns - time.time_ns()) / 1e9 if facts.expires_at_ns else None
             if ttl_s is not None and ttl_s <= 0:
                 return None
-            reservation = core.PoolCore.reserve(
-                self._pool, chunk.key, facts.size_bytes, namespace, parent, ttl_s, deadline_s + 1.0
-            )
+            try:
+                reservation = core.PoolCore.reserve(
+                    self._pool, chunk.key, facts.size_bytes, namespace, parent, ttl_s, deadline_s + 1.0
+                )
+            except MaruError:  # Too large for this pool, or the pool was closed: not the place's fault.
+                self.figures["failed"] += 1
+                return None
             outcome = reservation.outcome
             done.set()
             if outcome is not Outcome.RESERVED:
@@ -175,11 +193,16 @@ class Promoter:
                         return False  # It ended while the bytes of before were on their way.
                     sealed: Outcome = reservation.seal(allow_exports=True)
                     self._at("sealed")
+                    held.append(self._held(chunk.key))
                     return sealed is Outcome.STORED
-            if outcome is Outcome.IN_FLIGHT:  # Another process brings it, or computes it.
-                return await asyncio.to_thread(core.PoolCore.wait, self._pool, chunk.key, deadline_s)
+            if outcome is Outcome.IN_FLIGHT and await asyncio.to_thread(
+                core.PoolCore.wait, self._pool, chunk.key, deadline_s
+            ):
+                outcome = Outcome.EXISTS  # Another process brought it, or computed it.
             if outcome is Outcome.FULL:
                 self.figures["no_room"] += 1
+            if outcome is Outcome.EXISTS:
+                held.append(self._held(chunk.key))
             return outcome is Outcome.EXISTS
         except MaruError:
             self.figures["failed"] += 1
@@ -188,3 +211,19 @@ class Promoter:
             done.set()
             if reservation is not None:
                 reservation.discard()
+
+    def _held(self, key: bytes) -> memoryview | None:
+        return core.PoolCore.get(self._pool, key)
+
+
+async def _leading_in(place: Place, chunks: list[Which]) -> int:
+    """How many leading chunks a place has. A prefix that is not there at all costs one question about one chunk."""
+    count, size = 0, 1
+    while count < len(chunks):
+        batch = chunks[count : count + size]
+        there = await place.contains(batch)
+        count += there.index(False) if False in there else len(there)
+        if False in there:
+            break
+        size *= MORE_AT_ONCE
+    return count
