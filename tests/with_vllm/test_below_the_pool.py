@@ -4,6 +4,8 @@ again, and the answers are those of an engine without a pool.
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ CHUNK = 256
 PROMPTS = 8
 PROMPT_TOKENS = 3 * CHUNK + 20
 ANSWER = 12
+COPY_DEADLINE_S = 60.0
+MARKER = "0" * 32
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
 
@@ -29,6 +33,16 @@ def engine_config(model: Path, log: Path, core_number: int, settings: dict[str, 
         "kv_connector_extra_config": settings,
     }
     return EngineConfig(model=model, kv_transfer=connector if settings else None, core=core_number, log=log)
+
+
+def has_objects(folder: Path, count: int) -> bool:
+    """So many chunks lie below, soon."""
+    ends, pause = time.monotonic() + COPY_DEADLINE_S, threading.Event()
+    while (found := sum(one.name != MARKER for one in folder.glob("[0-9a-f]*/*/*"))) < count:
+        if time.monotonic() > ends:
+            return False
+        pause.wait(0.02)
+    return found == count
 
 
 def test_prompts_that_left_the_pool_are_loaded_from_below_and_answered_alike(
@@ -51,8 +65,9 @@ def test_prompts_that_left_the_pool_are_loaded_from_below_and_answered_alike(
         for engine in engines:
             engine.wait_ready()
         wanted = [plain.ask(prompt, ANSWER).output_ids for prompt in prompts]
-        for prompt, answer in zip(prompts, wanted, strict=True):
+        for number, (prompt, answer) in enumerate(zip(prompts, wanted, strict=True)):
             assert a.ask(prompt, ANSWER).output_ids == answer
+            assert has_objects(below, 3 * (number + 1))  # Else what leaves before its turn is lost, and rightly so.
         with Pool.attach(f"maru:///{pool_name}") as pool:
             assert pool.stats()["counters"]["evicted"] > 0
             evicted = pool.stats()["counters"]["evicted"]
