@@ -32,6 +32,7 @@ TOGETHER = [
     ),
     ("maru", "maru-huge", "maru-file", "maru-dax", "recompute"),
     ("maru", "maru-2", "raw-1", "raw-2", "server", "lmdb", "ray"),
+    ("maru", "raw", "pool"),
     ("maru", "gate-off", "lru", "s3-fifo", "optimum"),
 ]
 """Names that can be in one picture: the systems of each engine, and the policies."""

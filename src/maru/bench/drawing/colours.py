@@ -50,6 +50,8 @@ KNOWN: dict[str, Look] = {
     "maru-dax": Look("#BF7A50", "P", DOTTED, CROSSED, is_ours=True),
     "raw-1": Look("#5C6B7A", "v", DOTTED, CROSSED),
     "raw-2": Look("#93A0AD", "x", DASHED, DOTS),
+    "raw": Look("#4F6478", "v", DOTTED, CROSSED),
+    "pool": Look("#C9A23A", "D", DASHED, STRIPED, is_ours=True),
     "recompute": Look("#808080", "X", DASHED),
     "prefix-cache": Look("#0072B2", "s"),
     "server": Look("#772233", "^"),

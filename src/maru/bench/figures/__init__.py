@@ -6,6 +6,7 @@
     energy       tokens per joule, or CPU seconds a token
     multiturn    conversations about long contexts
     tiers        the pool on different media
+    below        places below the pool, beside the same thing raw
     bandwidth    what the medium can do, and what a GiB costs through each store
     hosts        hits on other hosts, by each way to a pool
     workloads    streams of requests: hit rates by source, waiting, throughput
@@ -30,6 +31,7 @@ NAMES = {
     "energy": "tokens per joule by context length, or CPU seconds a token where nothing counts joules",
     "multiturn": "conversations about long contexts of real source code, with the cache and without it",
     "tiers": "the same load with the pool on different media, and against recompute",
+    "below": "places below the pool beside the same thing raw: throughput, codecs, what puts wait, prefixes",
     "bandwidth": "raw bandwidth and latency, and what a GiB through each store costs in CPU and network",
     "hosts": "hits on other hosts: local, mapped, over the wire, encrypted, beside Redis, for several hosts at once",
     "workloads": "streams of requests: what hits and from where, how long users wait, what the machine does",
