@@ -121,8 +121,7 @@ async def _try(config: TierConfig, size: int, count: int, advance: Any) -> _Trie
     except TimeoutError:
         raise TierFailed(f"{config.shown} does not answer within {config.deadline_s:g} s", place=config.shown) from None
     finally:
-        for chunk in chunks:
-            await place.remove(chunk)
+        await place.forget(digest)
         await place.close()
     return tried
 

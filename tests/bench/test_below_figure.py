@@ -134,7 +134,7 @@ def test_puts_of_other_bytes_are_wrong(pool: str, monkeypatch: pytest.MonkeyPatc
 def test_puts_beside_a_ladder_that_copies_nothing_are_no_sample(
     url: str, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Demoter, "_look", lambda *_: b"")
+    monkeypatch.setattr(Demoter, "_look", lambda *_: (b"", {}))
     child = PutsChild()
     try:
         child.open(pool, f"{url}&write=through")

@@ -28,9 +28,8 @@ from maru.config import parse_url
 from maru.key import Identity
 from maru.native import core
 from maru.pool import Outcome, Pool
-from maru.tier.contract import name_of
 from maru.tier.envelope import ChunkFacts
-from maru.tier.opening import TierConfig, open_tier, parse_tier_url
+from maru.tier.opening import TierConfig, parse_tier_url
 from maru.tiering.ladder import LadderSettings
 from maru.tiering.place import Loaded, Place, Which
 from maru.tiering.tiered import TieredPool
@@ -77,8 +76,9 @@ class PlaceMover:
         self._runner.run(_some_at_once([one(*pair) for pair in zip(keys, landings, strict=True)]))
         return list(landings)
 
-    def remove(self, keys: Sequence[bytes]) -> None:
-        self._runner.run(self._place.tier.remove([name_of(self._digest, key) for key in keys]))
+    def remove(self, _keys: Sequence[bytes]) -> None:
+        """All of them: nobody else stores under this namespace."""
+        self._runner.run(self._place.forget(self._digest))
 
     def end(self) -> None:
         self._runner.run(self._place.close())
@@ -212,7 +212,6 @@ class PrefixChild(Answering):
         self._pool = TieredPool(parse_url(pool), [self._config.url], _PATIENT)
         self._pool.wait_ready(_READY_S)
         self._namespace = self._pool.namespace(Identity(model="bench", kv_layout="below", salt=os.urandom(8).hex()))
-        self._folder = self._namespace.digest.hex()
         self._contents = _chunks_of(_filled(chunks + prefixes - 1))
         self._landing = _chunks_of(_pages(chunks))
         self._prefixes: list[bytes] = []
@@ -263,18 +262,19 @@ class PrefixChild(Answering):
         if hasattr(self, "_prefixes"):
             self._raw.remove([key for packed in self._prefixes for key in split(packed)])
         if hasattr(self, "_pool"):
+            digest = self._namespace.digest
             self._pool.close()
-            asyncio.run(_cleared(self._config, self._folder))
+            asyncio.run(_cleared(self._config, digest))
         if hasattr(self, "_raw"):
             self._raw.end()
 
 
-async def _cleared(config: TierConfig, folder: str) -> None:
-    tier = open_tier(config)
+async def _cleared(config: TierConfig, digest: bytes) -> None:
+    place = Place.open(config, os.urandom(16))
     try:
-        await tier.remove([one.name async for one in tier.list(folder)])
+        await place.forget(digest)
     finally:
-        await tier.close()
+        await place.close()
 
 
 def _pages(chunks: int) -> Any:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from maru.tier.opening import TierConfig
 
-PART_BYTES = 8 << 20
+PART_BYTES = 16 << 20
 """Objects above this go up in parts of it."""
 PARTS_AT_ONCE = 4
 HEADS_MAX = 32

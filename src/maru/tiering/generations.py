@@ -112,16 +112,19 @@ class Generations:
     async def _look(self, digest: bytes) -> Marker | None:
         """None: there is none that can be believed."""
         try:
-            data = b"".join(
-                [bytes(piece) async for piece in self._tier.load(name_of(digest, _MARKER_KEY), 0, _MARKER_BYTES_MAX)]
-            )
+            data = b"".join([bytes(piece) async for piece in self._tier.load(marker_of(digest), 0, _MARKER_BYTES_MAX)])
             return Marker.read(data)
         except (NoSuchObject, TornObject):
             return None
 
     async def _write(self, digest: bytes, marker: Marker) -> Marker:
-        await self._tier.store(name_of(digest, _MARKER_KEY), [marker.packed()])
+        await self._tier.store(marker_of(digest), [marker.packed()])
         return marker
+
+
+def marker_of(digest: bytes) -> str:
+    """The name of a namespace's marker. Raises BadKey."""
+    return name_of(digest, _MARKER_KEY)
 
 
 def _folder(digest: bytes, generation: bytes) -> bytes:

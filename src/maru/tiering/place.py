@@ -23,7 +23,7 @@ from maru.tier.contract import Tier, name_of
 from maru.tier.envelope import ChunkFacts, Unwrapping, wrap
 from maru.tier.opening import TierConfig, open_tier
 from maru.tiering.breaker import Breaker, Speed
-from maru.tiering.generations import Generations
+from maru.tiering.generations import Generations, marker_of
 
 if TYPE_CHECKING:
     from maru.tier.cipher import Keyring, TenantCipher
@@ -201,6 +201,20 @@ class Place:
                 await self.remove(chunk)
             return Loaded.FAILED
         return answer if answer is not None else Loaded.FAILED
+
+    async def forget(self, digest: bytes, epoch: int = 0) -> bool:
+        """Take away everything of a namespace that counts, its marker too. False when the place did not."""
+
+        async def take() -> bool:
+            folder = await self._generations.folder(digest, epoch)
+            names = [one.name async for one in self.tier.list(folder.hex())]
+            await self.tier.remove([*names, marker_of(digest)])
+            return True
+
+        try:
+            return bool(await self._ask(self._storing, "removed", take()))
+        except NoSuchObject:
+            return True
 
     def _cipher_of(self, chunk: Which) -> TenantCipher | None:
         if self._keyring is None:
