@@ -43,8 +43,8 @@ inline constexpr uint64_t kLockByteSpace = 2;        // Held by the one process 
 inline constexpr uint64_t kLockByteDevice = 3;       // Held by the one process that registers device memory.
 inline constexpr uint64_t kLockByteSender = 4;  // Held by the one process that sends to a far pool what comes
                                                 // into this one (src/maru/client/sender.py).
-inline constexpr uint64_t kLockByteDemoter =
-    5;  // Held by the one process that copies chunks to places below.
+inline constexpr uint64_t kLockByteDemoter = 5;  // Held by the one process that copies chunks below the pool
+                                                 // (src/maru/tiering/demoter.py).
 inline constexpr uint64_t kLockByteProcess = 1024;  // + process number: held as long as its memory lives.
 
 template <class T>
