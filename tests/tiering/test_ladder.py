@@ -163,8 +163,14 @@ def test_what_has_run_out_does_not_come_back_from_below(story: Story, monkeypatc
     for key in reversed(keys_in(packed)):
         assert pool.remove(key)
     now = time.time_ns()
+    real = time.time_ns
     monkeypatch.setattr("maru.tiering.place.time.time_ns", lambda: now + 3601 * 10**9)
     assert are_right(pool, packed) == 0
+    monkeypatch.setattr("maru.tiering.place.time.time_ns", real)
+    put(pool, namespace, packed[:16], ttl=3600.0)  # What is stored anew has a copy of its own again.
+    assert pool.ladder.flush(FLUSH_S)
+    assert pool.remove(packed[:16])
+    assert are_right(pool, packed[:16]) == 1
 
 
 def test_a_place_that_is_quicker_to_recompute_is_left_alone(story: Story) -> None:

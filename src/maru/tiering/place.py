@@ -176,7 +176,7 @@ class Place:
                     await asyncio.to_thread(unwrapping.feed, piece)
                 if out is None and unwrapping.facts is not None:
                     if unwrapping.facts.expires_at_ns and unwrapping.facts.expires_at_ns <= time.time_ns():
-                        raise NoSuchObject("it has run out", place=self.name)
+                        return Loaded.ABSENT
                     heard.at_s = float("inf")  # Now it is not the place that is waited for.
                     out = await begin(unwrapping.facts)
                     heard.at_s = self._clock()
@@ -197,10 +197,17 @@ class Place:
         except TornObject as error:
             self.figures["torn"] += 1
             _log.warning("%s: %s; it is computed again", self.name, str(error))  # It holds what it was raised over.
-            if self.figures["stored"] or not self.tier.capabilities.has_one_writer:
-                await self.remove(chunk)
+            await self._clear(chunk)
             return Loaded.FAILED
+        if answer is Loaded.ABSENT:  # It has run out. Left there, it would count as a copy of what is stored anew.
+            self.figures["absent"] += 1
+            await self._clear(chunk)
         return answer if answer is not None else Loaded.FAILED
+
+    async def _clear(self, chunk: Which) -> None:
+        """Take away what is of no use, where that is ours to do."""
+        if self.figures["stored"] or not self.tier.capabilities.has_one_writer:
+            await self.remove(chunk)
 
     async def forget(self, digest: bytes, epoch: int = 0) -> bool:
         """Take away everything of a namespace that counts, its marker too. False when the place did not."""
@@ -244,7 +251,10 @@ class Place:
             await self.tier.remove([await self._name(chunk)])
             return True
 
-        return bool(await self._ask(self._storing, "removed", take()))
+        try:
+            return bool(await self._ask(self._storing, "removed", take()))
+        except NoSuchObject:  # Its epoch has just ended.
+            return True
 
     async def _name(self, chunk: Which) -> str:
         return name_of(await self._generations.folder(chunk.digest, chunk.epoch), chunk.key)

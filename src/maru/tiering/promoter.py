@@ -165,7 +165,6 @@ class Promoter:
 
         async def begin(facts: ChunkFacts) -> memoryview | None:
             nonlocal reservation, outcome
-            self._chunk_bytes[chunk.digest] = facts.size_bytes
             await before.wait()
             ttl_s = (facts.expires_at_ns - time.time_ns()) / 1e9 if facts.expires_at_ns else None
             if ttl_s is not None and ttl_s <= 0:
@@ -177,6 +176,7 @@ class Promoter:
             except MaruError:  # Too large for this pool, or the pool was closed: not the place's fault.
                 self.figures["failed"] += 1
                 return None
+            self._chunk_bytes[chunk.digest] = facts.size_bytes  # One that this pool could hold, whatever was claimed.
             outcome = reservation.outcome
             done.set()
             if outcome is not Outcome.RESERVED:
