@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
+import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -127,7 +129,20 @@ def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Any:
         subprocess.run(
             [cli, "--cluster", "create", *nodes, "--cluster-yes"], check=True, stdout=subprocess.DEVNULL, timeout=60
         )
+        for port in ports:  # Each says by itself when it has heard that all are there.
+            assert is_in_order(cli, port)
         yield f"redis://{nodes[0]}?cluster=1"
+
+
+def is_in_order(cli: str, port: int, deadline_s: float = 60.0) -> bool:
+    """Does this server serve its cluster, soon?"""
+    ends, pause = time.monotonic() + deadline_s, threading.Event()
+    while time.monotonic() < ends:
+        told = subprocess.run([cli, "-p", str(port), "cluster", "info"], capture_output=True, text=True, timeout=60)
+        if "cluster_state:ok" in told.stdout:
+            return True
+        pause.wait(0.05)
+    return False
 
 
 def test_several_servers_keep_objects_as_one_does(cluster_url: str) -> None:
