@@ -1,4 +1,5 @@
-"""Descriptors that hold a right: a forked child must not keep it alive when its parent dies.
+"""Rights that one process has: bytes of a pool's `lock` file, and descriptors that must not keep a right alive in a forked
+child when its parent dies.
 
 A lock on an open file belongs to the file as it was opened, and fork hands that on. So a child lets go of its copy at
 once; the parent's holds the lock as before.
@@ -7,9 +8,28 @@ once; the parent's holds the lock as before.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import struct
+from pathlib import Path
 
+_FLOCK = struct.Struct("hhqqi4x")
+"""struct flock of <fcntl.h>: type, whence, start, length, process."""
 _held: set[int] = set()
+
+
+def take_byte(folder: Path, byte: int) -> int:
+    """A descriptor that holds this byte of the `lock` file of the pool in `folder`; end it with give_back.
+
+    -1 while somebody else has it. Raises OSError when there is no such file.
+    """
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+    except OSError:
+        os.close(fd)
+        return -1
+    return not_for_children(fd)
 
 
 def not_for_children(fd: int) -> int:

@@ -9,9 +9,7 @@ Leaves:     seeing what came in to the core's ChangeScan.
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import struct
 import threading
 import time
@@ -20,7 +18,7 @@ from pathlib import Path
 
 from maru.client.remote import RemoteNamespace, RemotePool
 from maru.errors import MaruError, NotAttached
-from maru.inherited import give_back, not_for_children
+from maru.inherited import give_back, take_byte
 from maru.native import core
 from maru.pool import Outcome, Pool
 
@@ -81,7 +79,7 @@ class Sender:
         try:
             while not self._stopping.is_set():
                 if lock < 0:
-                    lock = self._take_right()
+                    lock = take_byte(Path(self._near.folder), LOCK_BYTE)
                     if lock < 0:
                         self._stopping.wait(ELECTION_S)
                         continue
@@ -101,16 +99,6 @@ class Sender:
             self._has_right = False
             if lock >= 0:
                 give_back(lock)
-
-    def _take_right(self) -> int:
-        """A descriptor that holds the one sender's byte; -1 while somebody else has it."""
-        fd = os.open(Path(self._near.folder) / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, LOCK_BYTE, 1, 0))
-        except OSError:
-            os.close(fd)
-            return -1
-        return not_for_children(fd)
 
     def _round(self, scan: core.ChangeScan) -> bool:
         """Look, and send some. True when nothing is left to do for now."""

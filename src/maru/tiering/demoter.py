@@ -12,9 +12,7 @@ everything that is stored has a copy soon.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maru.errors import NotAttached
-from maru.inherited import give_back, not_for_children
+from maru.inherited import give_back, take_byte
 from maru.native import core
 from maru.pool import Pool
 from maru.tiering.place import Place, Which
@@ -211,12 +209,6 @@ def _ahead_bytes(figures: dict[str, Any]) -> int:
 def take_right(folder: Path) -> int:
     """A descriptor that holds the one demoter's byte; -1 while somebody else has it, or the pool is gone."""
     try:
-        fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return take_byte(folder, LOCK_BYTE)
     except OSError:
         return -1
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, LOCK_BYTE, 1, 0))
-    except OSError:
-        os.close(fd)
-        return -1
-    return not_for_children(fd)
