@@ -1,5 +1,5 @@
-"""Rights that one process has: bytes of a pool's `lock` file, and descriptors that must not keep a right alive in a forked
-child when its parent dies.
+"""Rights that one process has: bytes of a pool's `lock` file, and descriptors that must not keep a right alive in a
+forked child when its parent dies.
 
 A lock on an open file belongs to the file as it was opened, and fork hands that on. So a child lets go of its copy at
 once; the parent's holds the lock as before.
