@@ -196,6 +196,7 @@ std::unique_ptr<Pool> attach_pool(const AttachOptions& options) {
   const std::string index_path = options.folder + "/" + kIndexName;
   auto pool = std::make_unique<Pool>();
   pool->folder = options.folder;
+  pool->copy_threads = options.copy_threads;
   pool->lock_file = std::make_unique<LockFile>(options.folder + "/" + kLockName, false, 0);
   Descriptor attaching = pool->lock_file->lock(kLockByteCreate, deadline);
   if (!attaching) {

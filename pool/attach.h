@@ -14,6 +14,7 @@ struct AttachOptions {
   uint64_t lease_ns = 0;         // Not 0: for another host, alive so long without us.
   uint32_t adopt_row = kNobody;  // Its row, when a daemon before us had one for it,
   uint64_t adopt_epoch = 0;      // ... of this epoch.
+  uint32_t copy_threads = 1;     // Of one large copy, at most.
 };
 
 // Raises PoolNotFound, PoolMismatch (not ours, another format, torn, truncated, a segment of another pool,

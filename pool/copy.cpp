@@ -19,10 +19,6 @@ namespace {
 
 constexpr uint64_t kLineBytes = 64;
 
-// Smaller copies are plain. From 128 KiB on streaming was never slower than memcpy when memory was not in the
-// caches; below 64 KiB it was, and by half if source and destination were.
-constexpr size_t kStreamSizeMin = 128 * 1024;
-
 struct CopyPath {
   const char* name;
   void (*copy)(uint8_t* dst, const uint8_t* src, size_t size);

@@ -7,14 +7,47 @@ namespace maru {
 
 namespace {
 
-// The caller has the pin, so nobody can free the extent meanwhile.
 bool bytes_are_intact(Pool& pool, const PinnedExtent& chunk) {
+  return !is_hashed(pool, chunk) ||
+         has_hash(pool, chunk, xxh3_64(pool.readable_at(chunk.extent), chunk.size_bytes));
+}
+
+// Pin the leading run of `keys` as far as `is_good` agrees with each chunk.
+template <class IsGood>
+uint64_t pin_while(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out, IsGood is_good) {
+  const uint32_t epoch = count_references(pool, keys, count);
+  uint64_t bytes = 0, n = 0;
+  for (uint64_t i = 0; i < count && i < kBucketsAhead; i++) prefetch_bucket(pool, keys[i]);
+  for (; n < count; n++) {
+    if (n + kBucketsAhead < count) prefetch_bucket(pool, keys[n + kBucketsAhead]);
+    if (n + kSlotsAhead < count) prefetch_slot(pool, keys[n + kSlotsAhead], true);
+    if (!pin_key(pool, keys[n], epoch, &out[n])) break;
+    if (!is_good(out[n])) {
+      unpin(pool, out[n].slot);
+      break;
+    }
+    bytes += out[n].size_bytes;
+  }
+  remember_missing(pool, keys + n, count - n);
+  pool.count(Counter::kLookupKeys, count);
+  pool.count(Counter::kHitKeys, n);
+  pool.count(Counter::kPinned, n);
+  pool.count(Counter::kPinnedBytes, bytes);
+  return n;
+}
+
+}  // namespace
+
+bool is_hashed(const Pool& pool, const PinnedExtent& chunk) {
+  return pool.geometry.checksum == ChecksumPolicy::kAlways &&
+         (pool.hot[chunk.slot].flags.load(std::memory_order_relaxed) & kSlotChecksummed);
+}
+
+bool has_hash(Pool& pool, const PinnedExtent& chunk, uint64_t hash) {
   SlotHot& slot = pool.hot[chunk.slot];
-  if (pool.geometry.checksum != ChecksumPolicy::kAlways) return true;
-  if (!(slot.flags.load(std::memory_order_relaxed) & kSlotChecksummed)) return true;
+  if (hash == pool.cold[chunk.slot].checksum.load(std::memory_order_relaxed)) return true;
+  // We hold a pin: the word may have left SEALED, for another state of the same life, but not that life.
   uint64_t word = slot.word.load();
-  const uint64_t wanted = pool.cold[chunk.slot].checksum.load(std::memory_order_relaxed);
-  if (xxh3_64(pool.readable_at(chunk.extent), chunk.size_bytes) == wanted) return true;
   const uint64_t absent = slot_word(SlotState::kQuarantined, kNobody, slot_generation(word));
   if (slot_state(word) == SlotState::kSealed && slot.word.compare_exchange_strong(word, absent)) {
     clear_tag(pool, chunk.slot);
@@ -22,8 +55,6 @@ bool bytes_are_intact(Pool& pool, const PinnedExtent& chunk) {
   }
   return false;
 }
-
-}  // namespace
 
 bool pin_one(Pool& pool, Key key, PinnedExtent* out) {
   pool.count(Counter::kLookupKeys);
@@ -56,25 +87,12 @@ bool pin_in_passing(Pool& pool, uint64_t i, uint64_t generation, PinnedExtent* o
 }
 
 uint64_t pin_leading(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out) {
-  const uint32_t epoch = count_references(pool, keys, count);
-  uint64_t bytes = 0, n = 0;
-  for (uint64_t i = 0; i < count && i < kBucketsAhead; i++) prefetch_bucket(pool, keys[i]);
-  for (; n < count; n++) {
-    if (n + kBucketsAhead < count) prefetch_bucket(pool, keys[n + kBucketsAhead]);
-    if (n + kSlotsAhead < count) prefetch_slot(pool, keys[n + kSlotsAhead], true);
-    if (!pin_key(pool, keys[n], epoch, &out[n])) break;
-    if (!bytes_are_intact(pool, out[n])) {
-      unpin(pool, out[n].slot);
-      break;
-    }
-    bytes += out[n].size_bytes;
-  }
-  remember_missing(pool, keys + n, count - n);
-  pool.count(Counter::kLookupKeys, count);
-  pool.count(Counter::kHitKeys, n);
-  pool.count(Counter::kPinned, n);
-  pool.count(Counter::kPinnedBytes, bytes);
-  return n;
+  return pin_while(pool, keys, count, out,
+                   [&](const PinnedExtent& chunk) { return bytes_are_intact(pool, chunk); });
+}
+
+uint64_t pin_leading_unverified(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out) {
+  return pin_while(pool, keys, count, out, [](const PinnedExtent&) { return true; });
 }
 
 }  // namespace maru

@@ -89,6 +89,16 @@ inline bool pin_key(Pool& pool, Key key, uint32_t epoch, PinnedExtent* out) {
 // and a chunk whose bytes changed is quarantined: it, and everything after it, is a miss.
 uint64_t pin_leading(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out);
 
+// The same without looking at any byte: for whoever compares them on the way, as is_hashed and has_hash say.
+uint64_t pin_leading_unverified(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out);
+
+// Does this chunk have a checksum that reads are to be compared with? The caller holds a pin on it, here and
+// below.
+bool is_hashed(const Pool& pool, const PinnedExtent& chunk);
+
+// Is this the hash of its bytes? If not, it is quarantined.
+bool has_hash(Pool& pool, const PinnedExtent& chunk, uint64_t hash);
+
 // One key, with the same verification.
 bool pin_one(Pool& pool, Key key, PinnedExtent* out);
 

@@ -6,6 +6,7 @@
 //   allocator    extents and slabs                        eviction    whose turn it is to go
 //   reservation  reserve, seal, discard, drafts, parts    cleaner     what the dead left behind
 //   space        bytes made real before they are used     housekeeper the thread that does the slow things
+//   reading      pinned, copied, compared, let go         team        large copies by several threads
 //   check        every invariant, spelled out
 #pragma once
 
@@ -105,6 +106,7 @@ struct Pool final : ForkWitness {
   std::unique_ptr<Evictor> evictor;
   Atomic<uint32_t> stripe{0};            // Which segment the next extent is taken from.
   Atomic<uint32_t> near_segments{0};     // Bit s: s lies on the NUMA node that we prefer. 0: take turns.
+  uint32_t copy_threads = 1;             // Of one copy, at most.
   Atomic<bool> fresh_slabs_gone{false};  // Slabs are cut once and then only re-cut: no need to look again.
 
   // ---- small things every room needs ----

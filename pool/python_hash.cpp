@@ -168,6 +168,17 @@ void bind_functions(nb::module_& m) {
       "When it returns, a following release store (the seal) publishes the bytes to other processes.\n"
       "Raises ValueError if the sizes differ or the buffers overlap, BufferError if `dst` is read-only.");
   m.def(
+      "xxh3_64_copying",
+      [](nb::object dst, nb::object src) {
+        uint64_t hash = 0;
+        copy_buffers(dst, src, [&hash](void* to, const void* from, size_t size) {
+          hash = xxh3_64_copying(to, from, size);
+        });
+        return hash;
+      },
+      "dst"_a, "src"_a, nb::sig("def xxh3_64_copying(dst: object, src: object) -> int"),
+      "As `stream_copy`, and returns XXH3-64 of the bytes: one pass over `src` for both.");
+  m.def(
       "_copy_pieces",
       [](nb::object targets, nb::object sources, uint64_t size) {
         const Buffer to(targets), from(sources);
@@ -266,6 +277,20 @@ void bind_test_hooks(nb::module_& m) {
       "path"_a, "data"_a, "seed"_a = 0,
       nb::sig("def xxh3_64_with(path: str, data: object, seed: int = 0) -> int"),
       "For tests: `xxh3_64` by the named path. Raises ValueError if this CPU lacks it.");
+  m.def(
+      "xxh3_64_copying_with",
+      [](const std::string& path, nb::object dst, nb::object src) {
+        uint64_t hash = 0;
+        copy_buffers(dst, src, [&](void* to, const void* from, size_t size) {
+          if (!xxh3_64_copying_with(path.c_str(), to, from, size, &hash)) refuse_path(path);
+        });
+        return hash;
+      },
+      "path"_a, "dst"_a, "src"_a,
+      nb::sig("def xxh3_64_copying_with(path: str, dst: object, src: object) -> int"),
+      "For tests: `xxh3_64_copying` of at least 1024 bytes by the named path. Raises ValueError if this CPU "
+      "lacks "
+      "it.");
   m.def(
       "stream_copy_with",
       [](const std::string& path, nb::object dst, nb::object src) {

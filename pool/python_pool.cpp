@@ -10,6 +10,7 @@
 #include "python_namespace.h"
 #include "python_view.h"
 #include "python_write.h"
+#include "reading.h"
 #include "space.h"
 #include "statistics.h"
 
@@ -49,6 +50,23 @@ nb::object get(Handle& handle, nb::handle key_object) {
     found = pin_one(pool, key, &chunk);
   }
   return found ? make_view(session, chunk) : nb::none();
+}
+
+uint64_t read_into(Handle& handle, nb::handle keys_object, nb::sequence buffers) {
+  const SessionRef session = handle.session();
+  const PackedKeys keys(keys_object);
+  std::vector<std::unique_ptr<WritableBytes>> held;
+  std::vector<ReadTarget> targets;
+  for (nb::handle item : buffers) {
+    held.push_back(std::make_unique<WritableBytes>(item));
+    targets.push_back({held.back()->data(), held.back()->size()});
+  }
+  if (targets.size() != keys.count())
+    throw nb::value_error(("read_into got " + std::to_string(keys.count()) + " keys and " +
+                           std::to_string(targets.size()) + " buffers")
+                              .c_str());
+  MaybeRelease no_gil(true);
+  return read_leading(session->pool(), keys.data(), keys.count(), targets.data());
 }
 
 // True once the key is sealed; false when nobody is writing it (any more), or the time is over.
@@ -125,20 +143,22 @@ void bind_pool(nb::module_& m) {
   pool.def(
           "__init__",
           [](Handle* self, std::string folder, std::string process_name, bool populate, double lease,
-             std::optional<std::pair<uint32_t, uint64_t>> adopt) {
+             std::optional<std::pair<uint32_t, uint64_t>> adopt, uint32_t copy_threads) {
             AttachOptions options{std::move(folder), std::move(process_name)};
+            options.copy_threads = copy_threads;
             options.lease_ns = seconds_to_ns(lease, "lease");
             if (adopt) std::tie(options.adopt_row, options.adopt_epoch) = *adopt;
             if (adopt && options.lease_ns == 0) throw nb::value_error("adopt needs a lease");
             new (self) Handle(std::move(options), populate);
           },
           nb::arg("folder"), nb::arg("process_name"), nb::arg("populate"), nb::kw_only(),
-          nb::arg("lease") = 0.0, nb::arg("adopt") = nb::none(),
+          nb::arg("lease") = 0.0, nb::arg("adopt") = nb::none(), nb::arg("copy_threads") = 1,
           "Attach to the pool in `folder`. Raises PoolNotFound, PoolMismatch, PoolBusy.\n\n"
           "`lease`: seconds that this row lives on without its process, for another host. `adopt`: the "
           "(number, "
           "epoch) of such a\n"
-          "row that a process before us left. Raises LeaseEnded when it is not there any more.")
+          "row that a process before us left. Raises LeaseEnded when it is not there any more. "
+          "`copy_threads`: of one large copy, at most.")
       .def("_row", &Handle::row, "Number of our row in the process table, and its epoch.")
       .def(
           "_renew_lease",
@@ -173,6 +193,20 @@ void bind_pool(nb::module_& m) {
            "A read-only view of one chunk in place, or None. The chunk stays pinned as long as the view or "
            "anything made from\n"
            "it lives. Raises BadKey, NotAttached.")
+      .def("read_into", &read_into, nb::arg("keys"), nb::arg("buffers"),
+           nb::sig("def read_into(self, keys: typing_extensions.Buffer, buffers: "
+                   "collections.abc.Sequence[typing_extensions.Buffer]) -> int"),
+           "Copy the leading run of `keys` that is there into `buffers`, a writable one of its chunk's size "
+           "for "
+           "each key;\n"
+           "returns how many chunks arrived whole. Buffers after those may hold anything.\n\n"
+           "With `checksum=always` the bytes are compared on the way: faster than pinning, which looks at "
+           "all of "
+           "them first.\n"
+           "Large reads are shared by the `copy_threads` of the pool's URL. Raises BadKey, BadSize for a "
+           "buffer of "
+           "another size\n"
+           "(nothing was copied), BufferError for one that is read-only, NotAttached.")
       .def("wait", &wait, nb::arg("key"), nb::arg("timeout"),
            nb::sig("def wait(self, key: typing_extensions.Buffer, timeout: float) -> bool"),
            "Wait until somebody seals `key` (True) or gives it up (False), at most `timeout` seconds.")

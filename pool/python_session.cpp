@@ -125,6 +125,11 @@ Bytes::Bytes(nb::handle object) {
   if (PyObject_GetBuffer(object.ptr(), &buffer_, PyBUF_C_CONTIGUOUS) != 0) throw nb::python_error();
 }
 
+WritableBytes::WritableBytes(nb::handle object) {
+  if (PyObject_GetBuffer(object.ptr(), &buffer_, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) != 0)
+    throw nb::python_error();
+}
+
 uint64_t seconds_to_ns(double seconds, const char* what) {
   if (!(seconds >= 0) || seconds > 1e9)
     throw nb::value_error((std::string(what) + " must be 0 or more seconds").c_str());

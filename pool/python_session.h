@@ -110,6 +110,19 @@ class Bytes {
   Py_buffer buffer_{};
 };
 
+// The same to write into.
+class WritableBytes {
+ public:
+  explicit WritableBytes(nb::handle object);
+  ~WritableBytes() { PyBuffer_Release(&buffer_); }
+  WritableBytes(const WritableBytes&) = delete;
+  void* data() const { return buffer_.buf; }
+  uint64_t size() const { return static_cast<uint64_t>(buffer_.len); }
+
+ private:
+  Py_buffer buffer_{};
+};
+
 // Seconds from Python as nanoseconds; a named error for what is negative or not a number.
 uint64_t seconds_to_ns(double seconds, const char* what);
 

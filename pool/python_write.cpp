@@ -4,6 +4,8 @@
 #include "copy.h"
 #include "eviction.h"
 #include "python_view.h"
+#include "team.h"
+#include "xxh3.h"
 
 namespace maru {
 
@@ -118,7 +120,12 @@ Outcome put_bytes(Pool& pool, ReserveRequest& request, const void* data, uint64_
   const Outcome outcome = reserve_chunk(pool, request, &r);
   if (outcome != Outcome::kReserved) return outcome;
   MARU_POINT("put.before_copy");
-  stream_copy(pool.writable_at(r.extent), data, size);
+  if (pool.geometry.checksum == ChecksumPolicy::kAlways) {
+    r.hash = xxh3_64_copying(pool.writable_at(r.extent), data, size);
+    r.is_hashed = true;
+  } else {
+    stream_copy_together(pool.copy_threads, pool.writable_at(r.extent), data, size);
+  }
   MARU_POINT("put.after_copy");
   return seal_chunk(pool, r);
 }

@@ -79,7 +79,7 @@ bool prepare_to_seal(Pool& pool, const Reservation& r, uint64_t word) {
   // time.
   pool.owners[unit].store(owner_slot_word(i, false));
   if (pool.geometry.checksum == ChecksumPolicy::kAlways) {
-    const uint64_t sum = xxh3_64(pool.readable_at(extent), r.size_bytes);
+    const uint64_t sum = r.is_hashed ? r.hash : xxh3_64(pool.readable_at(extent), r.size_bytes);
     cold.checksum.store(sum, std::memory_order_relaxed);
     slot.flags.fetch_or(kSlotChecksummed, std::memory_order_relaxed);
   }

@@ -40,7 +40,9 @@ struct Reservation {
   uint64_t part_bytes = 0;
   uint32_t part = 0;
   uint32_t parts = 1;
-  bool joined = false;  // Another process reserved the extent; ours was not needed.
+  bool joined = false;     // Another process reserved the extent; ours was not needed.
+  bool is_hashed = false;  // Whoever copied the bytes hashed them too:
+  uint64_t hash = 0;       // ... XXH3-64 of the whole chunk.
 };
 
 struct Draft {

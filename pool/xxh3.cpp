@@ -1,8 +1,13 @@
-// XXH3-64: one formula for each range of lengths, and for long inputs one loop for each instruction set.
+// XXH3-64: one formula for each range of lengths, and for long inputs one loop for each instruction set. The
+// loops can copy what they hash on the way: hashing waits for memory, and so does copying, so that one pass
+// of both takes little longer than either.
 #include "xxh3.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
+
+#include "copy.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -140,10 +145,19 @@ struct LongInput {
 constexpr size_t kStirSecretOffset = kSecretSize - kStripeSize;
 constexpr size_t kLastSecretOffset = kSecretSize - kStripeSize - 7;
 
-// Adds all of a long input to the sums.
-using AddInput = void (*)(uint64_t sums[8], const LongInput& input, const uint8_t* secret);
+// Whole blocks of cache lines that are copied beside the hashing: `to` begins a line, and the source of each
+// of its lines may lie across two stripes, both of which are in the cache by then.
+struct Copying {
+  uint8_t* to = nullptr;
+  const uint8_t* from = nullptr;
+  size_t blocks = 0;
+};
 
-void add_input_portable(uint64_t sums[8], const LongInput& input, const uint8_t* secret) {
+// Adds all of a long input to the sums.
+using AddInput = void (*)(uint64_t sums[8], const LongInput& input, const uint8_t* secret, Copying copying);
+
+void add_input_portable(uint64_t sums[8], const LongInput& input, const uint8_t* secret, Copying copying) {
+  stream_copy(copying.to, copying.from, copying.blocks * kBlockSize);
   const uint8_t* data = input.data;
   const auto add = [sums](const uint8_t* stripe, const uint8_t* stripe_secret) {
     for (size_t i = 0; i < 8; ++i) {
@@ -184,16 +198,30 @@ MARU_AVX512 void add_stripe_avx512(__m512i& sum, const uint8_t* stripe, const ui
   sum = _mm512_add_epi64(sum, _mm512_add_epi64(product, swapped));
 }
 
+MARU_AVX512 void stream_line_avx512(uint8_t* to, const uint8_t* from) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
+}
+
 __attribute__((target("avx512f"))) void add_input_avx512(uint64_t sums[8], const LongInput& input,
-                                                         const uint8_t* secret) {
+                                                         const uint8_t* secret, Copying copying) {
   const uint8_t* data = input.data;
   const __m512i stir_secret = _mm512_loadu_si512(secret + kStirSecretOffset);
   const __m512i prime = _mm512_set1_epi64(kPrime32_1);
   __m512i sum = _mm512_loadu_si512(sums);
   for (size_t block = 0; block < input.block_count; ++block) {
+    if (block < copying.blocks) {
 #pragma GCC unroll 16
-    for (size_t i = 0; i < kBlockStripes; ++i, data += kStripeSize)
-      add_stripe_avx512(sum, data, secret + i * kSecretStep);
+      for (size_t i = 0; i < kBlockStripes; ++i, data += kStripeSize) {
+        add_stripe_avx512(sum, data, secret + i * kSecretStep);
+        stream_line_avx512(copying.to + i * kStripeSize, copying.from + i * kStripeSize);
+      }
+      copying.to += kBlockSize;
+      copying.from += kBlockSize;
+    } else {
+#pragma GCC unroll 16
+      for (size_t i = 0; i < kBlockStripes; ++i, data += kStripeSize)
+        add_stripe_avx512(sum, data, secret + i * kSecretStep);
+    }
     sum = _mm512_xor_si512(_mm512_xor_si512(sum, _mm512_srli_epi64(sum, 47)), stir_secret);
     const __m512i upper = _mm512_mul_epu32(_mm512_srli_epi64(sum, 32), prime);
     sum = _mm512_add_epi64(_mm512_mul_epu32(sum, prime), _mm512_slli_epi64(upper, 32));
@@ -226,17 +254,33 @@ MARU_AVX2 void stir_half_avx2(__m256i& sum, const uint8_t* secret) {
   sum = _mm256_add_epi64(_mm256_mul_epu32(sum, prime), _mm256_slli_epi64(upper, 32));
 }
 
+MARU_AVX2 void stream_line_avx2(uint8_t* to, const uint8_t* from) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), load_avx2(from));
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to + 32), load_avx2(from + 32));
+}
+
 __attribute__((target("avx2"))) void add_input_avx2(uint64_t sums[8], const LongInput& input,
-                                                    const uint8_t* secret) {
+                                                    const uint8_t* secret, Copying copying) {
   const uint8_t* data = input.data;
   const uint8_t* stir_secret = secret + kStirSecretOffset;
   __m256i low = load_avx2(sums);
   __m256i high = load_avx2(sums + 4);
   for (size_t block = 0; block < input.block_count; ++block) {
+    if (block < copying.blocks) {
 #pragma GCC unroll 16
-    for (size_t i = 0; i < kBlockStripes; ++i, data += kStripeSize) {
-      add_half_avx2(low, data, secret + i * kSecretStep);
-      add_half_avx2(high, data + 32, secret + i * kSecretStep + 32);
+      for (size_t i = 0; i < kBlockStripes; ++i, data += kStripeSize) {
+        add_half_avx2(low, data, secret + i * kSecretStep);
+        add_half_avx2(high, data + 32, secret + i * kSecretStep + 32);
+        stream_line_avx2(copying.to + i * kStripeSize, copying.from + i * kStripeSize);
+      }
+      copying.to += kBlockSize;
+      copying.from += kBlockSize;
+    } else {
+#pragma GCC unroll 16
+      for (size_t i = 0; i < kBlockStripes; ++i, data += kStripeSize) {
+        add_half_avx2(low, data, secret + i * kSecretStep);
+        add_half_avx2(high, data + 32, secret + i * kSecretStep + 32);
+      }
     }
     stir_half_avx2(low, stir_secret);
     stir_half_avx2(high, stir_secret + 32);
@@ -267,7 +311,8 @@ AddInput find_path(const char* name) {
   return wanted("portable") ? add_input_portable : nullptr;
 }
 
-uint64_t hash_long(AddInput add_input, const uint8_t* data, size_t size, uint64_t seed) {
+uint64_t hash_long(AddInput add_input, const uint8_t* data, size_t size, uint64_t seed,
+                   Copying copying = {}) {
   alignas(64) uint64_t secret_words[kSecretSize / 8];
   std::memcpy(secret_words, kSecret, kSecretSize);
   for (size_t i = 0; i < kSecretSize / 8; i += 2) {
@@ -278,7 +323,7 @@ uint64_t hash_long(AddInput add_input, const uint8_t* data, size_t size, uint64_
 
   alignas(64) uint64_t sums[8] = {kPrime32_3, kPrime64_1, kPrime64_2, kPrime64_3,
                                   kPrime64_4, kPrime32_2, kPrime64_5, kPrime32_1};
-  add_input(sums, LongInput(data, size), secret);
+  add_input(sums, LongInput(data, size), secret, copying);
 
   uint64_t result = size * kPrime64_1;
   for (size_t i = 0; i < 8; i += 2)
@@ -293,6 +338,23 @@ uint64_t hash_any(AddInput add_input, const void* data, size_t size, uint64_t se
   return hash_long(add_input, bytes, size, seed);
 }
 
+// Copies `size` bytes and returns their hash. What comes before the first whole line of `dst`, and after the
+// last whole block of lines, is copied plainly.
+uint64_t hash_while_copying(AddInput add_input, uint8_t* dst, const uint8_t* src, size_t size) {
+  const size_t head = -reinterpret_cast<uintptr_t>(dst) % kStripeSize;
+  const size_t blocks = (size - head) / kBlockSize;
+  // The last block is never stirred, so the loops do not come by it.
+  const Copying copying{dst + head, src + head, std::min(blocks, LongInput(src, size).block_count)};
+  const size_t streamed = head + copying.blocks * kBlockSize;
+  std::memcpy(dst, src, head);
+  const uint64_t hash = hash_long(add_input, src, size, 0, copying);
+  std::memcpy(dst + streamed, src + streamed, size - streamed);
+#if defined(__x86_64__)
+  _mm_sfence();  // As in copy.cpp: streaming stores are not ordered with later ones.
+#endif
+  return hash;
+}
+
 }  // namespace
 
 uint64_t xxh3_64(const void* data, size_t size, uint64_t seed) {
@@ -304,6 +366,23 @@ bool xxh3_64_with(const char* path, const void* data, size_t size, uint64_t seed
   const AddInput add_input = find_path(path);
   if (add_input) *hash_out = hash_any(add_input, data, size, seed);
   return add_input;
+}
+
+uint64_t xxh3_64_copying(void* dst, const void* src, size_t size) {
+  static const AddInput add_input = find_path(nullptr);
+  if (size < kStreamSizeMin) {
+    stream_copy(dst, src, size);
+    return xxh3_64(src, size);
+  }
+  return hash_while_copying(add_input, static_cast<uint8_t*>(dst), static_cast<const uint8_t*>(src), size);
+}
+
+bool xxh3_64_copying_with(const char* path, void* dst, const void* src, size_t size, uint64_t* hash_out) {
+  const AddInput add_input = find_path(path);
+  if (!add_input || size < kBlockSize) return false;
+  *hash_out =
+      hash_while_copying(add_input, static_cast<uint8_t*>(dst), static_cast<const uint8_t*>(src), size);
+  return true;
 }
 
 }  // namespace maru

@@ -11,8 +11,15 @@ namespace maru {
 
 uint64_t xxh3_64(const void* data, size_t size, uint64_t seed = 0);
 
+// Copies `size` bytes between places that do not overlap, and returns XXH3-64 of them, in one pass over the
+// source. As after stream_copy, a following release store publishes the bytes.
+uint64_t xxh3_64_copying(void* dst, const void* src, size_t size);
+
 // For tests, which prove that all paths agree: "avx512", "avx2" or "portable" by name.
 // False, and nothing written, if this CPU or build lacks the path.
 bool xxh3_64_with(const char* path, const void* data, size_t size, uint64_t seed, uint64_t* hash_out);
+
+// The same for copying, from 1024 bytes on; false also for fewer.
+bool xxh3_64_copying_with(const char* path, void* dst, const void* src, size_t size, uint64_t* hash_out);
 
 }  // namespace maru

@@ -70,3 +70,11 @@ def read_of_others(memory: Memory, offset: int, size: int, checksum: int) -> mem
     memory.flush(offset, size)
     view = memory.view(offset, size)
     return view if core.xxh3_64(view) == checksum else None
+
+
+def copy_of_others(memory: Memory, offset: int, buffer: memoryview, checksum: int) -> bool:
+    """Reader, after it was told: copy the bytes into `buffer`. False where they are not what was told; then `buffer` is
+    not to be used. One pass over them, where reading in place and copying are three.
+    """
+    memory.flush(offset, len(buffer))
+    return core.xxh3_64_copying(buffer, memory.view(offset, len(buffer))) == checksum

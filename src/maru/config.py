@@ -3,7 +3,8 @@
     maru:///NAME?size=64GiB&data=PATH[,PATH...]&medium=shm|hugetlb|file|devdax&dir=PLACE&...
 
 NAME alone means `/dev/shm/maru-<uid>/NAME`, private to this user; `dir=` puts the folder elsewhere, for pools that
-several users or containers share. Everything but the name matters only to whoever creates the pool.
+several users or containers share. What matters to whoever attaches is the name, `populate` and `copy_threads`; the rest
+only to whoever creates the pool.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class PoolConfig:
     gate: bool = True
     group: bool = False
     populate: bool = True
+    copy_threads: int = 1
 
     @property
     def url(self) -> str:
@@ -128,7 +130,7 @@ def _count(query: dict[str, str], name: str, default: int, limit: int) -> int:
 
 _KNOWN = (
     "size", "data", "medium", "dir", "checksum", "unit_bytes", "slab_bytes", "chunk_bytes", "slots", "processes",
-    "namespaces", "cooling", "gate", "share", "populate",
+    "namespaces", "cooling", "gate", "share", "populate", "copy_threads",
 )  # fmt: skip
 
 
@@ -204,7 +206,16 @@ def parse_url(url: str) -> PoolConfig:
         gate=_choice(query, "gate", ("on", "off"), "on") == "on",
         group=_choice(query, "share", ("private", "group"), "private") == "group",
         populate=_choice(query, "populate", ("background", "off"), "background") == "background",
+        copy_threads=_count(query, "copy_threads", default_copy_threads(), 64),
     )
+
+
+def default_copy_threads() -> int:
+    """Threads of one large copy: one of eight CPUs that this process may use, 1 to 4.
+
+    One core does not use up what the memory of a large machine gives; a small one has an engine to run.
+    """
+    return max(1, min(4, len(os.sched_getaffinity(0)) // 8))
 
 
 def _segment_file(path: str, name: str, number: int) -> str:

@@ -49,7 +49,7 @@ class Pool(core.PoolCore):
         """Attach to an existing pool; Pool.open, Pool.attach and Pool.create are the ways in."""
         self.config = config
         self._was_measured = False
-        super().__init__(str(config.folder), _process_name(), config.populate)
+        super().__init__(str(config.folder), _process_name(), config.populate, copy_threads=config.copy_threads)
 
     @classmethod
     def open(cls, url: str) -> Pool:

@@ -186,3 +186,57 @@ def scribble(pool: maru.Pool, offset: int) -> None:
     writable, _, _ = pool._data_range()
     byte = ctypes.c_uint8.from_address(writable + offset)
     byte.value ^= 0xFF
+
+
+def roomy(pool_url: str, checksum: str, threads: int) -> str:
+    place = pool_url.partition("?")[0]
+    return f"{place}?size=64MiB&slab_bytes=16MiB&slots=1024&checksum={checksum}&copy_threads={threads}"
+
+
+def buffers_of(sizes: list[int]) -> list[bytearray]:
+    return [bytearray(size) for size in sizes]
+
+
+@pytest.mark.parametrize("checksum", ["always", "boundary"])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_reading_into_buffers_brings_the_leading_run_whole(pool_url: str, checksum: str, threads: int) -> None:
+    size = 5_000_003  # More than one thread's share, no whole number of lines.
+    with maru.Pool.create(roomy(pool_url, checksum, threads)) as pool:
+        keys = keys_of(3)
+        assert pool.put_many(keys, [bytes_of(key_of(n), size) for n in range(3)]) == [Outcome.STORED] * 3
+        buffers = buffers_of([size] * 4)
+        assert pool.read_into(keys + key_of(99), buffers) == 3
+        assert all(is_right(key_of(n), memoryview(buffers[n])) for n in range(3))
+        assert bytes(buffers[3]) == bytes(size)
+        assert pool.read_into(key_of(99) + keys, buffers) == 0
+        assert pool.read_into(b"", []) == 0
+        assert all(pool.remove(key_of(n)) for n in range(3)), "something is still pinned"
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_read_stops_before_the_chunk_whose_bytes_changed(pool_url: str, threads: int) -> None:
+    size = 3 << 20
+    with maru.Pool.create(roomy(pool_url, "always", threads)) as pool:
+        keys = keys_of(5)
+        pool.put_many(keys, [bytes_of(key_of(n), size) for n in range(5)])
+        with pool.pin(keys[32:48]) as prefix:
+            offset = int.from_bytes(prefix.extents()[:8], "little")
+        scribble(pool, offset + size - 1)
+        buffers = buffers_of([size] * 5)
+        assert pool.read_into(keys, buffers) == 2
+        assert is_right(key_of(1), memoryview(buffers[1]))
+        assert pool.lookup(keys) == 2, "it was not quarantined"
+        assert pool.stats()["counters"]["quarantined"] == 1
+
+
+def test_a_buffer_of_another_size_is_refused_before_anything_is_copied(pool: maru.Pool) -> None:
+    keys = store_prefix(pool, 2)
+    buffers = buffers_of([SIZE, SIZE + 1])
+    with pytest.raises(maru.errors.BadSize, match="chunk 1 has 10000 bytes, its buffer 10001"):
+        pool.read_into(keys, buffers)
+    assert bytes(buffers[0]) == bytes(SIZE)
+    with pytest.raises(ValueError, match="2 keys and 1 buffers"):
+        pool.read_into(keys, buffers[:1])
+    with pytest.raises(BufferError):
+        pool.read_into(keys, [bytes(SIZE), bytes(SIZE)])
+    assert pool.remove(key_of(0)), "a refused read left its pin behind"

@@ -38,6 +38,37 @@ def line_aligned(size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     return room[start : start + size]
 
 
+def check_hashing_copy(path: str | None, size: int, dst_offset: int, src_offset: int) -> None:
+    """As check_copy; what comes back is the hash of the bytes."""
+    room = line_aligned(GUARD_SIZE + dst_offset + size + GUARD_SIZE)
+    room[:] = GUARD
+    begin, end = GUARD_SIZE + dst_offset, GUARD_SIZE + dst_offset + size
+    src = line_aligned(src_offset + size)[src_offset:]
+    src[:] = np.resize(NOISE, size)
+    if path is None:
+        found = _native.xxh3_64_copying(room[begin:end], src)
+    else:
+        found = _native.xxh3_64_copying_with(path, room[begin:end], src)
+    where = (path, size, dst_offset, src_offset)
+    assert found == _native.xxh3_64(src), where
+    assert room[begin:end].tobytes() == src.tobytes(), where
+    assert (room[:begin] == GUARD).all(), where
+    assert (room[end:] == GUARD).all(), where
+
+
+@pytest.mark.parametrize("path", _native.hash_paths())
+def test_a_copy_that_hashes_copies_exactly_and_hashes_what_it_copied(path: str) -> None:
+    for size in (*range(1024, 1160), *range(2040, 2056), *range(3060, 3140), 131_072, 131_073, (1 << 20) + 77):
+        for dst_offset, src_offset in ((0, 0), (0, 9), (17, 0), (33, 63), (63, 1), (size % 64, size * 7 % 64)):
+            check_hashing_copy(path, size, dst_offset, src_offset)
+
+
+@pytest.mark.parametrize("size", [0, 1, 240, 241, 1023, 131_071, 131_072, (2 << 20) + 5])
+def test_whoever_asks_for_a_hashing_copy_need_not_know_its_limits(size: int) -> None:
+    for dst_offset in (0, 5):
+        check_hashing_copy(None, size, dst_offset, 3)
+
+
 @pytest.mark.parametrize("path", [None, *PATHS])
 def test_every_size_is_copied_exactly_at_unaligned_places(path: str | None) -> None:
     for size in range(1101):

@@ -147,7 +147,7 @@ def timed_puts(pool: Pool, keys: list[bytes], chunks: list[Any]) -> list[float]:
 
 
 def verified_rows(plan: Plan, progress: Progress) -> list[Row]:
-    """get and read every byte, from a pool that verifies each read and from one that does not."""
+    """Every byte copied out of a pool that verifies each read and of one that does not: in one call, and by a view."""
     size = VERIFIED_CHUNK_BYTES
     pool_bytes = min(plan.data_bytes, 512 * MIB)
     count = pool_bytes // size
@@ -168,20 +168,32 @@ def verified_rows(plan: Plan, progress: Progress) -> list[Row]:
 
             return read
 
+        def copier(pool: Pool) -> Callable[[list[bytes]], None]:
+            def read(chosen: list[bytes]) -> None:
+                for key in chosen:
+                    if pool.read_into(key, [landing]) != 1:
+                        raise RuntimeError("a chunk was missing")
+
+            return read
+
         def in_turn() -> Callable[[int], list[bytes]]:
             place = iter(range(1 << 62))
             return lambda repeats: [keys[next(place) % count] for _ in range(repeats)]
 
         seconds = interleave(
             [
-                Contestant("get + read, verified", reader(careful), in_turn(), 1),
-                Contestant("get + read, unverified", reader(plain), in_turn(), 1),
+                Contestant("read_into, verified", copier(careful), in_turn(), 1),
+                Contestant("read_into, unverified", copier(plain), in_turn(), 1),
+                Contestant("get + copy, verified", reader(careful), in_turn(), 1),
+                Contestant("get + copy, unverified", reader(plain), in_turn(), 1),
             ],
             plan.rounds(400),
             progress=progress,
         )
-    verified, unverified = seconds
+    verified, unverified, in_place, in_place_unverified = seconds
     return [
         Row(verified, seconds[verified], size, unverified, seconds[unverified], Target(ratio_min=0.8)),
         Row(unverified, seconds[unverified], size),
+        Row(in_place, seconds[in_place], size, in_place_unverified, seconds[in_place_unverified]),
+        Row(in_place_unverified, seconds[in_place_unverified], size),
     ]

@@ -16,9 +16,8 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from maru import wire
-from maru.coherence import read_of_others
+from maru.coherence import copy_of_others, read_of_others
 from maru.errors import BadMessage, LeaseEnded, MaruError, NotReserved
-from maru.native import core
 from maru.pool import Outcome
 
 if TYPE_CHECKING:
@@ -114,13 +113,9 @@ class RemotePrefix:
         if memory is None:
             self._pool.fetch(self._lease, [(index, buffer)])
         else:
-            view = read_of_others(memory, offset, size, checksum)
-            if view is None:
+            if not copy_of_others(memory, offset, buffer, checksum):
                 self._pool.count("bytes_refused")
                 raise LeaseEnded("the chunk's bytes in place are not those that were told of")
-            core.stream_copy(buffer, view)
-            if core.xxh3_64(buffer) != checksum:
-                raise LeaseEnded("the chunk changed while it was copied")
         self._need_held()
 
     def read_many(self, wanted: Sequence[tuple[int, memoryview]]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from maru.client.holds import RemotePrefix
@@ -75,6 +76,10 @@ class NearPool(Pool):
         if view is None and self.bring(bytes(memoryview(key).cast("B"))):
             view = super().get(key)
         return view
+
+    def read_into(self, keys: Buffer, buffers: Sequence[Buffer]) -> int:
+        self.bring(bytes(memoryview(keys).cast("B")))
+        return super().read_into(keys, buffers)
 
     def remove(self, key: Buffer) -> bool:
         near = super().remove(key)

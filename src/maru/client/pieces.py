@@ -1,8 +1,9 @@
 """Chunks' bytes over the wire: what of them travels in one message, and that it is what was sent.
 
 Holds:      how a fetch, and a store, become messages of at most PIECE_BYTES, less where the link is slow.
-Promises:   bytes reach their buffer only after they were compared with the checksum that came with them. Small chunks
-            that follow each other share a message, since every message costs either side as much as some 100 KiB do.
+Promises:   bytes are compared with the checksum that came with them while they are copied: a buffer counts as filled
+            only when fetch() says so. Small chunks that follow each other share a message, since every message costs
+            either side as much as some 100 KiB do.
 Leaves:     connections, and how many messages are under way, to `channel`.
 """
 
@@ -19,7 +20,9 @@ Wanted = Iterable[tuple[int, memoryview]]
 
 
 def fetch(channel: Channel, lease: int, wanted: Wanted) -> bool:
-    """Fill the buffers. False when something came that is not what its checksum is of. Raises as Channel.call."""
+    """Fill the buffers. False when something came that is not what its checksum is of: then none of them is to be used.
+    Raises as Channel.call.
+    """
     targets: dict[tuple[int, int], list[memoryview]] = {}
 
     def requests() -> Iterator[tuple[wire.Request, Body]]:
@@ -33,9 +36,8 @@ def fetch(channel: Channel, lease: int, wanted: Wanted) -> bool:
         if not len(buffers) == len(bodies) == len(checksums):
             return False
         for buffer, body, checksum in zip(buffers, bodies, checksums, strict=True):
-            if len(body) != len(buffer) or core.xxh3_64(body) != checksum:
+            if len(body) != len(buffer) or core.xxh3_64_copying(buffer, body) != checksum:
                 return False
-            core.stream_copy(buffer, body)
     return True
 
 

@@ -178,6 +178,24 @@ class RemotePool:
                 return buffer.toreadonly()
         return None
 
+    def read_into(self, keys: Body, buffers: Sequence[Body]) -> int:
+        """Copy the leading run of `keys` into `buffers`, verified; as Pool.read_into. 0 when nobody answers."""
+        packed, targets = self._packed(keys), [memoryview(buffer).cast("B") for buffer in buffers]
+        if len(targets) * KEY_BYTES != len(packed):
+            raise ValueError(f"read_into got {len(packed) // KEY_BYTES} keys and {len(targets)} buffers")
+        count = 0
+        with self._failing_open():
+            while count < len(targets):
+                with self.pin(packed[count * KEY_BYTES :]) as prefix:
+                    for at, (size, target) in enumerate(zip(prefix.sizes, targets[count:], strict=False), count):
+                        if size != target.nbytes:
+                            raise BadSize(f"chunk {at} has {size} bytes, its buffer {target.nbytes}")
+                    if len(prefix) == 0:
+                        break
+                    prefix.read_many([(at, targets[count + at]) for at in range(len(prefix))])
+                    count += len(prefix)
+        return count
+
     def wait(self, key: Body, timeout: float) -> bool:
         """Wait until somebody seals `key` (True) or gives it up (False), at most `timeout` seconds."""
         packed, ends = self._one(key), time.monotonic() + timeout

@@ -43,13 +43,14 @@ def visit_storing(pool: Pool) -> None:
 
 
 def visit_reading(pool: Pool) -> None:
-    """lookup, pin, views, get."""
+    """lookup, pin, views, get, read_into."""
     keys = b"".join(key_of(n, "prefix") for n in range(8))
     pool.lookup(keys)
     with pool.pin(keys) as prefix:
         views = prefix.views
     view = pool.get(keys[:16])
     del views, view
+    pool.read_into(keys, [bytearray(SMALL) for _ in range(8)])
 
 
 def visit_leaving(pool: Pool) -> None:

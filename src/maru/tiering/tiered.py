@@ -82,6 +82,11 @@ class TieredPool(Pool):
             view = super().get(key)
         return view
 
+    def read_into(self, keys: Buffer, buffers: Sequence[Buffer]) -> int:
+        if not self._is_explicit:
+            self.bring(bytes(memoryview(keys).cast("B")))
+        return super().read_into(keys, buffers)
+
     def bring(self, keys: bytes, deadline_s: float | None = None) -> bool:
         """Have the leading chunks of `keys` here, as far as a place has them and there is room. Did any come?"""
         here, came = super().lookup(keys), False
