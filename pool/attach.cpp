@@ -192,6 +192,7 @@ void bind_sections(Pool& pool) {
 }
 
 std::unique_ptr<Pool> attach_pool(const AttachOptions& options) {
+  learn_time_namespace();
   const uint64_t deadline = now_ns() + kAttachDeadlineNs;
   const std::string index_path = options.folder + "/" + kIndexName;
   auto pool = std::make_unique<Pool>();

@@ -18,6 +18,10 @@ constexpr uint64_t kSlabSample = 64;  // Chunks looked at to judge a slab.
 // wrong each time, and each may cost a turn of the hand.
 constexpr uint32_t kVictimsTried = 64;
 constexpr uint64_t kWalkLimit = 4096;  // Free slots walked over when there is a candidate already.
+// Where everything is pinned each allocation would walk the whole index, some 2 ns a slot, to find that out:
+// on a long one the answer is remembered for four times as long as it took.
+constexpr uint64_t kLongIndexSlots = 65536;
+constexpr uint64_t kBarrenNsPerSlot = 8;
 constexpr uint32_t kAgeOldest = 8000;  // In epochs; beyond it all are equally old.
 constexpr uint32_t kAgeOrphan = 8001;
 
@@ -317,10 +321,18 @@ bool drop_slot(Pool& pool, uint64_t i) {
 uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t parent) {
   std::lock_guard<std::mutex> guard(pool.evictor->mutex);
   CandidateList& list = list_for(*pool.evictor, units);
+  if (list.barren_until_ns != 0) {
+    if (now_ns() < list.barren_until_ns) return kNoUnit;
+    list.barren_until_ns = 0;
+  }
   Search search{units, parent};
   for (uint32_t tries = 0; tries < kVictimsTried; tries++) {
     drop_stale(pool, search, list);
-    if (!move_hand(pool, search, list)) return kNoUnit;  // All are pinned, or what the new chunk continues.
+    if (!move_hand(pool, search, list)) {  // All are pinned, or what the new chunk continues.
+      if (pool.geometry.slot_count >= kLongIndexSlots)
+        list.barren_until_ns = now_ns() + kBarrenNsPerSlot * pool.geometry.slot_count;
+      return kNoUnit;
+    }
     if (list.count == 0) {
       // A whole turn met no unpinned leaf: readers hold the ends of prefixes whose beginnings nobody holds.
       if (!search.leaves_only) return kNoUnit;

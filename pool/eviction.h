@@ -27,6 +27,7 @@ struct CandidateList {
   };
   uint64_t units = 0;
   uint32_t count = 0;
+  uint64_t barren_until_ns = 0;  // A whole turn of a long index saw nothing: not looked at again before.
   std::array<Entry, kSize> entries{};
 };
 

@@ -123,6 +123,7 @@ void Housekeeper::run() {
   uint64_t last_space = 0;
   do {
     if (pool_.is_live()) {
+      lose_cut_off_segments(pool_);  // Before anything of ours touches them.
       populate_data();
       if (!space_done_ || now_ns() > last_space + kRefusedPauseNs) {
         make_space();

@@ -125,6 +125,7 @@ uint32_t reap(Handle& handle) {
   const SessionRef session = handle.session();
   MaybeRelease no_gil(true);
   if (!session->pool().is_live()) return 0;
+  lose_cut_off_segments(session->pool());
   const uint32_t cleaned = clean_dead_processes(session->pool());
   uint64_t cursor = 0;
   sweep(session->pool(), session->pool().geometry.slot_count, &cursor);
@@ -214,7 +215,9 @@ void bind_pool(nb::module_& m) {
            nb::sig("def remove(self, key: typing_extensions.Buffer) -> bool"),
            "Remove one chunk. False when it is absent, or pinned by somebody: then nothing changed.")
       .def("reap", &reap,
-           "Clean up now after processes that died; returns how many. The housekeeper does it by itself.")
+           "Clean up now after processes that died, and give up segments whose file was cut off; returns how "
+           "many "
+           "processes. The housekeeper does it by itself.")
       .def("check", &check, nb::arg("verify_bytes") = true,
            nb::sig("def check(self, verify_bytes: bool = True) -> list[str]"),
            "Look at every invariant of the pool; returns what is wrong, in words. Empty is good.")

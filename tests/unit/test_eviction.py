@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,22 @@ def test_full_is_answered_when_everything_is_pinned(pool: maru.Pool) -> None:
     assert pool.stats()["counters"]["full"] == 3
     del views
     assert store(pool, 50) == Outcome.STORED
+
+
+def test_a_long_index_full_of_pins_is_not_searched_again_at_once(pool_url: str) -> None:
+    with maru.Pool.create(f"{pool_url.partition('?')[0]}?size=8MiB&slots=4000000") as pool:
+        number = 0
+        while store(pool, number) == Outcome.STORED and pool.stats()["counters"]["evicted"] == 0:
+            number += 1
+        views = [view for n in range(number + 1) if (view := pool.get(key_of(n))) is not None]
+        assert store(pool, 1000) == Outcome.FULL
+        looked_at = pool.stats()["eviction"]["slots_looked_at"]
+        assert [store(pool, 1001 + n) for n in range(3)] == [Outcome.FULL] * 3
+        assert pool.stats()["eviction"]["slots_looked_at"] == looked_at
+        del views
+        deadline = time.monotonic() + 20
+        while store(pool, 1004) != Outcome.STORED:
+            assert time.monotonic() < deadline, "what was remembered of the pins was never forgotten"
 
 
 def test_a_prefix_leaves_from_its_tail_up(pool: maru.Pool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -189,3 +190,27 @@ def test_the_command_says_what_it_did(pool: maru.Pool) -> None:
     assert ran.exit_code == 0, ran.output
     assert "is draining" in ran.output
     assert state_of(pool, 1) == "DRAINING"
+
+
+def test_a_segment_that_is_cut_off_under_its_users_is_given_up(pool: maru.Pool, files: list[Path]) -> None:
+    with maru.Pool.attach(pool.config.url) as other:
+        store(pool, 0)
+        os.truncate(files[3], 8192)
+        other.reap()  # What its housekeeper does by itself.
+        assert state_of(pool, 3) == "LOST"
+        assert len(present(pool)) == len(present(other)) == COUNT * 5 // 6
+        assert set(store(pool, 0)) == {Outcome.STORED, Outcome.EXISTS}
+        pool.reap()
+        assert pool.check() == []
+
+
+def test_a_segment_whose_file_was_removed_or_replaced_is_still_whole_for_its_users(
+    pool: maru.Pool, files: list[Path]
+) -> None:
+    store(pool, 0)
+    files[2].unlink()
+    files[4].unlink()
+    files[4].write_bytes(b"somebody else's")
+    pool.reap()
+    assert present(pool) == set(range(COUNT))
+    assert {state_of(pool, n) for n in range(SEGMENTS)} == {"ONLINE"}

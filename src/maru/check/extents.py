@@ -7,10 +7,10 @@ chunk and each slot owns one of them; slots.py looks from the other side.
 from __future__ import annotations
 
 import struct
-import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 
+from maru.check.clock import host_boot_ns
 from maru.check.files import PoolFile
 from maru.check.finding import Finding, Severity, Suspects
 from maru.check.slots import Progress, SlotRules, no_progress
@@ -36,9 +36,7 @@ class ExtentRules:
         self._checksummed = layout.constants["slot_checksummed"]
         self._sealed = layout.slot_states.index("SEALED")
         self._lost = layout.segment_states.index("LOST")
-        self._until_ms_max = (
-            time.clock_gettime_ns(time.CLOCK_BOOTTIME) + self.tables.geometry.cooling_ns
-        ) // 1_000_000 + _COOLING_SLACK_MS
+        self._until_ms_max = (host_boot_ns() + self.tables.geometry.cooling_ns) // 1_000_000 + _COOLING_SLACK_MS
 
     def look(self, progress: Progress = no_progress) -> None:
         """Judge every slab and every unit."""

@@ -6,10 +6,10 @@ slot's fields are believed only where its word makes them somebody's: not while 
 
 from __future__ import annotations
 
-import time
 from array import array
 from collections.abc import Callable, Iterable
 
+from maru.check.clock import host_boot_ns
 from maru.check.finding import Finding, Severity, Suspects
 from maru.check.tables import Row, Tables
 
@@ -46,7 +46,7 @@ class SlotRules:
         self._segment, self._offset = (layout.words["extent"].field(n) for n in ("segment", "offset"))
         self._lone = layout.words["parts"].make(total=1)
         self._active = {layout.slab_states.index(name) for name in ("ACTIVE", "DRAINING")}
-        self._now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._now_ns = host_boot_ns()
         self._keys: dict[tuple[int, int], tuple[int, int]] = {}
         self._keys_shard = -1
 

@@ -7,12 +7,12 @@ about what was suspicious, and wants to see it as it is now.
 from __future__ import annotations
 
 import struct
-import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from maru.check.clock import host_boot_ns
 from maru.check.files import PoolFile, held_bytes
 from maru.check.geometry import Geometry, Section
 from maru.check.layout import Layout
@@ -132,7 +132,7 @@ def _shared(
     table = whole(index, section.offset, section.bytes)
     processes = list(layout.row("ProcessRow", *PROCESS_FIELDS).iter_unpack(table))
     if alive is not None:
-        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        now_ns = host_boot_ns()
         for number, (attached, lease_ns) in enumerate(
             layout.row("ProcessRow", "attached", "lease_ns").iter_unpack(table)
         ):
