@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <bit>
+#include <tuple>
 
 #include "cleaner.h"
 #include "eviction.h"
+#include "recut.h"
 #include "space.h"
 
 namespace maru {
@@ -13,14 +15,12 @@ namespace {
 
 constexpr uint64_t kEvictionsPerComparison = 4;
 
-bool cooled_down(uint64_t word) { return owner_value(word) <= now_ns() / kMillisecond; }
-
 // Claim one chunk: free, or cooled down. The slab word is looked at again afterwards, since the slab may have
 // been re-classed between choosing the unit and claiming it.
 bool claim_unit(Pool& pool, uint64_t unit, uint64_t slab, uint64_t slab_word_seen, bool device) {
   uint64_t word = pool.owners[unit].load(std::memory_order_acquire);
   const OwnerKind kind = owner_kind(word);
-  if (kind != OwnerKind::kFree && !(kind == OwnerKind::kCooling && cooled_down(word))) return false;
+  if (kind != OwnerKind::kFree && !(kind == OwnerKind::kCooling && has_cooled_down(word))) return false;
   MARU_POINT("alloc.before_claim");
   if (!pool.owners[unit].compare_exchange_strong(word, owner_process_word(pool.me, device))) return false;
   MARU_POINT("alloc.claimed");
@@ -134,64 +134,6 @@ uint64_t take_free(Pool& pool, uint64_t units, bool device, bool trust_hints) {
   return kNoUnit;
 }
 
-// Own every chunk of a slab that is DRAINING|me: free ones by CAS, sealed ones by evicting them. False: one
-// of them is pinned, being written or cooling; everything claimed is given back.
-bool claim_whole_slab(Pool& pool, uint64_t slab, uint64_t old_units) {
-  const uint64_t count = pool.geometry.units_per_slab / old_units, base = slab * pool.geometry.units_per_slab;
-  uint64_t claimed = 0;
-  for (; claimed < count; claimed++) {
-    const uint64_t unit = base + claimed * old_units;
-    uint64_t word = pool.owners[unit].load(std::memory_order_acquire);
-    bool ok = false;
-    if (owner_kind(word) == OwnerKind::kFree ||
-        (owner_kind(word) == OwnerKind::kCooling && cooled_down(word)))
-      ok = pool.owners[unit].compare_exchange_strong(word, owner_process_word(pool.me, false));
-    else if (owner_kind(word) == OwnerKind::kSlot && owner_value(word) < pool.geometry.slot_count)
-      ok = evict_slot(pool, owner_value(word), unit, false);
-    if (!ok) break;
-    MARU_POINT("reclass.chunk_claimed");
-  }
-  if (claimed == count) return true;
-  for (uint64_t n = 0; n < claimed; n++) pool.owners[base + n * old_units].store(0);
-  return false;
-}
-
-// Give a slab another chunk size and take its first chunk.
-uint64_t reclass_slab(Pool& pool, uint64_t slab, uint64_t units, bool device) {
-  uint64_t word = pool.slabs[slab].word.load(std::memory_order_acquire);
-  if (slab_state(word) != SlabState::kActive || slab_chunk_units(word) == units) return kNoUnit;
-  const uint64_t old_units = slab_chunk_units(word), generation = slab_generation(word);
-  if (old_units == 0 || old_units > pool.geometry.units_per_slab) return kNoUnit;
-  if (!pool.slabs[slab].word.compare_exchange_strong(
-          word, slab_word(SlabState::kDraining, pool.me, old_units, generation)))
-    return kNoUnit;
-  MARU_POINT("reclass.draining");
-  if (!claim_whole_slab(pool, slab, old_units)) {
-    MARU_POINT("reclass.gave_up");
-    pool.slabs[slab].word.store(slab_word(SlabState::kActive, kNobody, old_units, generation + 1));
-    return kNoUnit;
-  }
-  MARU_POINT("reclass.all_claimed");
-  const uint64_t base = slab * pool.geometry.units_per_slab, count = pool.geometry.units_per_slab / units;
-  // The first unit heads a chunk in every class: keep it for ourselves before anybody can see the new size.
-  pool.owners[base].store(owner_process_word(pool.me, device));
-  pool.slabs[slab].word.store(slab_word(SlabState::kActive, kNobody, units, generation + 1));
-  MARU_POINT("reclass.switched");
-  const uint64_t old_count = pool.geometry.units_per_slab / old_units;
-  for (uint64_t n = 1; n < old_count; n++) pool.owners[base + n * old_units].store(0);
-  class_row(pool, old_units)
-      .free_hint.fetch_sub(pool.slabs[slab].free_hint.load(), std::memory_order_relaxed);
-  pool.slabs[slab].cursor.store(count > 1 ? 1 : 0, std::memory_order_relaxed);
-  pool.slabs[slab].free_hint.store(static_cast<int32_t>(count - 1), std::memory_order_relaxed);
-  class_row(pool, units).free_hint.fetch_add(static_cast<int64_t>(count) - 1, std::memory_order_relaxed);
-  pool.count(Counter::kReclassed);
-  if (!make_real(pool, slab, units * pool.geometry.unit_bytes)) {
-    pool.owners[base].store(0);
-    return kNoUnit;
-  }
-  return base;
-}
-
 // A slab of another size in which nothing lives is taken before anything is evicted.
 uint64_t take_empty_slab(Pool& pool, uint64_t units, bool device) {
   if (pool.super->empty_slab.load(std::memory_order_relaxed) == 0) return kNoUnit;
@@ -202,38 +144,40 @@ uint64_t take_empty_slab(Pool& pool, uint64_t units, bool device) {
     if (pool.slabs[slab].free_hint.load(std::memory_order_relaxed) <
         static_cast<int32_t>(pool.geometry.units_per_slab / held))
       continue;
-    const uint64_t unit = reclass_slab(pool, slab, units, device);
+    const uint64_t unit = recut_at_once(pool, slab, units, device);
     if (unit != kNoUnit) return unit;
   }
   pool.super->empty_slab.store(0, std::memory_order_relaxed);
   return kNoUnit;
 }
 
-// The mix of sizes changes: now and then compare our coldest chunk with a slab of another size, and take that
-// slab when what it holds is colder by more than half a pool of references. Without this a size that came
-// late would live in one slab for ever while yesterday's chunks fill the rest.
-uint64_t take_colder_slab(Pool& pool, uint64_t units, bool device) {
+// The mix of sizes changes: now and then compare our coldest chunk with a slab of another size, and begin to
+// recut that slab when what it holds is colder by more than half a pool of references. Without this a size
+// that came late would live in one slab for ever while yesterday's chunks fill the rest.
+void look_for_colder_slab(Pool& pool, uint64_t units) {
   Evictor& evictor = *pool.evictor;
-  if (evictor.comparisons++ % kEvictionsPerComparison != 0) return kNoUnit;
+  if (evictor.comparisons++ % kEvictionsPerComparison != 0) return;
   const uint64_t slab = evictor.slab_hand++ % pool.geometry.slab_count;
   const uint64_t word = pool.slabs[slab].word.load(std::memory_order_relaxed), held = slab_chunk_units(word);
-  if (slab_state(word) != SlabState::kActive || held == units || held == 0) return kNoUnit;
-  if (slab_age(pool, slab, held) <= coldest_age(pool, units) + kEpochsPerPool / 2) return kNoUnit;
-  return reclass_slab(pool, slab, units, device);
+  if (slab_state(word) != SlabState::kActive || held == units || held == 0) return;
+  if (slab_age(pool, slab, held) > coldest_age(pool, units) + kEpochsPerPool / 2)
+    begin_recut(pool, slab, units);
 }
 
-// Try slabs of other sizes, the one that loses least first.
+// Try slabs of other sizes, empty ones first, then the coldest: what it holds on the average, for two sizes
+// that both are new would take each other's only slab in turn if the one that holds least went first.
 uint64_t take_by_reclassing(Pool& pool, uint64_t units, bool device) {
-  std::vector<std::pair<uint64_t, uint64_t>> order;  // (value lost, slab)
+  std::vector<std::tuple<uint64_t, uint64_t, uint64_t>> order;  // (warmth, value lost, slab)
   for (uint64_t slab = 0; slab < pool.geometry.slab_count; slab++) {
     const uint64_t word = pool.slabs[slab].word.load(std::memory_order_relaxed);
     if (slab_state(word) != SlabState::kActive || slab_chunk_units(word) == units) continue;
     const uint64_t value = slab_value(pool, slab, slab_chunk_units(word));
-    if (value != kSlabNotEvictable) order.emplace_back(value, slab);
+    if (value != kSlabNotEvictable)
+      order.emplace_back(kAgeStale - slab_age(pool, slab, slab_chunk_units(word)), value, slab);
   }
   std::sort(order.begin(), order.end());
-  for (const auto& [value, slab] : order) {
-    const uint64_t unit = reclass_slab(pool, slab, units, device);
+  for (const auto& [warmth, value, slab] : order) {
+    const uint64_t unit = recut_at_once(pool, slab, units, device);
     if (unit != kNoUnit) return unit;
   }
   return kNoUnit;
@@ -263,13 +207,19 @@ void prefer_numa_node(Pool& pool, int32_t node) {
 uint64_t allocate_extent(Pool& pool, uint64_t units, bool device, uint64_t protect_parent) {
   uint64_t unit = take_free(pool, units, device, true);
   if (unit == kNoUnit) unit = take_empty_slab(pool, units, device);
-  if (unit == kNoUnit) unit = take_colder_slab(pool, units, device);
+  if (unit == kNoUnit) {
+    unit = go_on_recutting(pool, units, device);
+    look_for_colder_slab(pool, units);
+  }
   if (unit == kNoUnit) unit = evict_for(pool, units, device, protect_parent);
   if (unit == kGateClosed) {
     pool.count(Counter::kGateRefused);
     return kNoUnit;
   }
-  if (unit == kNoUnit) unit = take_free(pool, units, device, false);
+  if (unit == kNoUnit) {
+    unit = end_recut(pool, units, device);
+    if (unit == kNoUnit) unit = take_free(pool, units, device, false);
+  }
   if (unit == kNoUnit) unit = take_by_reclassing(pool, units, device);
   if (unit == kNoUnit && clean_dead_processes(pool) > 0) {
     unit = take_free(pool, units, device, false);

@@ -6,10 +6,7 @@
 // never a chunk handed out twice, since every hand-over is one CAS on the owner word.
 //   Who writes an owner word: whoever wins the CAS from free; from then on only the process it names, or that
 //   process's cleaner; for a slot's extent, the process the slot's word names.
-//   Re-classing. A slab changes its chunk size only while its word is DRAINING|p, after p owns every chunk in
-//   it. An allocator that claimed a unit under the old size sees the slab word changed and lets go.
-//   If p dies: DRAINING|p is set back to ACTIVE with the old size and a new generation, and the sweep frees
-//   every owner word that names p.
+//   A slab changes its chunk size only while its word is DRAINING|p, after p owns every chunk in it: recut.h.
 #pragma once
 
 #include "pool.h"
@@ -40,6 +37,11 @@ inline uint64_t chunk_units_at(const Pool& pool, uint64_t unit) {
 
 // Clear the extent header, so that no scan takes it for a sealed chunk.
 void clear_header(Pool& pool, uint64_t unit);
+
+// Has a chunk that a device may have been writing rested for long enough?
+inline bool has_cooled_down(uint64_t owner_word) {
+  return owner_value(owner_word) <= now_ns() / kMillisecond;
+}
 
 // The row of hints for a chunk size.
 ClassRow& class_row(Pool& pool, uint64_t chunk_units);

@@ -14,6 +14,7 @@
 #include "layout_description.h"
 #include "lease.h"
 #include "process_table.h"
+#include "recut.h"
 
 namespace maru {
 
@@ -244,6 +245,7 @@ std::unique_ptr<Pool> attach_pool(const AttachOptions& options) {
   if (pool->maps[0].headers)
     pool->namespace_marks = section<NamespaceMark>(pool->maps[0].headers, sizeof(SegmentHeader));
   pool->evictor = std::make_unique<Evictor>();
+  pool->slow_recut = std::make_unique<SlowRecut>();
   MARU_POINT("attach.mapped");
   if (options.adopt_row != kNobody) {
     if (!adopt_lease(*pool, options.adopt_row, options.adopt_epoch))
@@ -261,6 +263,8 @@ std::unique_ptr<Pool> attach_pool(const AttachOptions& options) {
   populate_index(*pool);
   return pool;
 }
+
+Pool::Pool() = default;
 
 Pool::~Pool() {
   if (is_forked.load()) {

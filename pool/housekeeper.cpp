@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "cleaner.h"
+#include "recut.h"
 #include "space.h"
 
 namespace maru {
@@ -123,6 +124,7 @@ void Housekeeper::run() {
   uint64_t last_space = 0;
   do {
     if (pool_.is_live()) {
+      give_up_recut(pool_, true);
       lose_cut_off_segments(pool_);  // Before anything of ours touches them.
       populate_data();
       if (!space_done_ || now_ns() > last_space + kRefusedPauseNs) {

@@ -6,6 +6,7 @@
 //   allocator    extents and slabs                        eviction    whose turn it is to go
 //   reservation  reserve, seal, discard, drafts, parts    cleaner     what the dead left behind
 //   space        bytes made real before they are used     housekeeper the thread that does the slow things
+//   recut        slabs that change their chunk size
 //   reading      pinned, copied, compared, let go         team        large copies by several threads
 //   check        every invariant, spelled out
 #pragma once
@@ -53,9 +54,10 @@ struct PinnedExtent {
 };
 
 struct Evictor;
+struct SlowRecut;
 
 struct Pool final : ForkWitness {
-  Pool() = default;
+  Pool();
   ~Pool() override;  // Detaches (unless forked away) and unmaps.
   void forked() noexcept override;
 
@@ -104,6 +106,7 @@ struct Pool final : ForkWitness {
   std::vector<SegmentMap> maps;
 
   std::unique_ptr<Evictor> evictor;
+  std::unique_ptr<SlowRecut> slow_recut;
   Atomic<uint32_t> stripe{0};            // Which segment the next extent is taken from.
   Atomic<uint32_t> near_segments{0};     // Bit s: s lies on the NUMA node that we prefer. 0: take turns.
   uint32_t copy_threads = 1;             // Of one copy, at most.

@@ -11,6 +11,7 @@
 #include "python_view.h"
 #include "python_write.h"
 #include "reading.h"
+#include "recut.h"
 #include "space.h"
 #include "statistics.h"
 
@@ -125,6 +126,7 @@ uint32_t reap(Handle& handle) {
   const SessionRef session = handle.session();
   MaybeRelease no_gil(true);
   if (!session->pool().is_live()) return 0;
+  give_up_recut(session->pool(), false);
   lose_cut_off_segments(session->pool());
   const uint32_t cleaned = clean_dead_processes(session->pool());
   uint64_t cursor = 0;

@@ -1,5 +1,5 @@
 """Reserve, fill, seal and their ends, step by step: pool/reservation.cpp, pool/claim.cpp and the taking of free extents
-in pool/allocator.cpp.
+in pool/allocator.cpp; slabs that are recut, all at once or bit by bit: pool/recut.cpp.
 
 Merged into one step: the stores with which a claimer fills a slot that its word says is RESERVED by it. Nobody reads
 them as facts before the extent's owner word names the slot (is_bound) or the tag is set (look), and both come later; a
@@ -350,16 +350,16 @@ def seal_part(pool: PoolCells, me: int, i: int, reserved: Any, unit: int, part: 
     return outcome
 
 
-def claim_whole_slab(pool: PoolCells, me: int, units: int, evict: Any) -> Model:
+def claim_chunks(pool: PoolCells, me: int, units: int, evict: Any) -> Model:
     claimed = 0
     for unit in range(0, len(pool.units), units):
-        owner = yield pool.load(pool.owner[unit], "claim_whole_slab")
+        owner = yield pool.load(pool.owner[unit], "claim_chunks")
         ok = False
         if owner in (FREE, COOLING):
-            free = yield _look_at_owner(pool, unit, "claim_whole_slab")
+            free = yield _look_at_owner(pool, unit, "claim_chunks")
             if free is not None:
                 got = yield pool.swap(
-                    pool.owner[unit], free, ("P", me, False), "claim_whole_slab", None, pool.owns(me, unit)
+                    pool.owner[unit], free, ("P", me, False), "claim_chunks", None, pool.owns(me, unit)
                 )
                 ok = got == free
                 del got
@@ -373,26 +373,26 @@ def claim_whole_slab(pool: PoolCells, me: int, units: int, evict: Any) -> Model:
         return True
     for n in range(claimed):
         unit = n * units
-        yield pool.store(pool.owner[unit], FREE, "claim_whole_slab", None, pool.owns_no_more(me, unit))
+        yield pool.store(pool.owner[unit], FREE, "set_back", None, pool.owns_no_more(me, unit))
     return False
 
 
-def reclass_slab(pool: PoolCells, me: int, units: int, evict: Any) -> Model:
+def recut_slab(pool: PoolCells, me: int, units: int, evict: Any) -> Model:
     """The only slab gets chunks of `units` units; its first chunk is ours, or None."""
-    word = yield pool.load(pool.slab[0], "reclass_slab")
+    word = yield pool.load(pool.slab[0], "mark_draining")
     if word[0] != ACTIVE or word[2] == units:
         return None
     held, generation = word[2], word[3]
-    seen = yield pool.swap(pool.slab[0], word, ("DRAINING", me, held, generation), "reclass_slab", "reclass.draining")
+    seen = yield pool.swap(pool.slab[0], word, ("DRAINING", me, held, generation), "mark_draining", "reclass.draining")
     if seen != word:
         return None
-    whole = yield from claim_whole_slab(pool, me, held, evict)
+    whole = yield from claim_chunks(pool, me, held, evict)
     if not whole:
-        yield pool.store(pool.slab[0], (ACTIVE, NOBODY, held, generation + 1), "reclass_slab")
+        yield pool.store(pool.slab[0], (ACTIVE, NOBODY, held, generation + 1), "set_back")
         return None
     yield _switch(pool, me, units, generation + 1)
     for unit in range(held, len(pool.units), held):
-        yield pool.store(pool.owner[unit], FREE, "reclass_slab")
+        yield pool.store(pool.owner[unit], FREE, "switch_size")
     return 0
 
 
@@ -400,4 +400,4 @@ def _switch(pool: PoolCells, me: int, units: int, generation: int) -> Any:
     first_chunk = frozenset(range(units))
     word = (ACTIVE, NOBODY, units, generation)
     ghosts = ((pool.mine[me], lambda _: first_chunk),)
-    return pool.store(pool.slab[0], word, "reclass_slab", "reclass.switched", ghosts)
+    return pool.store(pool.slab[0], word, "switch_size", "reclass.switched", ghosts)

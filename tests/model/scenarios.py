@@ -18,7 +18,7 @@ from protocol_writing import (
     claim_key,
     claim_unit,
     discard_chunk,
-    reclass_slab,
+    recut_slab,
     reserve_chunk,
     seal_chunk,
     seal_part,
@@ -106,7 +106,7 @@ def take_unit(pool: PoolCells, me: int, unit: int, units: int) -> Model:
 
 
 def give_slab_another_size(pool: PoolCells, me: int, units: int) -> Model:
-    first = yield from reclass_slab(pool, me, units, evict_slot)
+    first = yield from recut_slab(pool, me, units, evict_slot)
     if first is not None:
         yield _give_back(pool, me, first, units)
 
