@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +34,7 @@ class FakeFacts:
     lease_list: list[LeaseFigures] = field(default_factory=lambda: [LEASE])
     peer_list: list[PeerFigures] = field(default_factory=lambda: [PEER])
     below_figures: dict[str, Any] = field(default_factory=dict)
+    rise: Callable[[bytes, maru.Namespace, bytes | None], Future[int] | None] | None = None
     ready: tuple[bool, str] = (True, "")
 
     def rpc(self) -> RpcFigures:

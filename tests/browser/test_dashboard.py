@@ -135,6 +135,28 @@ def test_everything_that_an_operator_asks_for_is_there(page: WebDriver, server: 
     assert "of 8 MiB" in text(page, "#tile-used")
 
 
+def test_places_below_are_shown_with_what_they_took_and_where_they_fail(
+    page: WebDriver, server: WebServer, facts: FakeFacts
+) -> None:
+    show(page, server)
+    soon(page, lambda: "None" in text(page, "#places"))
+    assert "before they leave the pool" in text(page, "#places-about")
+    place = {"url": "file:///var/lib/maru", "state": "up", "stored_bytes": 3 << 30, "loaded_bytes": 1 << 20,
+             "store_bytes_per_s": 2.0e9, "load_bytes_per_s": None,
+             "timeouts": 0, "failures": 0, "full": 0, "torn": 0}  # fmt: skip
+    down = {**place, "url": "s3://bucket/kv", "state": "down", "timeouts": 7}
+    facts.below_figures = {
+        "places": [place, down],
+        "demoter": {"copied_bytes": 1 << 20, "resident_bytes": 4 << 20, "dropped": 5},
+        "promoter": {"promoted": 12},
+    }
+    soon(page, lambda: "s3://bucket/kv" in text(page, "#places"))
+    assert "3 GiB" in text(page, "#places")
+    assert "✕ down" in text(page, "#places")
+    assert "1 MiB of 4 MiB" in text(page, "#places-about")
+    assert "12 chunks came up, 5 left without a copy" in text(page, "#places-about")
+
+
 def test_rates_and_percentiles_are_of_what_happened_lately(
     page: WebDriver, server: WebServer, facts: FakeFacts
 ) -> None:

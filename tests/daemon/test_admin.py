@@ -8,6 +8,7 @@ import re
 import threading
 from array import array
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from maru.daemon.admin_bodies import PrewarmBody
 from maru.daemon.answers import BODY_BYTES_MAX, Refused
 from maru.daemon.keeps import KeptPrefixes
 from maru.daemon.prewarm import Prewarmer
+from maru.daemon.promotions import UNDER_WAY_MAX
 from maru.daemon.web import WebServer
 from maru.daemon.web_settings import Engine
 
@@ -210,6 +212,51 @@ def test_stopping_lets_go_of_every_keep(pool: maru.Pool, space: maru.Namespace) 
         assert ask(server, "/v1/pools/kv/keeps", {"keys": keys_of(space), "seconds": 60}).status == 201
         assert sum(row["pins"] for row in pool.stats()["processes"]) == 4
     assert sum(row["pins"] for row in pool.stats()["processes"]) == 0
+
+
+# ---- Promotions ----------------------------------------------------------------------------------------------------
+
+
+def test_a_promotion_needs_places_below(server: WebServer, space: maru.Namespace) -> None:
+    door, digest = "/v1/pools/kv/promotions", digest_of(server)
+    assert refused(ask(server, door, {"namespace": digest, "keys": keys_of(space)}), 409, "NoPlaces")
+    assert refused(ask(server, door, {"namespace": "ab" * 16, "keys": keys_of(space)}), 404, "UnknownNamespace")
+    assert ask(server, door).json == {"promotions": []}
+
+
+def digest_of(server: WebServer) -> str:
+    rows = ask(server, "/v1/pools/kv/namespaces").json["namespaces"]
+    return str(next(row["digest"] for row in rows if row["tenant"] == "blue"))
+
+
+def test_promotions_bring_only_what_is_missing_and_so_many_at_a_time(pool: maru.Pool, space: maru.Namespace) -> None:
+    began: list[tuple[bytes, bytes | None, Future[int]]] = []
+
+    def rise(missing: bytes, _: maru.Namespace, before: bytes | None) -> Future[int]:
+        began.append((missing, before, Future()))
+        return began[-1][2]
+
+    keys = bytes.fromhex(keys_of(space))
+    pool.remove(keys[48:])
+    with serving(FakeFacts(pools={"kv": pool}, rise=rise)) as server:
+        door, body = "/v1/pools/kv/promotions", {"namespace": digest_of(server), "token_ids": TOKENS}
+        body["chunk_tokens"] = CHUNK_TOKENS
+        asked = ask(server, door, body)
+        assert asked.status == 202
+        assert began[0][:2] == (keys[48:], keys[32:48])
+        told = asked.json
+        assert (told["state"], told["chunks"], told["were_here"], told["are_here"]) == ("running", 4, 3, 3)
+        for _ in range(UNDER_WAY_MAX - 1):
+            assert ask(server, door, body).status == 202
+        assert refused(ask(server, door, body), 429, "TooManyPromotions")
+        began[0][2].set_result(0)
+        began[1][2].set_exception(OSError("a disk fell out"))
+        states = [one["state"] for one in ask(server, door).json["promotions"]]
+        assert sorted(states) == ["done", "failed", *["running"] * (UNDER_WAY_MAX - 2)]
+        pool.put(keys[48:], b"b" * CHUNK, namespace=space, parent=keys[32:48])
+        whole = ask(server, door, body).json
+        assert (whole["state"], whole["were_here"]) == ("done", 4)
+        assert len(began) == UNDER_WAY_MAX
 
 
 # ---- Bodies --------------------------------------------------------------------------------------------------------
@@ -413,5 +460,5 @@ def test_every_body_that_is_described_names_its_fields(server: WebServer) -> Non
     referenced = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
     assert referenced <= set(schemas)
     bodies = {name: schema for name, schema in schemas.items() if name.endswith("Body")}
-    assert len(bodies) == 5
+    assert len(bodies) == 6
     assert all(schema["additionalProperties"] is False and schema["description"] for schema in bodies.values())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -72,6 +74,37 @@ def test_another_host_finds_what_left_the_pool_when_it_asks_again(pool_url: str,
     ):  # fmt: skip
         assert samples[frozenset(("maru_tier_" + words[0], *words[1:]))] == wanted, words
     assert samples[frozenset(("maru_tier_chunks_total", shown, "out"))] >= 1
+
+
+def test_an_operator_brings_a_prefix_up_before_an_engine_asks(pool_url: str, tmp_path: Path) -> None:
+    url = pool_url.partition("?")[0] + "?size=4MiB&slab_bytes=512KiB&gate=off"
+    below = f"file://{tmp_path}?size=1GiB&write=through"
+    with serve_process(url, "--tier", below) as served, maru.Pool.attach(url) as pool:
+        namespace = pool.namespace(maru.Identity(model="m", kv_layout="tiers"))
+        for prefix in range(PREFIXES):
+            packed = keys_of(namespace, CHUNKS, prefix * CHUNKS * CHUNK_TOKENS)
+            pool.put_many(packed, [bytes_for(prefix + n, SIZE) for n in range(CHUNKS)], namespace=namespace)
+            assert until(lambda wanted=(prefix + 1) * CHUNKS: objects_in(tmp_path) >= wanted)
+        first = keys_of(namespace, CHUNKS)
+        assert pool.lookup(first) < CHUNKS
+        digest = next(row["digest"] for row in pool.stats()["namespaces"] if int(row["digest"], 16))
+        door = f"{served.http}/v1/pools/{pool.config.name}/promotions"
+        asked = tell(door, {"namespace": digest, "keys": first.hex()})
+        assert asked["chunks"] == CHUNKS
+        assert asked["were_here"] < CHUNKS
+        assert until(lambda: tell(door)["promotions"][0]["state"] == "done")
+        assert tell(door)["promotions"] == [{**tell(door)["promotions"][0], "id": asked["id"], "are_here": CHUNKS}]
+        with pool.pin(first) as prefix:
+            assert [bytes(view) for view in prefix.views] == [bytes_for(n, SIZE) for n in range(CHUNKS)]
+
+
+def tell(url: str, body: dict[str, str] | None = None) -> dict[str, Any]:
+    """Ask the admin API, and read its answer."""
+    request = urllib.request.Request(
+        url, None if body is None else json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return dict(json.loads(answer.read()))
 
 
 def test_a_daemon_without_places_tells_of_none() -> None:

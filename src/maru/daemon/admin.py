@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from array import array
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -18,9 +19,10 @@ from maru.daemon.facts import Facts
 from maru.daemon.keeps import KeptPrefixes
 from maru.daemon.looks import Looks
 from maru.daemon.prewarm import Prewarmer
+from maru.daemon.promotions import Promotions
 from maru.errors import NotAttached
 from maru.native import core
-from maru.pool import Pool
+from maru.pool import Namespace, Pool
 
 KEYS_MAX = 1 << 15
 """Keys of one request: a body of the largest size holds about as many."""
@@ -33,6 +35,7 @@ class Admin:
 
     def __init__(self, facts: Facts, looks: Looks, keeps: KeptPrefixes, prewarmer: Prewarmer) -> None:
         self._facts, self._looks, self._keeps, self._prewarmer = facts, looks, keeps, prewarmer
+        self._promotions = Promotions(facts.rise)
 
     # ---- Looking --------------------------------------------------------------------------------------------------
 
@@ -115,6 +118,9 @@ class Admin:
         self._keeps.end_late()
         return bodies.Keeps(self._keeps.all(pool))
 
+    def promotions(self, pool: str) -> bodies.Promotions:
+        return bodies.Promotions(self._promotions.all(self._pool(pool)))
+
     def prewarms(self) -> bodies.Prewarms:
         return bodies.Prewarms(self._prewarmer.engines, self._prewarmer.all())
 
@@ -139,9 +145,7 @@ class Admin:
             raise Refused(404, "UnknownNamespace", f"pool {pool} has no such namespace")
         expired = []
         for row in rows:
-            # Registered already, so this finds it; its time to live is handed back as it is.
-            ttl_s = row["ttl_ns"] / 1e9 if row["ttl_ns"] else None
-            epoch = served._register_namespace(bytes.fromhex(row["digest"]), row["tenant"], ttl_s).bump()
+            epoch = _registered(served, row).bump()
             expired.append(bodies.ExpiredLine(row["digest"], row["tenant"], epoch, row["chunks"]))
         self._done("expired %d namespaces of pool %s", len(expired), pool)
         return bodies.Expired(expired)
@@ -179,6 +183,21 @@ class Admin:
             raise Refused(404, "UnknownKeep", f"pool {pool} has no keep {keep!r}")
         self._done("keep %s of pool %s was ended", keep, pool)
         return bodies.Ended(keep)
+
+    def promote(self, pool: str, body: bodies.PromoteBody) -> bodies.Promotion:
+        served = self._pool(pool)
+        row = next((row for row in served.stats()["namespaces"] if row["digest"] == body.namespace), None)
+        if row is None:
+            raise Refused(404, "UnknownNamespace", f"no namespace {body.namespace} in pool {pool}")
+        named = bodies.Prefix(
+            keys=body.keys,
+            namespace=None if body.keys else body.namespace,
+            token_ids=body.token_ids,
+            chunk_tokens=body.chunk_tokens,
+        )
+        asked = self._promotions.ask(served, self._keys(served, named), _registered(served, row))
+        self._done("promotion %s brings %d chunks up to pool %s", asked.id, asked.chunks - asked.were_here, pool)
+        return asked
 
     def ask_prewarm(self, body: bodies.PrewarmBody) -> bodies.Prewarm:
         asked = self._prewarmer.ask(body)
@@ -223,6 +242,12 @@ class Admin:
         if len(keys) > 16 * KEYS_MAX:
             raise Refused(413, "TooManyKeys", f"a request names at most {KEYS_MAX} keys")
         return keys
+
+
+def _registered(pool: Pool, row: Mapping[str, Any]) -> Namespace:
+    """The namespace of a row of stats(). It is registered already, so it is found; its time to live stays as it is."""
+    ttl_s = row["ttl_ns"] / 1e9 if row["ttl_ns"] else None
+    return pool._register_namespace(bytes.fromhex(row["digest"]), row["tenant"], ttl_s)
 
 
 def _number(text: str) -> int:

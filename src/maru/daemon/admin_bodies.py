@@ -46,6 +46,18 @@ class KeepBody(Prefix):
     seconds: Annotated[float, Meta(gt=0, le=KEEP_SECONDS_MAX)]
 
 
+class PromoteBody(Struct, forbid_unknown_fields=True, kw_only=True):
+    """The prefix to bring up from the places below the pool: its namespace, and either `keys` or `token_ids`."""
+
+    namespace: Digest
+    keys: Annotated[str, Meta(pattern="^([0-9a-f]{32})+$", description="Packed keys, 32 hex digits each.")] | None = (
+        None
+    )
+    token_ids: TokenIds | None = None
+    """Token ids of the prompt, from its start; an incomplete last chunk has no key."""
+    chunk_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] = 256
+
+
 class SegmentBody(Struct, forbid_unknown_fields=True):
     """What the segment shall be."""
 
@@ -188,6 +200,26 @@ class Keeps(Struct):
 
 class Ended(Struct):
     id: str
+
+
+class Promotion(Struct):
+    """A prefix that was asked to come up from below."""
+
+    id: str
+    pool: str
+    state: Literal["running", "done", "failed"]
+    chunks: int
+    """Of the prefix."""
+    were_here: int
+    """Leading ones that were in the pool when it was asked for."""
+    are_here: int
+    """And now."""
+    seconds: float
+    """Since it was asked for, or how long it took."""
+
+
+class Promotions(Struct):
+    promotions: list[Promotion]
 
 
 class Prewarm(Struct):

@@ -8,11 +8,12 @@ Leaves:     counting to whoever serves RPC, and how it looks to `metrics`, `feed
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from maru.pool import Pool
+from maru.pool import Namespace, Pool
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,10 @@ class Facts(Protocol):
 
     def below(self) -> Mapping[str, Any]:
         """Figures of the places below the pool, as Ladder.stats() gives them; empty without any."""
+
+    @property
+    def rise(self) -> Callable[[bytes, Namespace, bytes | None], Future[int] | None] | None:
+        """Brings missing chunks up from below in the background; see Ladder.begin. None without places."""
 
     def is_ready(self) -> tuple[bool, str]:
         """Whether requests are answered as they should be, and in words why not ("" when they are)."""

@@ -86,6 +86,7 @@ class Feed:
             "leases": list(self._facts.leases()),
             "peers": list(self._facts.peers()),
             "keeps": self._keeps.all(),
+            "below": dict(self._facts.below()),
         }
 
 

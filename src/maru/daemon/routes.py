@@ -53,6 +53,14 @@ ROUTES = (
         bodies.Keep, bodies.KeepBody, status=201,
     ),
     Route("DELETE", "/v1/pools/{pool}/keeps/{keep}", "end_keep", "Let go of a kept prefix", bodies.Ended),
+    Route(
+        "GET", "/v1/pools/{pool}/promotions", "promotions", "Prefixes that were asked to come up from below",
+        bodies.Promotions,
+    ),
+    Route(
+        "POST", "/v1/pools/{pool}/promotions", "promote", "Bring a prefix up from the places below, in the background",
+        bodies.Promotion, bodies.PromoteBody, status=202,
+    ),
     Route("GET", "/v1/prewarms", "prewarms", "The latest prewarms, and the engines that may be asked", bodies.Prewarms),
     Route(
         "POST", "/v1/prewarms", "ask_prewarm", "Ask an engine to compute a prompt in the background",

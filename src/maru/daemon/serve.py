@@ -12,7 +12,8 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from maru.daemon.sessions import Limits
 from maru.daemon.web import WebServer, make_app
 from maru.daemon.web_settings import WebSettings
 from maru.errors import CredentialNotFound
-from maru.pool import Pool
+from maru.pool import Namespace, Pool
 from maru.tiering.ladder import Ladder
 
 DEFAULT_RPC_URL = "tcp://127.0.0.1:6555"
@@ -73,9 +74,8 @@ class Daemon:
         try:
             if config.tiers:
                 self.ladder = Ladder(self.pool, config.tiers)
-            rise = self.ladder.begin if self.ladder else None
             self.control = Control(
-                self.pool, config.limits, os.urandom(16), f"maru {maru.__version__}", begin_rise=rise
+                self.pool, config.limits, os.urandom(16), f"maru {maru.__version__}", begin_rise=self.rise
             )
             self.rpc_server = RpcServer(self.control, config.rpc_url, keys, authorised, config.plain)
             self.web_server = WebServer(make_app(self, web), web) if web else None
@@ -193,6 +193,10 @@ class Daemon:
 
     def below(self) -> Mapping[str, Any]:
         return self.ladder.stats() if self.ladder else {}
+
+    @property
+    def rise(self) -> Callable[[bytes, Namespace, bytes | None], Future[int] | None] | None:
+        return self.ladder.begin if self.ladder else None
 
     def is_ready(self) -> tuple[bool, str]:
         if not self.rpc_server.is_alive:

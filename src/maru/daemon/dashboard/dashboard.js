@@ -255,9 +255,23 @@ function showHosts() {
   fill("keeps", ["Pool", ">Chunks", ">Size", ">Ends in"], keeps.map((row) => [
     row.pool, figures.count(row.chunks), figures.size(row.bytes), figures.seconds(row.seconds_left),
   ]));
+  showPlaces(frame.below);
   fill("peers", ["Name", "Address", "Pools", ">Seen"], peers.map((row) => [
     row.name, row.url, row.pools.join(", ") || "–", `${figures.seconds(row.seen_ago_s)} ago`,
   ]));
+}
+
+function showPlaces({ places = [], demoter, promoter }) {
+  setText(at("places-about"), demoter
+    ? `${figures.size(demoter.copied_bytes)} of ${figures.size(demoter.resident_bytes)} in the pool have a copy, ${figures.count(promoter.promoted)} chunks came up, ${figures.count(demoter.dropped)} left without a copy`
+    : "Where chunks go before they leave the pool");
+  fill("places", ["Place", "State", ">Stored", ">at", ">Loaded", ">at", ">No use"], places.map((row) => {
+    const failed = row.timeouts + row.failures + row.full + row.torn;
+    const speed = (bytes) => (bytes === null ? "–" : figures.bandwidth(bytes));
+    return [row.url, row.state === "up" ? row.state : { text: `✕ ${row.state}`, bad: true },
+      figures.size(row.stored_bytes), speed(row.store_bytes_per_s), figures.size(row.loaded_bytes), speed(row.load_bytes_per_s),
+      { text: figures.count(failed), bad: failed > 0 }];
+  }));
 }
 
 // ---- The page --------------------------------------------------------------------------------------------------------
