@@ -75,7 +75,8 @@ bool activate_slab(Pool& pool, uint64_t slab, uint64_t units) {
 uint64_t take_from_segment(Pool& pool, uint32_t segment, uint64_t units, bool device, bool trust_hints,
                            bool* saw_fresh) {
   const SegmentGeometry& place = pool.geometry.segments[segment];
-  if (segment_state(pool.segments[segment].word.load(std::memory_order_relaxed)) != SegmentState::kOnline)
+  if (segment_state(pool.segments[segment].word.load(std::memory_order_relaxed)) != SegmentState::kOnline ||
+      !pool.is_mapped(segment))
     return kNoUnit;
   ClassRow& row = class_row(pool, units);
   uint64_t fresh = kNoUnit;
@@ -199,6 +200,7 @@ ClassRow& class_row(Pool& pool, uint64_t chunk_units) {
 
 void prefer_numa_node(Pool& pool, int32_t node) {
   uint32_t near = 0;
+  pool.near_node.store(node, std::memory_order_relaxed);
   for (uint32_t s = 0; s < pool.maps.size(); s++)
     if (node >= 0 && pool.segments[s].numa_node == node) near |= 1u << s;
   pool.near_segments.store(near, std::memory_order_relaxed);

@@ -8,9 +8,11 @@
 #include <cerrno>
 #include <cstring>
 
+#include "allocator.h"
 #include "creation.h"
 #include "eviction.h"
 #include "failure.h"
+#include "index_file.h"
 #include "layout_description.h"
 #include "lease.h"
 #include "process_table.h"
@@ -63,6 +65,12 @@ T* section(uint8_t* base, uint64_t offset) {
   return reinterpret_cast<T*>(base + offset);
 }
 
+// Where a segment lies and what it is.
+void read_place(const std::string& folder, const SegmentRow& row, Pool::SegmentMap* out) {
+  out->path = segment_path(folder, std::string(row.path, strnlen(row.path, sizeof row.path)));
+  out->medium = static_cast<Medium>(row.medium);
+}
+
 // Read the segment rows into the geometry, bounded so that slabs lie side by side and nothing overlaps.
 void read_segments(Pool& pool) {
   Geometry& g = pool.geometry;
@@ -84,9 +92,7 @@ void read_segments(Pool& pool) {
     slabs += place.slab_count;
     g.segments.push_back(place);
     Pool::SegmentMap map;
-    const std::string name(row.path, strnlen(row.path, sizeof row.path));
-    map.path = name.find('/') == std::string::npos ? pool.folder + "/" + name : name;
-    map.medium = static_cast<Medium>(row.medium);
+    read_place(pool.folder, row, &map);
     map.first_byte = place.first_slab * g.slab_bytes;
     map.byte_count = place.slab_count * g.slab_bytes;
     pool.maps.push_back(map);
@@ -110,8 +116,11 @@ uint8_t* reserve_range(size_t bytes) {
   return reinterpret_cast<uint8_t*>(aligned);
 }
 
+// Its own part of the address ranges; the bit in `unmapped` last, after which everybody here reads what is
+// set here.
 void map_segment(Pool& pool, uint32_t number) {
   Pool::SegmentMap& map = pool.maps[number];
+  read_place(pool.folder, pool.segments[number], &map);
   const SegmentGeometry& place = pool.geometry.segments[number];
   Descriptor fd(::open(map.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
   if (!fd)
@@ -130,6 +139,7 @@ void map_segment(Pool& pool, uint32_t number) {
   map.inode = st.st_ino;
   void* headers = mmap(nullptr, place.data_offset, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
   if (headers == MAP_FAILED) mismatch(map.path, std::string("cannot map: ") + std::strerror(errno));
+  if (map.headers) munmap(map.headers, place.data_offset);  // Of an attempt that failed.
   map.headers = static_cast<uint8_t*>(headers);
   madvise(headers, place.data_offset, MADV_DONTFORK);
 
@@ -157,6 +167,7 @@ void map_segment(Pool& pool, uint32_t number) {
     madvise(at, map.byte_count, MADV_DONTFORK);
     madvise(at, map.byte_count, MADV_HUGEPAGE);  // Counts only where tmpfs was mounted with huge=advise.
   }
+  pool.unmapped.fetch_and(~(1u << number), std::memory_order_release);
 }
 
 // Touch now what lookups will touch, so that the first one in this process is as fast as the next.
@@ -169,6 +180,11 @@ void populate_index(Pool& pool) {
   const uint64_t column = g.slot_count * sizeof(uint16_t);
   const uint64_t mine = (g.offset_pins + pool.me * column) / 4096 * 4096;
   populate(mine, std::min(round_up(mine + column + 4096, 4096), g.index_bytes));
+}
+
+bool is_to_be_mapped(const Pool& pool, uint32_t segment) {
+  const SegmentState state = segment_state(pool.segments[segment].word.load());
+  return state == SegmentState::kOnline || state == SegmentState::kDraining;
 }
 
 }  // namespace
@@ -190,6 +206,26 @@ void bind_sections(Pool& pool) {
   pool.owners = section<Atomic<uint64_t>>(base, g.offset_owners);
   pool.pins = section<Atomic<uint16_t>>(base, g.offset_pins);
   pool.reuse = section<ReuseTable>(base, g.offset_reuse);
+}
+
+uint32_t map_new_segments(Pool& pool) {
+  uint32_t mapped = 0;
+  std::lock_guard<std::mutex> guard(pool.mapping);
+  if (pool.unmapped.load(std::memory_order_relaxed) << (kSegmentLimit - pool.maps.size()) == 0) return 0;
+  for (uint32_t i = 0; i < pool.maps.size(); i++) {
+    if (pool.is_mapped(i) || !is_to_be_mapped(pool, i)) continue;
+    try {
+      map_segment(pool, i);
+    } catch (const Failure&) {
+      continue;  // Not to be had here (yet): what lies in it stays a miss to us.
+    }
+    mapped++;
+  }
+  if (mapped) {
+    pool.fresh_slabs_gone.store(false);
+    prefer_numa_node(pool, pool.near_node.load());
+  }
+  return mapped;
 }
 
 std::unique_ptr<Pool> attach_pool(const AttachOptions& options) {
@@ -240,8 +276,9 @@ std::unique_ptr<Pool> attach_pool(const AttachOptions& options) {
   pool->data_span = pool->geometry.data_bytes();
   pool->writable = reserve_range(pool->data_span);
   pool->readable = reserve_range(pool->data_span);
+  pool->unmapped.store(UINT32_MAX);
   for (uint32_t i = 0; i < pool->maps.size(); i++)
-    if (segment_state(pool->segments[i].word.load()) != SegmentState::kLost) map_segment(*pool, i);
+    if (is_to_be_mapped(*pool, i)) map_segment(*pool, i);
   if (pool->maps[0].headers)
     pool->namespace_marks = section<NamespaceMark>(pool->maps[0].headers, sizeof(SegmentHeader));
   pool->evictor = std::make_unique<Evictor>();

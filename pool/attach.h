@@ -22,6 +22,10 @@ struct AttachOptions {
 // LeaseEnded (the row to adopt is not there any more).
 std::unique_ptr<Pool> attach_pool(const AttachOptions& options);
 
+// Map segments that were added since; the housekeeper does it by itself. Returns how many. One that is not
+// visible here is tried again at the next call.
+uint32_t map_new_segments(Pool& pool);
+
 // Point `pool` at the sections of the index that `pool.index` maps, by `pool.geometry`.
 void bind_sections(Pool& pool);
 

@@ -28,7 +28,7 @@ inline constexpr uint64_t kLockWaitNs = 2 * kMillisecond;
 
 // What makes a sealed chunk count right now: its namespace's epoch, its expiry, its segment. Whoever asks for
 // many hands in the time, so that the clock is read once; 0: read it when it matters.
-inline bool is_current(const Pool& pool, const SlotHot& slot, uint64_t slot_number, uint64_t known_ns = 0) {
+inline bool is_valid(const Pool& pool, const SlotHot& slot, uint64_t slot_number, uint64_t known_ns = 0) {
   const uint32_t id = slot.namespace_id.load(std::memory_order_relaxed);
   if (id >= pool.geometry.namespace_limit) return false;
   const uint64_t epoch = pool.namespaces[id].epoch.load(std::memory_order_acquire);
@@ -39,8 +39,21 @@ inline bool is_current(const Pool& pool, const SlotHot& slot, uint64_t slot_numb
     const uint64_t now = known_ns ? known_ns : now_ns();
     if (pool.cold[slot_number].expiry_ns.load(std::memory_order_relaxed) <= now) return false;
   }
+  return true;
+}
+
+// Does it count, wherever its memory is mapped?
+inline bool is_current(const Pool& pool, const SlotHot& slot, uint64_t slot_number, uint64_t known_ns = 0) {
   const uint32_t segment = extent_segment(slot.extent.load(std::memory_order_relaxed));
-  return segment < pool.maps.size() &&
+  return is_valid(pool, slot, slot_number, known_ns) && segment < pool.maps.size() &&
+         segment_state(pool.segments[segment].word.load(std::memory_order_relaxed)) != SegmentState::kLost;
+}
+
+// Does it count, and is its memory mapped here? A segment that was just added is not, for a moment: its
+// chunks are misses to us, but nobody's to throw away.
+inline bool is_readable(const Pool& pool, const SlotHot& slot, uint64_t slot_number) {
+  const uint32_t segment = extent_segment(slot.extent.load(std::memory_order_relaxed));
+  return is_valid(pool, slot, slot_number) && pool.is_mapped(segment) &&
          segment_state(pool.segments[segment].word.load(std::memory_order_relaxed)) != SegmentState::kLost;
 }
 
@@ -115,7 +128,7 @@ inline bool is_sealed(const Pool& pool, Key key) {
   return probe(pool, key, [&](uint64_t i) {
     const SlotHot& slot = pool.hot[i];
     const uint64_t word = slot.word.load(std::memory_order_acquire);
-    if (slot_state(word) != SlotState::kSealed || !key_equals(slot, key) || !is_current(pool, slot, i))
+    if (slot_state(word) != SlotState::kSealed || !key_equals(slot, key) || !is_readable(pool, slot, i))
       return false;
     std::atomic_thread_fence(std::memory_order_acquire);
     return slot.word.load(std::memory_order_relaxed) == word;

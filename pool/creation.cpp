@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
@@ -22,6 +21,7 @@
 #include "index_file.h"
 #include "layout_description.h"
 #include "lock_file.h"
+#include "segment_file.h"
 #include "words.h"
 
 namespace maru {
@@ -29,11 +29,6 @@ namespace maru {
 namespace {
 
 std::string reason() { return std::strerror(errno); }
-
-void random_bytes(uint8_t* out, size_t size) {
-  if (getrandom(out, size, 0) != static_cast<ssize_t>(size))
-    throw Failure("PoolMismatch", "the system gives no random bytes: " + reason());
-}
 
 // Removes what a failed creation left, newest first: its files, and then the folder if nothing else is in it.
 struct Undo {
@@ -47,119 +42,6 @@ struct Undo {
     ::rmdir(folder.c_str());
   }
 };
-
-struct OpenSegment {
-  std::string path;
-  Descriptor fd;
-  bool device = false;
-  uint64_t device_bytes = 0;
-};
-
-// Refuse memory that belongs to another living pool, and files that are not ours at all.
-void refuse_strangers(const OpenSegment& segment, const struct stat& st, const std::string& folder,
-                      const uint8_t boot_id[16], CreateResult& result) {
-  if (!segment.device && st.st_size == 0) return;
-  const size_t map_bytes = header_map_bytes(st);
-  if (!segment.device && st.st_size < static_cast<off_t>(sizeof(SegmentHeader)))
-    throw Failure(
-        "PoolMismatch",
-        segment.path + " is not empty and not a segment of a Maru pool; name another file or remove it",
-        {{"path", segment.path}});
-  void* map = mmap(nullptr, map_bytes, PROT_READ, MAP_SHARED, segment.fd.get(), 0);
-  if (map == MAP_FAILED)
-    throw Failure("PoolMismatch", "cannot map " + segment.path + ": " + reason(), {{"path", segment.path}});
-  const auto* header = static_cast<const SegmentHeader*>(map);
-  const bool ours = header->magic.load() == kSegmentMagic;
-  // A creator that died between sizing the file and writing the header left zeros and holes: nothing
-  // that could be lost.
-  const auto* page = static_cast<const uint8_t*>(map);
-  const bool blank = std::all_of(page, page + sizeof(SegmentHeader), [](uint8_t byte) { return byte == 0; });
-  const bool this_boot = std::memcmp(header->boot_id, boot_id, 16) == 0;
-  const std::string other(header->index_path, strnlen(header->index_path, sizeof header->index_path));
-  const bool laid_out_by_us = header->layout_crc == layout_crc();
-  munmap(map, map_bytes);
-  const bool nothing_stored = blank && static_cast<uint64_t>(st.st_blocks) * 512 <= map_bytes;
-  if (other == folder && laid_out_by_us) return;  // Left by a creator of this very pool that died.
-  if (!ours) {
-    if (nothing_stored) return;
-    if (segment.device) return;  // A raw device holds anything; it was named, so it may be written.
-    throw Failure(
-        "PoolMismatch",
-        segment.path + " is not empty and not a segment of a Maru pool; name another file or remove it",
-        {{"path", segment.path}});
-  }
-  if (!this_boot) {
-    result.notes.push_back(segment.path + " belonged to the pool " + other +
-                           " of an earlier boot, whose content is lost: re-initialised");
-    return;
-  }
-  const bool visible = ::access((other + "/" + kIndexName).c_str(), F_OK) == 0;
-  throw Failure("PoolMismatch",
-                segment.path + " is a segment of the pool " + other +
-                    (visible ? "; attach that one, or destroy it first"
-                             : ", whose index is not visible here; mount " + other +
-                                   " at the same place (another container's /dev/shm?), or remove the file "
-                                   "if that pool is gone"),
-                {{"path", segment.path}, {"index_path", other}});
-}
-
-void write_segment_header(const OpenSegment& segment, const SegmentGeometry& place, uint32_t number,
-                          const Geometry& geometry, const CreateOptions& options, const uint8_t pool_uuid[16],
-                          const uint8_t boot_id[16], uint8_t segment_uuid[16]) {
-  struct stat st{};
-  fstat(segment.fd.get(), &st);
-  const size_t map_bytes = header_map_bytes(st);
-  void* map = mmap(nullptr, map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, segment.fd.get(), 0);
-  if (map == MAP_FAILED)
-    throw Failure("PoolMismatch", "cannot map " + segment.path + ": " + reason(), {{"path", segment.path}});
-  auto* header = static_cast<SegmentHeader*>(map);
-  header->magic.store(0);
-  random_bytes(segment_uuid, 16);
-  header->format = kPoolFormat;
-  header->layout_crc = layout_crc();
-  std::memcpy(header->pool_uuid, pool_uuid, 16);
-  std::memcpy(header->segment_uuid, segment_uuid, 16);
-  std::memcpy(header->boot_id, boot_id, 16);
-  header->file_bytes = place.file_bytes;
-  header->header_offset = place.header_offset;
-  header->data_offset = place.data_offset;
-  header->slab_bytes = geometry.slab_bytes;
-  header->unit_bytes = geometry.unit_bytes;
-  header->segment_index = number;
-  header->first_slab = place.first_slab;
-  header->slab_count = place.slab_count;
-  header->medium = static_cast<uint32_t>(options.segments[number].medium);
-  header->namespace_limit = geometry.namespace_limit;
-  header->checksum_policy = static_cast<uint32_t>(geometry.checksum);
-  header->process_limit = geometry.process_limit;
-  header->eviction_policy = geometry.gate ? kPolicyGate : 0;
-  header->cooling_ns = geometry.cooling_ns;
-  header->slot_count = geometry.slot_count;
-  header->segment_count = static_cast<uint32_t>(options.segments.size());
-  std::memset(header->index_path, 0, sizeof header->index_path);
-  std::memcpy(header->index_path, options.folder.data(),
-              std::min(options.folder.size(), sizeof header->index_path - 1));
-  MARU_POINT("create.segment_header_before_magic");
-  header->magic.store(kSegmentMagic);
-  munmap(map, map_bytes);
-}
-
-// After the header: only then does a dead creator's file say whose it is, however much of it is real.
-void write_namespace_marks(const OpenSegment& segment, const SegmentGeometry& place) {
-  struct stat st{};
-  fstat(segment.fd.get(), &st);
-  if (!segment.device && posix_fallocate(segment.fd.get(), 0, static_cast<off_t>(place.header_offset)) != 0)
-    no_space(segment.path, place.file_bytes);
-  const size_t map_bytes = round_up(place.header_offset, header_map_bytes(st));
-  void* map = mmap(nullptr, map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, segment.fd.get(), 0);
-  if (map == MAP_FAILED)
-    throw Failure("PoolMismatch", "cannot map " + segment.path + ": " + reason(), {{"path", segment.path}});
-  auto* marks = reinterpret_cast<NamespaceMark*>(static_cast<uint8_t*>(map) + sizeof(SegmentHeader));
-  // A device holds anything.
-  std::memset(static_cast<void*>(marks), 0, place.header_offset - sizeof(SegmentHeader));
-  marks[0].in_use.store(1);
-  munmap(map, map_bytes);
-}
 
 // Remove a file, or disown a device, if it says that it belongs to this pool: the path came out of shared
 // memory.
@@ -229,29 +111,9 @@ CreateResult create_pool(const CreateOptions& options) {
   std::vector<uint64_t> device_bytes;
   Undo undo{options.folder, {}};
   for (const SegmentSpec& spec : options.segments) {
-    OpenSegment segment;
-    segment.path = segment_path(options.folder, spec.path);
-    const bool existed = ::access(segment.path.c_str(), F_OK) == 0;
-    segment.fd = Descriptor(::open(segment.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_CREAT, mode));
-    if (!segment.fd) {
-      if (errno == ENOSPC) no_space(options.folder, 0);
-      throw Failure("PoolMismatch", "cannot open the segment " + segment.path + ": " + reason(),
-                    {{"path", segment.path}});
-    }
+    bool existed = true;
+    OpenSegment segment = open_segment(options.folder, spec, mode, boot_id, &existed, &result.notes);
     if (!existed) undo.paths.push_back(segment.path);
-    struct stat st{};
-    fstat(segment.fd.get(), &st);
-    segment.device = is_device(st);
-    if (!segment.device && !S_ISREG(st.st_mode))
-      throw Failure("PoolMismatch", segment.path + " is neither a file nor a DAX device",
-                    {{"path", segment.path}});
-    if (segment.device != (spec.medium == Medium::kDevdax))
-      throw Failure("PoolMismatch",
-                    segment.path + (segment.device ? " is a device: say medium=devdax"
-                                                   : " is not a device: drop medium=devdax"),
-                    {{"path", segment.path}});
-    segment.device_bytes = segment.device ? device_size(st, segment.path) : 0;
-    refuse_strangers(segment, st, options.folder, boot_id, result);
     device_bytes.push_back(segment.device_bytes);
     segments.push_back(std::move(segment));
   }
@@ -268,19 +130,17 @@ CreateResult create_pool(const CreateOptions& options) {
   for (uint32_t i = 0; i < segments.size(); i++) {
     const OpenSegment& segment = segments[i];
     const SegmentGeometry& place = geometry.segments[i];
-    if (!segment.device) {
-      if (ftruncate(segment.fd.get(), 0) != 0 ||
-          ftruncate(segment.fd.get(), static_cast<off_t>(place.file_bytes)) != 0 ||
-          posix_fallocate(segment.fd.get(), 0, sizeof(SegmentHeader)) != 0)
-        no_space(segment.path, place.file_bytes);
-      (void)::fchmod(segment.fd.get(), mode);
-    }
+    if (!segment.device) size_file(segment, place, mode);
     MARU_POINT("create.segment_sized");
     SegmentRow& row = rows[i];
-    write_segment_header(segment, place, i, geometry, options, super->pool_uuid, boot_id, row.segment_uuid);
+    const auto count = static_cast<uint32_t>(options.segments.size());
+    write_segment_header(segment, place, {i, count, options.segments[i].medium, options.folder}, geometry,
+                         super->pool_uuid, boot_id, row.segment_uuid);
     write_namespace_marks(segment, place);
     index.describe_segment(i, options.segments[i], numa_node_of(segment.path, segment.device));
   }
+  for (uint32_t i = 0; i < options.spare_bytes.size(); i++)
+    index.describe_spare(static_cast<uint32_t>(segments.size()) + i);
   reinterpret_cast<NamespaceRow*>(base + geometry.offset_namespaces)->word.store(1);  // Row 0: the default.
 
   index.publish(options.segments[0].medium);
@@ -311,36 +171,6 @@ std::vector<std::string> attached_processes(const std::string& folder) {
   return out;
 }
 
-void set_segment_state(const std::string& folder, uint32_t number, SegmentState state) {
-  const std::string path = folder + "/" + kIndexName;
-  auto super = std::make_unique<Superblock>();
-  Geometry geometry;
-  if (!index_is_complete(path, super.get()))
-    throw Failure("PoolNotFound", "no pool at " + folder, {{"path", folder}});
-  Descriptor fd(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
-  if (!fd || super->format != kPoolFormat || super->layout_crc != layout_crc() ||
-      !geometry_problem(*super, super->index_bytes, &geometry).empty())
-    throw Failure("PoolMismatch", path + ": not an index that this version can change", {{"path", path}});
-  const size_t map_bytes = round_up(sizeof(SegmentRow) * kSegmentLimit, 4096);
-  void* map = mmap(nullptr, map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(),
-                   static_cast<off_t>(geometry.offset_segments));
-  if (map == MAP_FAILED)
-    throw Failure("PoolMismatch", "cannot map " + path + ": " + reason(), {{"path", path}});
-  Atomic<uint64_t>& word = static_cast<SegmentRow*>(map)[std::min(number, kSegmentLimit - 1)].word;
-  uint64_t seen = word.load();
-  bool done = false;
-  while (!done) {
-    const SegmentState now = segment_state(seen);
-    if (number >= kSegmentLimit || now == SegmentState::kAbsent || now == SegmentState::kLost) break;
-    done = word.compare_exchange_strong(seen, segment_word(state, segment_generation(seen) + 1));
-  }
-  munmap(map, map_bytes);
-  if (!done)
-    throw Failure("PoolMismatch",
-                  folder + " has no segment " + std::to_string(number) + ", or it is lost already",
-                  {{"path", folder}});
-}
-
 void destroy_pool(const std::string& folder, bool force) {
   const LockFile lock_file(folder + "/" + kLockName, false, 0);
   Descriptor creating = lock_file.lock(kLockByteCreate, now_ns() + kAttachDeadlineNs);
@@ -368,6 +198,7 @@ void destroy_pool(const std::string& folder, bool force) {
         if (pread(fd.get(), static_cast<void*>(row.get()), sizeof(SegmentRow), at) != sizeof(SegmentRow))
           break;
         if (segment_state(row->word.load()) == SegmentState::kAbsent) break;
+        if (segment_state(row->word.load()) == SegmentState::kAwaited) continue;
         segment_files.push_back(
             segment_path(folder, std::string(row->path, strnlen(row->path, sizeof row->path))));
       }

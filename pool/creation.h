@@ -26,12 +26,6 @@ CreateResult create_pool(const CreateOptions& options);
 // process finds the pool gone at its next call: misses, no crash. Raises PoolNotFound.
 void destroy_pool(const std::string& folder, bool force);
 
-// Empty segment `number` from now on (kDraining), take it back (kOnline, from kDraining only), or give it up
-// (kLost, for ever: everything in it is a miss from that moment, in every process, and nobody touches its
-// memory again). Works whether or not anybody is attached. Raises PoolNotFound, PoolMismatch (also: no such
-// segment, or lost already).
-void set_segment_state(const std::string& folder, uint32_t number, SegmentState state);
-
 // This boot's id, 16 bytes: what lies in shared memory was written since.
 void read_boot_id(uint8_t out[16]);
 

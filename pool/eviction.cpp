@@ -104,7 +104,9 @@ bool is_of_size(const Pool& pool, const Search& search, uint64_t i, uint64_t* wo
   if (!may_be_evicted(slot_state(*word))) return false;
   const uint64_t extent = slot.extent.load(std::memory_order_relaxed);
   const uint64_t size = slot.size_bytes.load(std::memory_order_relaxed);
-  return pool.extent_is_sane(extent, size) && pool.units_for(size) == search.units && !search.spares(i);
+  // What lies in a lost segment, or in one that is not mapped here, makes no room that could be written.
+  return pool.extent_is_sane(extent, size) && pool.units_for(size) == search.units && !search.spares(i) &&
+         pool.segment_is_there(extent_segment(extent));
 }
 
 // Nothing continues it, or nobody could reach it anyway.

@@ -46,8 +46,8 @@ Geometry plan_geometry(const CreateOptions& options, const std::vector<uint64_t>
   for (uint64_t bytes : device_bytes) size += bytes;
   if (size < kSizeBytesMin) bad_size("a pool needs at least 1 MiB", size);
   if (size > kSizeBytesMax) bad_size("a pool can have at most 64 TiB", size);
-  if (options.segments.empty() || options.segments.size() > kSegmentLimit)
-    bad_size("a pool has 1 to 32 data segments", size);
+  if (options.segments.empty() || options.segments.size() + options.spare_bytes.size() > kSegmentLimit)
+    bad_size("a pool has 1 to 32 data segments, spare ones among them", size);
 
   if (options.process_limit < 1 || options.process_limit > kProcessLimitMax)
     bad_size("process_limit must be 1 to 255", options.process_limit);
@@ -86,6 +86,17 @@ Geometry plan_geometry(const CreateOptions& options, const std::vector<uint64_t>
     g.segments.push_back(
         place_segment(g.slab_count, slabs, g.slab_bytes, g.unit_bytes, options.namespace_limit));
     if (device_bytes[i]) g.segments.back().file_bytes = device_bytes[i];
+    g.slab_count += slabs;
+  }
+  for (const uint64_t spare : options.spare_bytes) {
+    const uint64_t slabs = spare / g.slab_bytes;
+    if (slabs == 0)
+      bad_size("each spare segment needs at least one slab of " + std::to_string(g.slab_bytes) + " bytes",
+               spare);
+    if (spare > kSizeBytesMax || g.slab_count + slabs > kSlabCountMax)
+      bad_size("too many slabs; ask for larger slab_bytes", spare);
+    g.segments.push_back(
+        place_segment(g.slab_count, slabs, g.slab_bytes, g.unit_bytes, options.namespace_limit));
     g.slab_count += slabs;
   }
   g.unit_count = g.slab_count * g.units_per_slab;

@@ -21,7 +21,8 @@ struct SegmentSpec {
 struct CreateOptions {
   std::string folder;
   std::vector<SegmentSpec> segments;
-  uint64_t size_bytes = 0;            // Of all slabs together.
+  std::vector<uint64_t> spare_bytes;  // Of segments that may be added later, in this order.
+  uint64_t size_bytes = 0;            // Of all slabs of the segments that are there.
   uint64_t unit_bytes = 0;            // 0: 4 KiB up to 64 GiB, 64 KiB above.
   uint64_t slab_bytes = 0;            // 0: a sixteenth of the pool, 64 KiB to 256 MiB.
   uint64_t expected_chunk_bytes = 0;  // 0: 256 KiB. Sets how many chunks can be indexed.

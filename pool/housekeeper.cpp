@@ -6,8 +6,10 @@
 
 #include <algorithm>
 
+#include "attach.h"
 #include "cleaner.h"
 #include "recut.h"
+#include "segments.h"
 #include "space.h"
 
 namespace maru {
@@ -125,6 +127,7 @@ void Housekeeper::run() {
   do {
     if (pool_.is_live()) {
       give_up_recut(pool_, true);
+      if (map_new_segments(pool_) > 0) space_done_ = false;
       lose_cut_off_segments(pool_);  // Before anything of ours touches them.
       populate_data();
       if (!space_done_ || now_ns() > last_space + kRefusedPauseNs) {

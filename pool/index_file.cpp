@@ -104,10 +104,9 @@ NewIndex::NewIndex(const std::string& folder, const Geometry& geometry, uint32_t
 
 NewIndex::~NewIndex() { munmap(base_, geometry_.index_bytes); }
 
-void NewIndex::describe_segment(uint32_t number, const SegmentSpec& spec, int numa_node) {
-  const SegmentGeometry& place = geometry_.segments[number];
-  SegmentRow& row = reinterpret_cast<SegmentRow*>(base_ + geometry_.offset_segments)[number];
-  const bool device = spec.medium == Medium::kDevdax;
+void describe_row(SegmentRow& row, const SegmentGeometry& place, const SegmentSpec& spec, int numa_node) {
+  if (spec.path.size() >= sizeof row.path)
+    throw Failure("BadUrl", "the path of a segment is too long: " + spec.path, {{"path", spec.path}});
   row.file_bytes = place.file_bytes;
   row.header_offset = place.header_offset;
   row.data_offset = place.data_offset;
@@ -115,10 +114,23 @@ void NewIndex::describe_segment(uint32_t number, const SegmentSpec& spec, int nu
   row.slab_count = place.slab_count;
   row.medium = static_cast<uint32_t>(spec.medium);
   row.numa_node = numa_node;
-  row.page_bytes = spec.medium == Medium::kHugetlb || device ? kHugePageBytes : 4096;
-  if (spec.path.size() >= sizeof row.path)
-    throw Failure("BadUrl", "the path of a segment is too long: " + spec.path, {{"path", spec.path}});
+  row.page_bytes = spec.medium == Medium::kHugetlb || spec.medium == Medium::kDevdax ? kHugePageBytes : 4096;
+  std::memset(row.path, 0, sizeof row.path);
   std::memcpy(row.path, spec.path.data(), spec.path.size());
+}
+
+void NewIndex::describe_spare(uint32_t number) {
+  const SegmentGeometry& place = geometry_.segments[number];
+  SegmentRow& row = reinterpret_cast<SegmentRow*>(base_ + geometry_.offset_segments)[number];
+  describe_row(row, place, {"", Medium::kFile}, -1);
+  row.word.store(segment_word(SegmentState::kAwaited, 1));
+}
+
+void NewIndex::describe_segment(uint32_t number, const SegmentSpec& spec, int numa_node) {
+  const SegmentGeometry& place = geometry_.segments[number];
+  SegmentRow& row = reinterpret_cast<SegmentRow*>(base_ + geometry_.offset_segments)[number];
+  const bool device = spec.medium == Medium::kDevdax;
+  describe_row(row, place, spec, numa_node);
   row.word.store(segment_word(SegmentState::kOnline, 1));
   auto* slabs = reinterpret_cast<SlabRow*>(base_ + geometry_.offset_slabs) + place.first_slab;
   if (device)  // A device's bytes are all there from the start.

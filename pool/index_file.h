@@ -31,6 +31,10 @@ int numa_node_of(const std::string& path, bool device);
 
 [[noreturn]] void no_space(const std::string& path, uint64_t wanted_bytes);
 
+// Fill a segment's row but for its uuid and its word, which makes it count. Raises BadUrl for a path that is
+// too long.
+void describe_row(SegmentRow& row, const SegmentGeometry& place, const SegmentSpec& spec, int numa_node);
+
 // An index file of zeros, all of it real, mapped. Replaces whatever index was there. Raises NoSpace,
 // PoolMismatch.
 class NewIndex {
@@ -45,6 +49,9 @@ class NewIndex {
 
   // Fill the row of segment `number`, whose uuid is there already. Raises BadUrl for a path that is too long.
   void describe_segment(uint32_t number, const SegmentSpec& spec, int numa_node);
+
+  // The row of a segment that is added later: its slabs are planned, nothing else.
+  void describe_spare(uint32_t number);
 
   // Write down the geometry, and the magic last: from then on it is a pool.
   void publish(Medium medium);

@@ -44,6 +44,7 @@ inline constexpr uint64_t kLockByteDevice = 3;       // Held by the one process 
 inline constexpr uint64_t kLockByteSender = 4;  // Held by the one process that sends to a far pool what comes
                                                 // into this one (src/maru/client/sender.py).
 inline constexpr uint64_t kLockByteDemoter = 5;  // Held by the one process that copies chunks below the pool
+inline constexpr uint64_t kLockByteAdding = 6;   // Held while a segment is added.
                                                  // (src/maru/tiering/demoter.py).
 inline constexpr uint64_t kLockByteProcess = 1024;  // + process number: held as long as its memory lives.
 
@@ -53,7 +54,8 @@ static_assert(Atomic<uint64_t>::is_always_lock_free && sizeof(Atomic<uint64_t>) 
 static_assert(Atomic<uint16_t>::is_always_lock_free && sizeof(Atomic<uint16_t>) == 2);
 
 enum class PoolState : uint64_t { kLive = 1, kDestroyed = 2 };
-enum class SegmentState : uint64_t { kAbsent = 0, kOnline = 1, kDraining = 2, kLost = 3 };
+// kAwaited: its slabs are planned and numbered; the memory is added while the pool lives.
+enum class SegmentState : uint64_t { kAbsent = 0, kOnline = 1, kDraining = 2, kLost = 3, kAwaited = 4 };
 enum class Medium : uint32_t { kShm = 1, kHugetlb = 2, kFile = 3, kDevdax = 4 };
 enum class ChecksumPolicy : uint32_t { kOff = 0, kBoundary = 1, kAlways = 2 };
 

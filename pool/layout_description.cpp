@@ -157,7 +157,7 @@ std::string make_description() {
       "\"slot_states\": [\"FREE\", \"RESERVED\", \"SEALED\", \"EVICTING\", \"REVOKED\", \"RELEASING\", "
       "\"QUARANTINED\"], \"slab_states\": [\"FREE\", \"ACTIVE\", \"DRAINING\"], "
       "\"owner_kinds\": [\"FREE\", \"PROCESS\", \"SLOT\", \"COOLING\"], "
-      "\"segment_states\": [\"ABSENT\", \"ONLINE\", \"DRAINING\", \"LOST\"], ";
+      "\"segment_states\": [\"ABSENT\", \"ONLINE\", \"DRAINING\", \"LOST\", \"AWAITED\"], ";
   out += "\"constants\": {\"index_magic\": " + std::to_string(kIndexMagic) +
          ", \"segment_magic\": " + std::to_string(kSegmentMagic) +
          ", \"bucket_slots\": " + std::to_string(kBucketSlots) +

@@ -79,7 +79,7 @@ bool pin_in_passing(Pool& pool, uint64_t i, uint64_t generation, PinnedExtent* o
   if (slot.word.load(std::memory_order_acquire) != word || !pin_again(pool, i)) return false;
   MARU_POINT("leaving.pinned");
   *out = {i, slot.extent.load(std::memory_order_relaxed), slot.size_bytes.load(std::memory_order_relaxed)};
-  const bool usable = is_current(pool, slot, i) && pool.extent_is_sane(out->extent, out->size_bytes);
+  const bool usable = is_readable(pool, slot, i) && pool.extent_is_sane(out->extent, out->size_bytes);
   std::atomic_thread_fence(std::memory_order_acquire);
   if (slot.word.load() == word && usable && bytes_are_intact(pool, *out)) return true;
   unpin(pool, i);

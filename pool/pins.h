@@ -68,7 +68,7 @@ inline bool pin_key(Pool& pool, Key key, uint32_t epoch, PinnedExtent* out) {
       MARU_POINT("pin.taken");
       const uint64_t extent = slot.extent.load(std::memory_order_relaxed);
       const uint64_t size = slot.size_bytes.load(std::memory_order_relaxed);
-      const bool usable = is_current(pool, slot, i) && pool.extent_is_sane(extent, size);
+      const bool usable = is_readable(pool, slot, i) && pool.extent_is_sane(extent, size);
       std::atomic_thread_fence(std::memory_order_acquire);
       if (slot.word.load() == word || MARU_MUTANT("no_recheck_after_pin")) {
         if (!usable) {

@@ -107,7 +107,10 @@ struct Pool final : ForkWitness {
 
   std::unique_ptr<Evictor> evictor;
   std::unique_ptr<SlowRecut> slow_recut;
+  std::mutex mapping;                    // Held while segments that came later are mapped.
   Atomic<uint32_t> stripe{0};            // Which segment the next extent is taken from.
+  Atomic<uint32_t> unmapped{0};          // Bit s: segment s is not mapped here: lost, awaited, or just added.
+  Atomic<int32_t> near_node{-1};         // The NUMA node that we prefer; -1: none.
   Atomic<uint32_t> near_segments{0};     // Bit s: s lies on the NUMA node that we prefer. 0: take turns.
   uint32_t copy_threads = 1;             // Of one copy, at most.
   Atomic<bool> fresh_slabs_gone{false};  // Slabs are cut once and then only re-cut: no need to look again.
@@ -128,10 +131,15 @@ struct Pool final : ForkWitness {
     while (segment + 1 < maps.size() && geometry.segments[segment + 1].first_slab <= slab) segment++;
     return segment;
   }
-  // False once the segment is lost: its memory must not be touched any more, not even its headers.
+  // False as long as the segment is not mapped here, and once it is lost: its memory must not be touched any
+  // more, not even its headers.
   bool segment_is_there(uint32_t segment) const {
-    return maps[segment].headers != nullptr &&
+    return is_mapped(segment) &&
            segment_state(segments[segment].word.load(std::memory_order_acquire)) != SegmentState::kLost;
+  }
+  // Once true it stays so, also for a segment that is lost afterwards.
+  bool is_mapped(uint32_t segment) const {
+    return segment < kSegmentLimit && !(unmapped.load(std::memory_order_acquire) >> segment & 1);
   }
   // Where a unit's bytes begin in the address ranges. Units are numbered over all slabs of all segments.
   uint64_t byte_of_unit(uint64_t unit) const { return unit * geometry.unit_bytes; }

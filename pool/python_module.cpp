@@ -9,6 +9,7 @@
 #include "python_namespace.h"
 #include "python_session.h"
 #include "rebuild.h"
+#include "segments.h"
 #include "space.h"
 
 namespace maru {
@@ -70,7 +71,8 @@ std::vector<std::string> create(const std::string& folder, uint64_t size,
                                 const std::vector<std::string>& segments, const std::string& medium,
                                 uint64_t unit_bytes, uint64_t slab_bytes, uint64_t expected_chunk_bytes,
                                 uint64_t slot_count, uint32_t process_limit, uint32_t namespace_limit,
-                                const std::string& checksum, double cooling, bool gate, bool group_access) {
+                                const std::string& checksum, double cooling, bool gate, bool group_access,
+                                const std::vector<uint64_t>& spare) {
   CreateOptions options;
   options.folder = folder;
   options.size_bytes = size;
@@ -85,6 +87,7 @@ std::vector<std::string> create(const std::string& folder, uint64_t size,
   options.cooling_ns = seconds_to_ns(cooling, "cooling");
   options.gate = gate;
   options.group_access = group_access;
+  options.spare_bytes = spare;
   MaybeRelease no_gil(true);
   return create_pool(options).notes;
 }
@@ -178,7 +181,7 @@ NB_MODULE(MARU_MODULE, m) {
         nb::arg("unit_bytes") = 0, nb::arg("slab_bytes") = 0, nb::arg("expected_chunk_bytes") = 0,
         nb::arg("slot_count") = 0, nb::arg("process_limit") = 128, nb::arg("namespace_limit") = 1024,
         nb::arg("checksum") = "boundary", nb::arg("cooling") = 30.0, nb::arg("gate") = true,
-        nb::arg("group_access") = false,
+        nb::arg("group_access") = false, nb::arg("spare") = std::vector<uint64_t>{},
         "Create a pool in an existing folder; returns notes for people. Raises PoolExists, PoolBusy, "
         "PoolMismatch, NoSpace, BadSize.");
   m.def("rebuild_pool", &rebuild, nb::arg("folder"), nb::arg("segments"), nb::arg("group_access") = false,
@@ -186,6 +189,20 @@ NB_MODULE(MARU_MODULE, m) {
                 "typing.Any]"),
         "Make the lost index of a pool anew from its segments. Raises PoolExists, PoolBusy, PoolMismatch, "
         "NoSpace.");
+  m.def(
+      "add_segment",
+      [](const std::string& folder, const std::string& path, const std::string& medium) {
+        CreateResult result;
+        const SegmentSpec spec{path, medium_from(medium)};
+        MaybeRelease no_gil(true);
+        const uint32_t number = add_segment(folder, spec, &result);
+        return std::make_pair(number, result.notes);
+      },
+      nb::arg("folder"), nb::arg("path"), nb::arg("medium"),
+      "Give a pool's first awaited segment its memory; returns its number and notes for people. Raises "
+      "PoolNotFound, "
+      "PoolBusy,\n"
+      "PoolMismatch, NoSpace, BadSize, BadUrl.");
   m.def(
       "set_segment_state",
       [](const std::string& folder, uint32_t number, const std::string& state) {

@@ -12,6 +12,7 @@
 #include "python_write.h"
 #include "reading.h"
 #include "recut.h"
+#include "segments.h"
 #include "space.h"
 #include "statistics.h"
 
@@ -127,6 +128,7 @@ uint32_t reap(Handle& handle) {
   MaybeRelease no_gil(true);
   if (!session->pool().is_live()) return 0;
   give_up_recut(session->pool(), false);
+  map_new_segments(session->pool());
   lose_cut_off_segments(session->pool());
   const uint32_t cleaned = clean_dead_processes(session->pool());
   uint64_t cursor = 0;

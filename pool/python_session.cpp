@@ -57,6 +57,7 @@ std::pair<uint32_t, uint64_t> Handle::row() {
 void Handle::renew(uint64_t lease_ns) {
   if (options_.lease_ns == 0) throw nb::value_error("this process lives by its byte lock, not by a lease");
   renew_lease(pool(), lease_ns);
+  map_new_segments(pool());  // There is no housekeeper that would.
 }
 
 void Handle::leave_behind() {

@@ -250,8 +250,11 @@ Recovered rebuild_pool(CreateOptions options) {
     if (!problem.empty()) mismatch(segment.path, problem);
     const auto medium = static_cast<Medium>(segment.header->medium);
     options.segments[n].medium = medium;
-    device_bytes.push_back(medium == Medium::kDevdax ? segment.bytes : 0);
-    if (medium != Medium::kDevdax)
+    if (n < segments[0].header->segment_count)
+      device_bytes.push_back(medium == Medium::kDevdax ? segment.bytes : 0);
+    if (n >= segments[0].header->segment_count)  // Added later: its size is its own.
+      options.spare_bytes.push_back(segment.header->slab_count * segment.header->slab_bytes);
+    else if (medium != Medium::kDevdax)
       options.size_bytes += segment.header->slab_count * segment.header->slab_bytes;
   }
   const SegmentHeader& first = *segments[0].header;
@@ -263,11 +266,14 @@ Recovered rebuild_pool(CreateOptions options) {
   options.checksum = static_cast<ChecksumPolicy>(std::min<uint32_t>(first.checksum_policy, 2));
   options.cooling_ns = first.cooling_ns;
   options.gate = first.eviction_policy & kPolicyGate;
-  if (first.segment_count != segments.size())
+  if (first.segment_count > segments.size())
     mismatch(segments[0].path, "the first of " + std::to_string(first.segment_count) +
                                    " segments, of which " + std::to_string(segments.size()) +
                                    " were named; name all of them, in their order");
+  const std::vector<SegmentSpec> specs = options.segments;
+  options.segments.resize(first.segment_count);
   const Geometry geometry = plan_geometry(options, device_bytes);
+  options.segments = specs;
   for (uint32_t n = 0; n < segments.size(); n++) {
     const SegmentGeometry& place = geometry.segments[n];
     const SegmentHeader& header = *segments[n].header;

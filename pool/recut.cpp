@@ -28,7 +28,9 @@ uint64_t first_unit(const Pool& pool, const Recut& recut) {
 // Mark the slab: from here on nobody takes a free chunk of it.
 bool mark_draining(Pool& pool, uint64_t slab, uint64_t units, Recut* out) {
   uint64_t word = pool.slabs[slab].word.load(std::memory_order_acquire);
-  if (slab_state(word) != SlabState::kActive || slab_chunk_units(word) == units) return false;
+  if (slab_state(word) != SlabState::kActive || slab_chunk_units(word) == units ||
+      !pool.segment_is_there(pool.segment_of_slab(slab)))
+    return false;
   const uint64_t old_units = slab_chunk_units(word), generation = slab_generation(word);
   if (old_units == 0 || old_units > pool.geometry.units_per_slab) return false;
   if (!pool.slabs[slab].word.compare_exchange_strong(

@@ -114,24 +114,6 @@ bool make_real(Pool& pool, uint64_t slab, uint64_t bytes) {
   return true;
 }
 
-uint32_t lose_cut_off_segments(Pool& pool) {
-  uint32_t lost = 0;
-  for (uint32_t s = 0; s < pool.maps.size(); s++) {
-    const Pool::SegmentMap& map = pool.maps[s];
-    struct stat st{};
-    // Devices have no size here. A file that was unlinked or replaced is still whole under its mapping.
-    if (map.medium == Medium::kDevdax || !pool.segment_is_there(s) || ::stat(map.path.c_str(), &st) != 0 ||
-        st.st_dev != map.device || st.st_ino != map.inode ||
-        static_cast<uint64_t>(st.st_size) >= pool.geometry.segments[s].file_bytes)
-      continue;
-    uint64_t word = pool.segments[s].word.load();
-    const uint64_t gone = segment_word(SegmentState::kLost, segment_generation(word) + 1);
-    while (segment_state(word) != SegmentState::kLost)
-      if (pool.segments[s].word.compare_exchange_strong(word, gone)) lost++;
-  }
-  return lost;
-}
-
 uint64_t real_bytes_total(const Pool& pool) {
   uint64_t sum = 0;
   for (uint32_t s = 0; s < pool.geometry.slab_count; s++)

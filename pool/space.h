@@ -19,10 +19,6 @@ bool make_real(Pool& pool, uint64_t slab, uint64_t bytes);
 // it, of either version. UINT64_MAX when there is none. `root` stands before /proc and /sys, for tests.
 uint64_t memory_headroom_bytes(const std::string& root = "");
 
-// Give up segments whose file was cut off under us: what lay behind its new end would kill whoever touches
-// it. Everything in them is a miss from then on, in every process; see set_segment_state. Returns how many.
-uint32_t lose_cut_off_segments(Pool& pool);
-
 // Bytes of all slabs that are real now.
 uint64_t real_bytes_total(const Pool& pool);
 

@@ -7,6 +7,7 @@
 #include "chunk_index.h"
 #include "copy.h"
 #include "eviction.h"
+#include "index_file.h"
 #include "pins.h"
 #include "process_table.h"
 #include "space.h"
@@ -200,13 +201,19 @@ std::string statistics_json(const Pool& pool, uint64_t populated_bytes, bool rea
     counters.number(kCounterNames[c], sum);
   }
 
+  uint64_t size_bytes = 0;
   Json segments('[');
   for (uint32_t s = 0; s < pool.maps.size(); s++) {
     Json one('{');
-    const char* states_of[] = {"ABSENT", "ONLINE", "DRAINING", "LOST"};
-    one.string("path", pool.maps[s].path).string("medium", medium_name(pool.maps[s].medium));
-    one.string("state", states_of[static_cast<uint64_t>(segment_state(pool.segments[s].word.load())) & 3]);
+    const char* states_of[] = {"ABSENT", "ONLINE", "DRAINING", "LOST", "AWAITED"};
+    const SegmentRow& row = pool.segments[s];
+    const auto state = static_cast<uint64_t>(segment_state(row.word.load()));
+    const std::string path(row.path, strnlen(row.path, sizeof row.path));
+    one.string("path", path.empty() ? "" : segment_path(pool.folder, path));
+    one.string("medium", medium_name(static_cast<Medium>(row.medium)));
+    one.string("state", states_of[state < std::size(states_of) ? state : 0]);
     one.string("uuid", uuid_text(pool.segments[s].segment_uuid));
+    if (state != static_cast<uint64_t>(SegmentState::kAwaited)) size_bytes += pool.maps[s].byte_count;
     one.number("first_byte", pool.maps[s].first_byte);
     one.number("data_offset", pool.geometry.segments[s].data_offset);
     one.number("bytes", pool.maps[s].byte_count).raw("numa_node", std::to_string(pool.segments[s].numa_node));
@@ -252,7 +259,7 @@ std::string statistics_json(const Pool& pool, uint64_t populated_bytes, bool rea
   out.string("folder", pool.folder)
       .string("uuid", uuid_text(pool.super->pool_uuid))
       .number("format", pool.super->format);
-  out.number("size_bytes", g.data_bytes())
+  out.number("size_bytes", size_bytes)
       .number("real_bytes", real_bytes_total(pool))
       .number("used_bytes", used_units * g.unit_bytes);
   out.number("chunk_bytes", chunk_bytes).number("index_bytes", g.index_bytes);

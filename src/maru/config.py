@@ -91,6 +91,7 @@ class PoolConfig:
     group: bool = False
     populate: bool = True
     copy_threads: int = 1
+    spare: tuple[int, ...] = ()
 
     @property
     def url(self) -> str:
@@ -130,7 +131,7 @@ def _count(query: dict[str, str], name: str, default: int, limit: int) -> int:
 
 _KNOWN = (
     "size", "data", "medium", "dir", "checksum", "unit_bytes", "slab_bytes", "chunk_bytes", "slots", "processes",
-    "namespaces", "cooling", "gate", "share", "populate", "copy_threads",
+    "namespaces", "cooling", "gate", "share", "populate", "copy_threads", "spare",
 )  # fmt: skip
 
 
@@ -206,6 +207,7 @@ def parse_url(url: str) -> PoolConfig:
         gate=_choice(query, "gate", ("on", "off"), "on") == "on",
         group=_choice(query, "share", ("private", "group"), "private") == "group",
         populate=_choice(query, "populate", ("background", "off"), "background") == "background",
+        spare=tuple(parse_size(size) for size in query["spare"].split(",")) if "spare" in query else (),
         copy_threads=_count(query, "copy_threads", default_copy_threads(), 64),
     )
 
@@ -224,6 +226,24 @@ def _segment_file(path: str, name: str, number: int) -> str:
         return f"{path.rstrip('/')}/maru-{name}-{number}.segment" if Path(path).is_dir() else path
     except OSError as error:
         raise BadUrl(f"data= names a path that cannot be: {error.strerror}") from None
+
+
+def segment_place(path: str, name: str) -> tuple[str, Medium]:
+    """The file or device for a segment that is added to pool `name`, and its medium where that can be seen.
+
+    Raises BadUrl for a path that is not absolute.
+    """
+    if not path.startswith("/"):
+        raise BadUrl(f"{path} is not an absolute path")
+    if Path(path).is_dir():
+        path = next(
+            place
+            for number in range(SEGMENT_LIMIT + 1)
+            if not Path(place := f"{path.rstrip('/')}/maru-{name}-{number}.segment").exists()
+        )
+    if Path(path).is_char_device():
+        return path, "devdax"
+    return path, "shm" if path.startswith("/dev/shm/") else "file"
 
 
 def secure_folder(config: PoolConfig, create: bool) -> None:

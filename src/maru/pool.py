@@ -9,7 +9,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from maru.config import PoolConfig, format_size, parse_url, redact, refuse_file_system_dax, secure_folder
+from maru.config import (
+    Medium,
+    PoolConfig,
+    format_size,
+    parse_url,
+    redact,
+    refuse_file_system_dax,
+    secure_folder,
+    segment_place,
+)
 from maru.errors import PoolBusy, PoolExists, PoolMismatch, PoolNotFound
 from maru.key import Identity
 from maru.native import core
@@ -126,6 +135,26 @@ class Pool(core.PoolCore):
         secure_folder(config, create=False)
         core.set_segment_state(str(config.folder), number, state)
 
+    @staticmethod
+    def add_segment(url: str, path: str, medium: Medium | None = None) -> int:
+        """Give the pool more memory while it lives; returns the number of the segment.
+
+        How many segments may be added, and of what size, is said when the pool is created: `spare=SIZE[,SIZE...]`; the
+        first that is still awaited gets this memory. `path`: a file that is made, a folder to make one in, or a DAX
+        device at least as large. Attached processes use it within some 250 ms; a process to which `path` is not visible
+        misses what lies there.
+
+        Raises PoolNotFound, PoolBusy, PoolMismatch (no segment is awaited; the path belongs to another pool or holds
+        something else), NoSpace, BadSize (the device is too small), BadUrl.
+        """
+        config = parse_url(url)
+        secure_folder(config, create=False)
+        place, found = segment_place(path, config.name)
+        number, notes = core.add_segment(str(config.folder), place, medium or found)
+        for note in notes:
+            _log.warning("%s", note)
+        return number
+
     @classmethod
     def _attach(cls, config: PoolConfig) -> Pool:
         secure_folder(config, create=False)
@@ -158,6 +187,7 @@ class Pool(core.PoolCore):
             cooling=config.cooling,
             gate=config.gate,
             group_access=config.group,
+            spare=list(config.spare),
         )
         for note in notes:
             _log.warning("%s", note)

@@ -188,6 +188,43 @@ def segment(
     )
 
 
+class AddedMedium(StrEnum):
+    """What a segment that is added can be."""
+
+    SHM = "shm"
+    FILE = "file"
+    HUGETLB = "hugetlb"
+    DEVDAX = "devdax"
+
+
+@pool_app.command("add-segment")
+def add_segment(
+    pool: Annotated[str, typer.Argument(metavar="URL|NAME", help="The pool.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A file to make, a folder to make one in, or a device.")],
+    medium: Annotated[
+        AddedMedium | None, typer.Option(help="Seen from the path, but for huge pages: say hugetlb.")
+    ] = None,
+    place: PlaceOption = None,
+) -> None:
+    """Give a pool more memory while it lives.
+
+    How much may be added is said when the pool is created, since its index is laid out then:
+    [bold]spare=SIZE[,SIZE…][/bold] in its URL, one size for each segment that may come. Every process that is attached
+    uses the new memory within a quarter of a second; one that cannot see the path misses what lies there.
+
+    [bold]Examples[/bold]
+
+    [cyan]maru pool create 'maru:///kv?size=64GiB&spare=64GiB,64GiB'[/cyan]   room for two more
+    [cyan]maru pool add-segment kv /dev/dax1.0[/cyan]   the first of them, a device
+    [cyan]maru pool add-segment kv /mnt/huge --medium hugetlb[/cyan]   the second, huge pages
+    """
+    config = config_of(pool, place)
+    number = maru.Pool.add_segment(url_of(config), path, medium.value if medium else None)
+    console().print(
+        Text.assemble("Segment ", (str(number), "bold"), " of ", (url_of(config), "bold"), f" is online: {path}")
+    )
+
+
 def _stdin_is_terminal() -> bool:
     return sys.stdin.isatty()
 

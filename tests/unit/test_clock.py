@@ -62,7 +62,7 @@ def test_a_container_whose_clock_is_days_ahead_sees_the_same_deadlines_and_expir
         view = pool.get(key_of(n))
         assert view is not None
         assert is_right(key_of(n), view)
-    left = [finding for finding in check_pool(pool.config.folder).findings if finding.severity.name == "ERROR"]
+    left = [finding for finding in check_pool(pool.config.folder).findings if finding.severity == "error"]
     assert left == []
 
 

@@ -150,6 +150,8 @@ def open_segments(tables: Tables, suspects: Suspects) -> dict[int, PoolFile]:
     files = {}
     for segment in tables.geometry.segments:
         state = tables.layout.segment_states[segment.state]
+        if state == "AWAITED":
+            continue  # Its memory is still to come; the index has room for it.
         if state != "ONLINE":
             suspects.add(
                 Finding("note", "segment.state", "segment", segment.number, f"its state is {state}", advice="none")

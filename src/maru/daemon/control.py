@@ -148,6 +148,7 @@ class Control:
                     row["uuid"], row["path"], row["medium"], row["first_byte"], row["bytes"], row["data_offset"]
                 )
                 for row in figures["segments"]
+                if row["state"] != "AWAITED"
             ],
             session.pool._row() if session.is_mapped else None,
             list(session.old_rows),

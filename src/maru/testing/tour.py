@@ -6,18 +6,21 @@ process of its own (crash.spawn), because its children are forked and killed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import struct
 import time
 from collections.abc import Callable
 
+from maru.errors import PoolMismatch
 from maru.key import Identity
 from maru.native import core
 from maru.pool import Outcome, Pool
 from maru.testing.content import bytes_of, is_right, key_of
 
-POOL_QUERY = "?size=4MiB&slab_bytes=512KiB&slots=2048&processes=16&gate=off"  # What is stored must be stored.
+# Without a gate, since what is stored must be stored; with room for a segment that comes later.
+POOL_QUERY = "?size=4MiB&slab_bytes=512KiB&slots=2048&processes=16&gate=off&spare=512KiB"
 TINY, SMALL, LARGE = 4_000, 9_000, 60_000
 
 
@@ -179,6 +182,13 @@ def visit_the_dead(pool: Pool) -> None:
             break
 
 
+def visit_segments(pool: Pool) -> None:
+    """More memory, once in the pool's life."""
+    with contextlib.suppress(PoolMismatch):
+        Pool.add_segment(pool.config.url, f"{pool.folder}/segment-added")
+    pool.reap()
+
+
 def visit_housekeeping(pool: Pool) -> None:
     """Let the housekeeper sweep once, if nobody else's does it first."""
     deadline = time.monotonic() + 1
@@ -201,6 +211,7 @@ def see_everything(url: str, wait_for_sweep: bool = False) -> None:
         visit_namespaces(pool)
         visit_eviction(pool)
         visit_the_dead(pool)
+        visit_segments(pool)
         if wait_for_sweep:
             visit_housekeeping(pool)
 

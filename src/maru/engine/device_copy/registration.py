@@ -182,7 +182,7 @@ class Registration:
         real = int(figures["real_bytes"])
         ranges = []
         for segment in figures["segments"]:
-            if segment["state"] == "LOST":
+            if segment["state"] in ("LOST", "AWAITED"):
                 continue
             given = min(int(segment["bytes"]), real)
             real -= given
