@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import maru
+from maru.config import parse_url
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -17,6 +20,9 @@ from tiny_llama import build_llama  # noqa: E402
 
 from maru.engine.transformers import ModelRefused, PoolCache, generate_greedy  # noqa: E402
 from maru.engine.transformers_fit import fingerprint  # noqa: E402
+from maru.tiering.ladder import LadderSettings  # noqa: E402
+from maru.tiering.prefill import STEPS_MIN, Prefill  # noqa: E402
+from maru.tiering.tiered import TieredPool  # noqa: E402
 
 CHUNK_TOKENS = 16
 
@@ -333,3 +339,40 @@ def test_weights_that_are_not_in_memory_need_a_revision() -> None:
         absent = build_llama()
     with pytest.raises(ModelRefused, match="revision"):
         fingerprint(absent)
+
+
+# Places below the pool
+
+
+@pytest.fixture
+def below(pool_url: str, tmp_path: Path) -> Iterator[TieredPool]:
+    """The pool with a folder below it, which copies nothing down by itself."""
+    with TieredPool(parse_url(pool_url), [f"file://{tmp_path}?size=64MiB"], LadderSettings(demotes=False)) as pool:
+        yield pool
+
+
+def test_what_generate_computes_is_timed_where_places_lie_below(below: TieredPool, model: Any) -> None:
+    door = open_door(below, model)
+    assert below.ladder.stats()["decision"]["prefill_is"] == "none"
+    for seed in range(1 + STEPS_MIN):
+        door.generate(prompt_of(300, seed), max_new_tokens=1)
+    told = below.ladder.stats()["decision"]
+    assert told["prefill_is"] == "measured"
+    assert told["prefill_tokens_per_s"] > 0
+    assert door.prefill_clock is not None
+    assert door.prefill_clock.measured is not None
+    assert door.prefill_clock.measured.chunk_tokens == CHUNK_TOKENS
+
+
+def test_timing_can_be_left_out_and_a_rate_that_was_told_counts(
+    below: TieredPool, pool: maru.Pool, model: Any, tmp_path: Path
+) -> None:
+    assert open_door(below, model, measures_prefill=False).prefill_clock is None
+    assert open_door(pool, model).prefill_clock is None
+    told = LadderSettings(demotes=False, prefill=Prefill(CHUNK_TOKENS, 123.0))
+    with TieredPool(pool.config, [f"file://{tmp_path}?size=64MiB"], told) as other:
+        door = open_door(other, model)
+        for seed in range(1 + STEPS_MIN):
+            door.generate(prompt_of(300, seed), max_new_tokens=1)
+        assert other.ladder.stats()["decision"]["prefill_tokens_per_s"] == 123.0
+        assert other.ladder.stats()["decision"]["prefill_is"] == "told"

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from ladder_kit import Clock
 
 from maru.tiering.breaker import Speed
-from maru.tiering.decision import PROBE_S, Decision, Prefill
+from maru.tiering.decision import PROBE_S, Decision
+from maru.tiering.prefill import STEPS_MIN, Prefill, PrefillClock
 
 CHUNK_BYTES = 16 << 20
 CHUNK_TOKENS = 256
@@ -166,3 +167,43 @@ def test_what_was_decided_is_counted() -> None:
     decision.prefill = Prefill(CHUNK_TOKENS, 100 * CHUNK_TOKENS)
     assert not decision.should_load(4, 1, speed, 1)
     assert (decision.loads, decision.computes) == (3, 1)
+
+
+def test_what_would_come_after_the_deadline_is_no_reason_to_load() -> None:
+    speed = Speed()
+    speed.saw(9.9, 0.2, CHUNK_BYTES)
+    decision = Decision(Prefill(CHUNK_TOKENS, CHUNK_TOKENS / 0.5))  # Half a second a chunk.
+    assert decision.should_load(100, CHUNK_BYTES, speed, 1)
+    assert not decision.should_load(100, CHUNK_BYTES, speed, 1, deadline_s=10.0)  # Not one of them comes.
+    assert not decision.should_load(100, CHUNK_BYTES, speed, 1, deadline_s=12.0)  # Ten, for five seconds of computing.
+    assert decision.should_load(100, CHUNK_BYTES, speed, 1, deadline_s=20.0)  # Fifty.
+
+
+def test_far_back_in_a_prompt_loading_is_worth_more() -> None:
+    speed = Speed()
+    speed.saw(0.0, 0.5, CHUNK_BYTES)
+    decision = Decision(Prefill(CHUNK_TOKENS, CHUNK_TOKENS / 0.3, double_at=4000.0))
+    assert not decision.should_load(4, CHUNK_BYTES, speed, 1)
+    assert decision.should_load(4, CHUNK_BYTES, speed, 1, before=16)
+
+
+def test_a_rate_that_is_measured_counts_from_the_moment_it_is_there() -> None:
+    speed, clock = Speed(), Clock()
+    speed.saw(0.0, 0.5, CHUNK_BYTES)
+    prefill = PrefillClock(CHUNK_TOKENS, clock)
+    decision = Decision(prefill)
+    assert decision.stats() == {
+        "loads": 0, "computes": 0, "prefill_tokens_per_s": None, "prefill_double_at": None, "prefill_is": "none",
+    }  # fmt: skip
+    assert decision.should_load(4, CHUNK_BYTES, speed, 1)
+    for _ in range(1 + STEPS_MIN):
+        number = prefill.began(4 * CHUNK_TOKENS)
+        clock.now_s += 0.5
+        prefill.ended(number)
+    assert not decision.should_load(4, CHUNK_BYTES, speed, 1)
+    assert decision.stats() == {
+        "loads": 1, "computes": 1, "prefill_tokens_per_s": pytest.approx(8 * CHUNK_TOKENS), "prefill_double_at": None,
+        "prefill_is": "measured",
+    }  # fmt: skip
+    decision.prefill = Prefill(CHUNK_TOKENS, 1.0)
+    assert decision.stats()["prefill_is"] == "told"

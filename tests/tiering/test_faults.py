@@ -33,9 +33,9 @@ from maru.testing.faulty_tier import FOR_EVER, Fault, FaultyTier, MemoryTier, Pl
 from maru.tier.codec import open_codec
 from maru.tier.envelope import ChunkFacts
 from maru.tiering.breaker import FAILURES_MAX
-from maru.tiering.decision import Prefill
 from maru.tiering.ladder import Ladder, LadderSettings
 from maru.tiering.place import Loaded, Place, Which
+from maru.tiering.prefill import Prefill
 
 ALL_CAME = [CHUNKS] * 3
 OPERATIONS_MIN = {"store": 13, "load": 8, "contains": 3}

@@ -11,8 +11,8 @@ import pytest
 from maru.errors import BadUrl
 from maru.native import core
 from maru.pool import Outcome, Pool
-from maru.tiering.decision import Prefill
 from maru.tiering.ladder import LadderSettings
+from maru.tiering.prefill import Prefill
 from maru.tiering.tiered import TieredPool
 from tiering.conftest import (
     CHUNK_BYTES,

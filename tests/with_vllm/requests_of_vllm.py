@@ -31,8 +31,10 @@ def step(
     new: dict[str, tuple[list[int], int, int]] | None = None,
     cached: dict[str, tuple[list[int], int, int]] | None = None,
     resumed: set[str] | None = None,
+    answering: set[str] | None = None,
 ) -> Any:
-    """One step's output. Each request: (block ids, tokens computed before, tokens of this step)."""
+    """One step's output. Each request: (block ids, tokens computed before, tokens of this step). `answering`: those of
+    `cached` whose prompts are computed."""
     new, cached = new or {}, cached or {}
     return SimpleNamespace(
         scheduled_new_reqs=[
@@ -44,6 +46,7 @@ def step(
             resumed_req_ids=resumed or set(),
             new_block_ids=[(blocks,) if blocks else None for blocks, _, _ in cached.values()],
             num_computed_tokens=[computed for _, computed, _ in cached.values()],
+            num_output_tokens=[int(name in (answering or ())) for name in cached],
         ),
         num_scheduled_tokens={name: count for name, (_, _, count) in (new | cached).items()},
     )

@@ -365,6 +365,7 @@ class Below:
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []
+        self.whole: list[int] = []
         self.coming: Future[int] = Future()
 
     def begin(self, keys: bytes) -> Future[int]:
@@ -377,7 +378,7 @@ def below(side: Side) -> Below:
     below = Below()
     side.side = SchedulerSide(
         side.pool, side.namespace, SHAPE, 1, lambda what, _: side.failures.append(what), lambda: side.now,
-        begin_rise=below.begin,
+        begin_rise=below.begin, found_whole=below.whole.append,
     )  # fmt: skip
     side.side.plan(step(new={"another": ([0], 0, 1)}))
     return below
@@ -405,8 +406,9 @@ def test_what_does_not_come_from_below_is_computed_and_not_asked_for_again(side:
 
 def test_a_prompt_that_is_whole_in_the_pool_asks_for_nothing_below(side: Side, below: Below) -> None:
     side.store(TOKENS, 5)
-    assert side.side.matched_tokens(Request("r", TOKENS), 0) == 5 * CHUNK
-    assert below.asked == []
+    request = Request("r", TOKENS)
+    assert [side.side.matched_tokens(request, 0) for _ in range(3)] == [5 * CHUNK] * 3
+    assert (below.asked, below.whole) == ([], [5])
 
 
 def test_a_request_that_goes_while_it_waits_leaves_no_pin(side: Side, below: Below) -> None:

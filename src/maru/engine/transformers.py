@@ -46,6 +46,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from maru import Outcome
 from maru.engine.transformers_fit import ModelRefused, cache_shape, identity_of, refuse_by_config
 from maru.errors import MaruError
+from maru.tiering.prefill import PrefillClock
+from maru.tiering.tiered import TieredPool
 
 if TYPE_CHECKING:
     from maru import Pool, Reservation
@@ -105,12 +107,15 @@ class PoolCache:
         revision: str | None = None,
         chunk_tokens: int = 256,
         ttl: float | None = None,
+        measures_prefill: bool = True,
     ) -> None:
         """Look at the model and register its namespace in the pool.
 
         `revision` names the weights exactly (a commit, a digest of the files); without it, it is derived
         from the configuration and a sample of every weight tensor. `tokenizer_name` is part of the identity
         so that whoever asks for a namespace says what its token ids mean. `ttl` is in seconds.
+        `measures_prefill`: where places lie below the pool, what `generate` computes is timed, and what would be
+        computed sooner than loaded is left below; unless the pool's LadderSettings say what computing costs.
 
         Raises ModelRefused, and whatever `pool.namespace` raises: a door that cannot open is an error.
         """
@@ -132,6 +137,11 @@ class PoolCache:
             chunk_tokens=chunk_tokens,
         )
         self.namespace = pool.namespace(self.identity, ttl=ttl)
+        self.prefill_clock: PrefillClock | None = None
+        """Told what is computed; by `generate`, or by whoever calls the model otherwise."""
+        if measures_prefill and isinstance(pool, TieredPool):
+            self.prefill_clock = PrefillClock(chunk_tokens)
+            pool.ladder.measure_prefill(self.prefill_clock)
         self._logged: set[type[MaruError]] = set()
         _spend_read_only_warning()
 
@@ -303,7 +313,11 @@ def generate_greedy(model: Any, input_ids: Any, *, max_new_tokens: int, door: Po
     loaded_before = door.counters.bytes_loaded if door else 0
     past, reused_tokens = door.load(tokens) if door else (DynamicCache(config=model.config), 0)
     bytes_loaded = door.counters.bytes_loaded - loaded_before if door else 0
+    clock = door.prefill_clock if door else None
+    step = clock.began(len(tokens) - reused_tokens, (reused_tokens + len(tokens)) / 2) if clock else 0
     next_id = _next_token(model, prompt[:, reused_tokens:], past)
+    if clock:
+        clock.ended(step)
     ttft_s = time.perf_counter() - started
     bytes_stored = door.store(tokens, past) if door else 0
     output_ids = [next_id]

@@ -18,16 +18,18 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from maru.errors import MaruError
 from maru.pool import Namespace, Pool
 from maru.tier.opening import TierConfig, parse_tier_url
-from maru.tiering.decision import Decision, Prefill
+from maru.tiering.decision import Decision
 from maru.tiering.demoter import Demoter
 from maru.tiering.place import Place
+from maru.tiering.prefill import Prefill, PrefillClock
 from maru.tiering.promoter import Promoter
+from maru.tiering.sources import Sources
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -48,8 +50,8 @@ class LadderSettings:
     promote_deadline_s: float = 10.0
     """What has not come up by then is computed."""
     lookup_deadline_s: float = 1.0
-    prefill: Prefill | None = None
-    """What computing costs; None: whatever is below is loaded."""
+    prefill: Prefill | PrefillClock | None = None
+    """What computing costs, told or measured; None: whatever is below is loaded."""
     demotes: bool = True
     """Take part in copying down, when no other process does it."""
     at: Callable[[str], None] = lambda _step: None
@@ -71,25 +73,37 @@ class Ladder:
         self._pid = 0
         self._is_closed = False
         self._begun: dict[bytes, concurrent.futures.Future[int]] = {}
+        self.sources = Sources()
         self._start()
 
     @property
     def tiers(self) -> list[TierConfig]:
         return list(self._configs)
 
-    def leading(self, keys: Buffer, namespace: Namespace) -> int:
-        """How many leading chunks of `keys` lie below and are worth loading. A hint, within lookup_deadline_s."""
-        deadline_s = self._settings.lookup_deadline_s
-        return self._call(self._promoter.leading(_packed(keys), namespace), deadline_s, 0) if self._is_up() else 0
+    def leading(self, keys: Buffer, namespace: Namespace, before: int = 0) -> int:
+        """How many leading chunks of `keys` lie below and are worth loading. A hint, within lookup_deadline_s.
+
+        `before`: how many chunks of the prefix come before these.
+        """
+        if not self._is_up():
+            return 0
+        asking = self._promoter.leading(_packed(keys), namespace, before, self._settings.promote_deadline_s)
+        return self._call(asking, self._settings.lookup_deadline_s, 0)
 
     def promote(
-        self, keys: Buffer, namespace: Namespace, parent: bytes | None = None, deadline_s: float | None = None
+        self,
+        keys: Buffer,
+        namespace: Namespace,
+        parent: bytes | None = None,
+        deadline_s: float | None = None,
+        before: int = 0,
     ) -> int:
         """Have the leading chunks of `keys`, which the pool lacks, in the pool as far as a place has them.
 
-        `parent`: the key before the first. Returns how many of `keys` lead in the pool then.
+        `parent`: the key before the first. `before`: how many come before it. Returns how many of `keys` lead in the
+        pool then.
         """
-        future = self.begin(keys, namespace, parent, deadline_s)
+        future = self.begin(keys, namespace, parent, deadline_s, before)
         if future is None:
             return 0
         wait_s = self._settings.promote_deadline_s if deadline_s is None else deadline_s
@@ -99,7 +113,12 @@ class Ladder:
             return 0
 
     def begin(
-        self, keys: Buffer, namespace: Namespace, parent: bytes | None = None, deadline_s: float | None = None
+        self,
+        keys: Buffer,
+        namespace: Namespace,
+        parent: bytes | None = None,
+        deadline_s: float | None = None,
+        before: int = 0,
     ) -> concurrent.futures.Future[int] | None:
         """As promote, in the background. Asked again for a prefix that begins alike, it is the same promotion."""
         packed = _packed(keys)
@@ -111,7 +130,7 @@ class Ladder:
             under_way = self._begun.get(first)
             if under_way is not None and not under_way.done():
                 return under_way
-            promotion = self._promoter.promote(packed, namespace, parent, wait_s)
+            promotion = self._promoter.promote(packed, namespace, parent, wait_s, before)
             try:
                 future = self._submit(promotion)
             except RuntimeError:  # The loop has just ended.
@@ -139,7 +158,7 @@ class Ladder:
         return False
 
     def stats(self) -> dict[str, Any]:
-        """Figures of this process: "places", "demoter", "promoter", "decision"; bytes, seconds and counts."""
+        """Figures of this process: "places", "demoter", "promoter", "decision", "sources"; bytes, seconds, counts."""
         resident, copied, dropped = self._demoter.residents()
         figures = self._promoter.figures
         return {
@@ -154,8 +173,15 @@ class Ladder:
                 name: figures[name]
                 for name in ("promoted_prefixes", "promoted", "computed_instead", "late", "no_room", "failed")
             },
-            "decision": {"loads": self._decision.loads, "computes": self._decision.computes},
+            "decision": self._decision.stats(),
+            "sources": self.sources.stats(),
         }
+
+    def measure_prefill(self, clock: PrefillClock) -> None:
+        """Decide by what `clock` measures, from now on; unless it was told what computing costs."""
+        if self._settings.prefill is None:
+            self._settings = replace(self._settings, prefill=clock)
+            self._decision.prefill = clock
 
     def close(self) -> None:
         """End: what is being copied is there or not there. At most some seconds."""
@@ -191,6 +217,7 @@ class Ladder:
         self._guard = threading.Lock()
         self._begun = {}
         self._places: list[Place] = []
+        self.sources = self.sources.anew()
         started = threading.Event()
         failed: list[BaseException] = []
         self._thread = threading.Thread(target=self._run, args=(started, failed), name="maru-ladder", daemon=True)
@@ -214,22 +241,22 @@ class Ladder:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         settings = self._settings
         uuid = bytes.fromhex(self._pool.stats()["uuid"])
-        demoting: asyncio.Task[None] | None = None
+        tasks: list[asyncio.Task[None]] = []
         try:
             for config in self._configs:
                 self._places.append(Place.open(config, uuid))
             self._decision = Decision(settings.prefill)
-            self._promoter = Promoter(self._pool, self._places, self._decision, settings.at)
+            self._promoter = Promoter(self._pool, self._places, self._decision, self.sources, settings.at)
             is_through = any(config.write == "through" for config in self._configs)
             self._demoter = Demoter(self._pool, self._places, is_through, settings.at)
             if settings.demotes:
-                demoting = asyncio.create_task(self._demoter.run())
+                tasks.append(asyncio.create_task(self._demoter.run()))
             started.set()
             await self._stopping.wait()
         finally:
-            if demoting is not None:
-                demoting.cancel()
-                await asyncio.gather(demoting, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             for place in self._places:
                 await place.close()
 

@@ -19,6 +19,7 @@ from maru.pool import Namespace, Outcome, Pool
 from maru.tier.envelope import ChunkFacts
 from maru.tiering.decision import Decision
 from maru.tiering.place import Loaded, Place, Which
+from maru.tiering.sources import Sources
 from maru.tiering.tenants import Tenants
 
 KEY_BYTES = 16
@@ -40,10 +41,12 @@ class Promoter:
         pool: Pool,
         places: Sequence[Place],
         decision: Decision,
+        sources: Sources,
         at: Callable[[str], None] = lambda _step: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool, self._places, self._decision, self._at, self._clock = pool, places, decision, at, clock
+        self._sources = sources
         self._tenants = Tenants(pool)
         self._absent: OrderedDict[tuple[bytes, bytes, int], float] = OrderedDict()
         self._chunk_bytes: dict[bytes, int] = {}
@@ -53,28 +56,37 @@ class Promoter:
 
     STEPS = ("reserved", "loaded", "sealed")
 
-    async def leading(self, keys: bytes, namespace: Namespace) -> int:
+    async def leading(self, keys: bytes, namespace: Namespace, before: int, deadline_s: float) -> int:
         """How many leading chunks of `keys` some place has and loading them is worth it. A hint."""
-        return len(await self._found(keys, namespace, namespace.epoch))
+        return len(await self._found(keys, namespace, namespace.epoch, before, deadline_s))
 
-    async def promote(self, keys: bytes, namespace: Namespace, parent: bytes | None, deadline_s: float) -> int:
+    async def promote(
+        self, keys: bytes, namespace: Namespace, parent: bytes | None, deadline_s: float, before: int
+    ) -> int:
         """Have the leading chunks of `keys`, which the pool lacks, in the pool. Returns how many lead there now.
 
-        `parent`: of the first. `deadline_s`: after so many seconds what has not come is a miss.
+        `parent`: of the first. `deadline_s`: after so many seconds what has not come is a miss. `before`: how many
+        chunks of the prefix come before these.
         """
         epoch = namespace.epoch
         try:
             async with asyncio.timeout(deadline_s):
-                found = await self._found(keys, namespace, epoch)
+                found = await self._found(keys, namespace, epoch, before, deadline_s)
         except TimeoutError:
             found = []
+        brought: Counter[str] = Counter()
         if found:
-            await self._bring(keys, found, namespace, epoch, parent, deadline_s)
+            brought = await self._bring(keys, found, namespace, epoch, parent, deadline_s)
         leading: int = core.PoolCore.lookup(self._pool, keys)
         self.figures.update(promoted_prefixes=int(bool(found)), promoted=min(leading, len(found)))
+        for name, chunks in brought.items():
+            self._sources.from_below(name, chunks)
+        self._sources.from_pool(leading - brought.total())
         return leading
 
-    async def _found(self, keys: bytes, namespace: Namespace, epoch: int) -> list[Place]:
+    async def _found(
+        self, keys: bytes, namespace: Namespace, epoch: int, before: int, deadline_s: float
+    ) -> list[Place]:
         """For each leading chunk that is below, the place to take it from; empty when computing is quicker."""
         tenant = self._tenants.of(namespace.id)
         asked = [
@@ -90,7 +102,7 @@ class Promoter:
             self._remember_absent(asked[0])
             return []
         size = self._chunk_bytes.get(namespace.digest, 0)
-        if self._decision.should_load(len(found), size, found[0].load_speed, LOADS_AT_ONCE):
+        if self._decision.should_load(len(found), size, found[0].load_speed, LOADS_AT_ONCE, before, deadline_s):
             return found
         self.figures["computed_instead"] += len(found)
         if self._decision.may_probe():
@@ -120,7 +132,9 @@ class Promoter:
 
     async def _bring(
         self, keys: bytes, found: list[Place], namespace: Namespace, epoch: int, parent: bytes | None, deadline_s: float
-    ) -> None:
+    ) -> Counter[str]:
+        """Returns how many chunks came from which place."""
+        brought: Counter[str] = Counter()
         room = asyncio.Semaphore(LOADS_AT_ONCE)
         before = asyncio.Event()
         before.set()
@@ -131,7 +145,7 @@ class Promoter:
             which = Which(key, namespace.digest, epoch, self._tenants.of(namespace.id))
             tasks.append(
                 asyncio.create_task(
-                    self._bring_one(which, place, namespace, parent, room, (before, done), deadline_s, held)
+                    self._bring_one(which, place, namespace, parent, room, (before, done), deadline_s, held, brought)
                 )
             )
             before, parent = done, key
@@ -146,6 +160,7 @@ class Promoter:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        return brought
 
     async def _bring_one(
         self,
@@ -157,6 +172,7 @@ class Promoter:
         turn: tuple[asyncio.Event, asyncio.Event],
         deadline_s: float,
         held: list[memoryview | None],
+        brought: Counter[str],
     ) -> bool:
         """Reserve when the chunk before it has been, load, seal. False: it is not there, and will not be."""
         before, done = turn
@@ -194,6 +210,7 @@ class Promoter:
                     sealed: Outcome = reservation.seal(allow_exports=True)
                     self._at("sealed")
                     held.append(self._held(chunk.key))
+                    brought[place.name] += sealed is Outcome.STORED
                     return sealed is Outcome.STORED
             if outcome is Outcome.IN_FLIGHT and await asyncio.to_thread(
                 core.PoolCore.wait, self._pool, chunk.key, deadline_s

@@ -48,6 +48,7 @@ class TieredPool(Pool):
         except BaseException:
             super().close()
             raise
+        self.ladder.sources.is_told_all = True
 
     def namespace(self, identity: Identity, ttl: float | None = None) -> Namespace:
         self._namespace = super().namespace(identity, ttl)
@@ -57,7 +58,7 @@ class TieredPool(Pool):
         packed = bytes(memoryview(keys).cast("B"))
         count, below = super().lookup(packed), 1
         while below and count * KEY_BYTES < len(packed):  # Parts of a prefix may be here and parts below.
-            below = self._below(packed[count * KEY_BYTES :])
+            below = self._below(packed[count * KEY_BYTES :], count)
             count += below
             count += super().lookup(packed[count * KEY_BYTES :])
         return count
@@ -90,35 +91,49 @@ class TieredPool(Pool):
     def bring(self, keys: bytes, deadline_s: float | None = None) -> bool:
         """Have the leading chunks of `keys` here, as far as a place has them and there is room. Did any come?"""
         here, came = super().lookup(keys), False
+        self.ladder.sources.from_pool(here)
         while self._namespace is not None and here * KEY_BYTES < len(keys):
             missing = keys[here * KEY_BYTES :]
-            if not self.ladder.promote(missing, self._namespace, _last_of(keys, here), deadline_s):
+            if not self.ladder.promote(missing, self._namespace, _last_of(keys, here), deadline_s, here):
                 break
             now = super().lookup(keys)  # What came may lead on to more that was here.
             if now <= here:
                 break
             here, came = now, True
+        self.ladder.sources.computed(len(keys) // KEY_BYTES - here)
         return came
 
     def begin(self, keys: bytes) -> Future[int] | None:
         """Bring them in the background. None when nothing is missing, or nothing can come."""
-        here = super().lookup(keys)
+        here, sources = super().lookup(keys), self.ladder.sources
         missing = keys[here * KEY_BYTES :]
-        if not missing or self._namespace is None:
-            return None
-        return self.ladder.begin(missing, self._namespace, _last_of(keys, here))
+        count = len(missing) // KEY_BYTES
+        sources.from_pool(here)
+        rising = None
+        if self._namespace is not None:
+            rising = self.ladder.begin(missing, self._namespace, _last_of(keys, here), before=here)
+        if rising is None:
+            sources.computed(count)
+        else:
+            rising.add_done_callback(lambda done: sources.computed(count - _came(done)))
+        return rising
 
-    def _below(self, missing: bytes) -> int:
-        """How many leading chunks of these lie below."""
+    def _below(self, missing: bytes, before: int = 0) -> int:
+        """How many leading chunks of these lie below; `before` come before them."""
         if not missing or self._namespace is None or self._is_explicit:
             return 0
-        return self.ladder.leading(missing, self._namespace)
+        return self.ladder.leading(missing, self._namespace, before)
 
     def close(self) -> None:
         """As Pool.close. What is being copied below is there or not there."""
         if not self.closed:
             self.ladder.close()
         super().close()
+
+
+def _came(done: Future[int]) -> int:
+    """Chunks that a promotion brought; 0 for one that failed."""
+    return 0 if done.cancelled() or done.exception() else done.result()
 
 
 def _last_of(keys: bytes, count: int) -> bytes | None:

@@ -37,8 +37,8 @@ from maru.engine.vllm.scheduler import SchedulerSide
 from maru.engine.vllm.worker import WorkerSide
 from maru.errors import BadUrl, MaruError
 from maru.pool import Pool
-from maru.tiering.decision import Prefill
 from maru.tiering.ladder import LadderSettings
+from maru.tiering.prefill import Prefill, PrefillClock
 from maru.tiering.tiered import TieredPool
 
 log = logging.getLogger("maru.vllm")
@@ -56,9 +56,9 @@ class MaruConnector(KVConnectorBase_V1):
     `kv_connector_extra_config`: `pool` (an address, as maru:///NAME?size=8GiB), `chunk_tokens` (256, rounded down to
     whole blocks), `tenant`, `background_copies` (true: copy layer by layer while the model computes),
     `wait_for_others_s` (0: how long a request may be held back because another instance computes its beginning),
-    `tiers` (URLs of places below the pool, the nearest first), `prefill_tokens_per_s` (0: whatever lies below is
-    loaded; else only what loads sooner than it would be computed at this speed), `allow_gpu` (false: on a GPU nobody
-    has run it yet).
+    `tiers` (URLs of places below the pool, the nearest first), `prefill_tokens_per_s` (what lies below is loaded only
+    when that is quicker than computing it at this speed; left out: the speed that is measured; 0: whatever lies below
+    is loaded), `allow_gpu` (false: on a GPU nobody has run it yet).
     """
 
     _cache_hit_source = CacheHitSource.HOST
@@ -80,8 +80,7 @@ class MaruConnector(KVConnectorBase_V1):
         address = read_address(str(settings["pool"]), tiers=_urls(settings.get("tiers", [])))
         if role == KVConnectorRole.WORKER:
             address = replace(address, tiers=())  # One side speaks with the places below.
-        rate = float(settings.get("prefill_tokens_per_s", 0))
-        ladder = LadderSettings(prefill=Prefill(self._shape.chunk_tokens, rate) if rate > 0 else None)
+        prefill = _prefill(settings.get("prefill_tokens_per_s"), self._shape.chunk_tokens)
         self._background = bool(settings.get("background_copies", True))
         self._allow_gpu = bool(settings.get("allow_gpu", False))
         self._is_off = False
@@ -92,7 +91,7 @@ class MaruConnector(KVConnectorBase_V1):
         self._watch: PoolWatch | None = None
         self._unfilled: set[int] = set()
         try:
-            self._pool = open_pool(address, near=False, must_not_wait=True, ladder=ladder)
+            self._pool = open_pool(address, near=False, must_not_wait=True, ladder=LadderSettings(prefill=prefill))
             namespace = self._pool.namespace(self._identity)
         except (MaruError, OSError) as error:
             self._turn_off("open the pool", error)
@@ -101,10 +100,13 @@ class MaruConnector(KVConnectorBase_V1):
             events = vllm_config.kv_events_config
             if events is not None and events.enable_kv_cache_events:
                 self._announcer = Announcer(self._pool.exists, self._shape)
+            below = self._pool if isinstance(self._pool, TieredPool) else None
             self._scheduler = SchedulerSide(
                 self._pool, namespace, self._shape, self._ranks, self._turn_off,
                 wait_for_others_s=float(settings.get("wait_for_others_s", 0)), announcer=self._announcer,
-                begin_rise=self._pool.begin if isinstance(self._pool, TieredPool) else None,
+                begin_rise=below.begin if below else None,
+                found_whole=below.ladder.sources.from_pool if below else None,
+                prefill=prefill if below and isinstance(prefill, PrefillClock) else None,
             )  # fmt: skip
             self._watch = PoolWatch(self._pool.stats)
         else:
@@ -144,8 +146,8 @@ class MaruConnector(KVConnectorBase_V1):
 
     def update_connector_output(self, connector_output: Any) -> None:
         done = connector_output.kv_connector_worker_meta
-        if self._scheduler and isinstance(done, Done):
-            self._scheduler.done(done)
+        if self._scheduler:
+            self._scheduler.done(done if isinstance(done, Done) else Done())
         if self._scheduler and connector_output.invalid_block_ids:
             self._scheduler.not_loaded(connector_output.invalid_block_ids)
 
@@ -192,7 +194,7 @@ class MaruConnector(KVConnectorBase_V1):
         plan = self._plan()
         if self._worker:
             self._works()
-            self._worker.begin(plan.loads)
+            self._worker.begin(plan.loads, plan.timed_step)
         else:
             # The scheduler has a pool and this worker has none: blocks that nobody fills must not be taken for filled.
             self._unfilled.update(block for load in plan.loads for block in load.blocks)
@@ -263,6 +265,18 @@ def _urls(setting: Any) -> list[str]:
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
         raise BadUrl('"tiers" is a list of URLs, for example ["file:///var/lib/maru?size=500GiB"]')
     return urls
+
+
+def _prefill(setting: Any, chunk_tokens: int) -> Prefill | PrefillClock | None:
+    """What decides between loading and computing: a speed that was told, one to measure, or nothing. Raises BadUrl."""
+    if setting is None:
+        return PrefillClock(chunk_tokens)
+    if isinstance(setting, bool) or not isinstance(setting, int | float) or not 0 <= setting < float("inf"):
+        raise BadUrl(
+            f'"prefill_tokens_per_s" is a number, not {setting!r}: leave it out to have it measured, say 0 to load '
+            "whatever lies below"
+        )
+    return Prefill(chunk_tokens, float(setting)) if setting else None
 
 
 def _rank(ranks: int) -> int:

@@ -39,6 +39,8 @@ class Plan(KVConnectorMetadata):
 
     loads: list[Load] = field(default_factory=list)
     saves: list[Save] = field(default_factory=list)
+    timed_step: int = 0
+    """Number of a step whose end the scheduler wants to hear of; 0: none."""
 
 
 @dataclass
@@ -46,6 +48,8 @@ class Done(KVConnectorWorkerMetadata):
     """How many workers have loaded what a request was promised. Pins may end when all of them have."""
 
     loaded: dict[str, int] = field(default_factory=dict)
+    timed_step: int = 0
+    """As the plan had it."""
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
         """The two workers' counts in one."""
@@ -53,4 +57,4 @@ class Done(KVConnectorWorkerMetadata):
         sums = dict(self.loaded)
         for request_id, count in other.loaded.items():
             sums[request_id] = sums.get(request_id, 0) + count
-        return Done(sums)
+        return Done(sums, max(self.timed_step, other.timed_step))

@@ -26,6 +26,7 @@ from maru.engine.vllm.plan import Done, Load, Plan, Save
 from maru.errors import MaruError
 from maru.native import core
 from maru.pool import Namespace, PinnedPrefix, Pool
+from maru.tiering.prefill import PrefillClock
 
 KEY_BYTES = 16
 PIN_AGE_S = 120.0
@@ -55,6 +56,7 @@ class _Request:
     seen_written_s: float = 0.0
     waited: bool = False
     """It was held back, and is no more."""
+    was_found_whole: bool = False
     rising: Future[int] | None = None
     """What brings more of it from below the pool."""
     was_raised: bool = False
@@ -90,10 +92,14 @@ class SchedulerSide:
         wait_for_others_s: float = 0.0,
         announcer: Announcer | None = None,
         begin_rise: Callable[[bytes], Future[int] | None] | None = None,
+        found_whole: Callable[[int], None] | None = None,
+        prefill: PrefillClock | None = None,
     ) -> None:
         """`wait_for_others_s`: how long a request may be held back because another instance computes its beginning.
 
         `begin_rise`: bring the missing chunks of these keys from places below the pool, within a deadline.
+        `found_whole`: told of each prefix for which nothing is missing, how many chunks it has. `prefill`: told what
+        steps compute, and when they end.
         """
         self._pool = pool
         self._digest = namespace.digest
@@ -104,6 +110,8 @@ class SchedulerSide:
         self._wait_for_others_s = wait_for_others_s
         self._announcer = announcer
         self._begin_rise = begin_rise
+        self._found_whole = found_whole
+        self._prefill = prefill
         self._is_idle = True
         """The last step had nothing to compute."""
         self.stats = MaruStats()
@@ -137,8 +145,12 @@ class SchedulerSide:
 
     def _begins_to_rise(self, state: _Request, usable: int) -> bool:
         """Pinned as far as possible: does more of it come from below? Asked once a request."""
-        is_whole = state.pinned is not None and len(state.pinned) >= usable
-        if self._begin_rise is None or state.rising is not None or is_whole:
+        if self._begin_rise is None or state.rising is not None:
+            return False
+        if state.pinned is not None and len(state.pinned) >= usable:
+            if self._found_whole and not state.was_found_whole:
+                self._found_whole(usable)
+            state.was_found_whole = True
             return False
         state.rising = self._begin_rise(state.keys[: usable * KEY_BYTES])
         return self._still_rises(state)
@@ -242,10 +254,14 @@ class SchedulerSide:
             whole = request_id in cached.resumed_req_ids
             self._step(plan, request_id, blocks, whole, cached.num_computed_tokens[at], output)
         self._let_go_of_the_old()
+        if self._prefill and output.num_scheduled_tokens:
+            plan.timed_step = self._prefill.began(*_computed_in(output), is_pure=not plan.loads)
         return plan
 
     def done(self, done: Done) -> None:
         """Workers have loaded: the last of them ends the pins, for the worker's copies need them no more."""
+        if self._prefill:
+            self._prefill.ended(done.timed_step)
         for request_id, count in done.loaded.items():
             self._loaded[request_id] = self._loaded.get(request_id, 0) + count
             if self._loaded[request_id] >= self._worker_count:
@@ -348,3 +364,15 @@ class SchedulerSide:
         for state in self._requests.values():
             if state.pinned is not None and state.pinned_at_s < too_old and state.load is None:
                 state.let_go()
+
+
+def _computed_in(output: Any) -> tuple[int, float, int]:
+    """Tokens of prompts that a step computes, their mean position, and tokens of answers. What a request computes again
+    that was preempted while it answered counts with the answers."""
+    cached, counts = output.scheduled_cached_reqs, output.num_scheduled_tokens
+    prompts = [(new.req_id, new.num_computed_tokens) for new in output.scheduled_new_reqs]
+    rows = zip(cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True)
+    prompts += [(request_id, computed) for request_id, computed, answered in rows if not answered]
+    tokens = sum(counts[request_id] for request_id, _ in prompts)
+    position = sum(counts[request_id] * (computed + counts[request_id] / 2) for request_id, computed in prompts)
+    return tokens, position / max(1, tokens), sum(counts.values()) - tokens

@@ -98,8 +98,12 @@ class WorkerSide:
             except MaruError as error:
                 self._failed("order copies before a step", error)
 
-    def begin(self, loads: list[Load]) -> None:
-        """Pin, and start filling the blocks; those that cannot be filled are reported."""
+    def begin(self, loads: list[Load], timed_step: int = 0) -> None:
+        """Pin, and start filling the blocks; those that cannot be filled are reported.
+
+        `timed_step`: as the plan has it, for take_done.
+        """
+        self._done.timed_step = timed_step
         if not loads:
             return
         begun = time.monotonic()
@@ -157,9 +161,9 @@ class WorkerSide:
         return invalid
 
     def take_done(self) -> Done | None:
-        """Requests loaded since the last call."""
+        """Requests loaded since the last call, and the step that was timed."""
         done, self._done = self._done, Done()
-        return done if done.loaded else None
+        return done if done.loaded or done.timed_step else None
 
     def take_stats(self) -> MaruStats:
         """What this worker did since the last call."""
