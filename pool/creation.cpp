@@ -63,12 +63,17 @@ void remove_segment(const std::string& path, const uint8_t pool_uuid[16]) {
   munmap(map, map_bytes);
 }
 
+// Files in which ladders tell about themselves (tiering/told.py).
+constexpr const char* kLadderPrefix = "ladder-";
+
 // Segments without a path of their own lie in the pool's folder, whatever the index (or what a dead creator
 // left of it) says about them.
-void remove_own_segments(const std::string& folder) {
+void remove_own_files(const std::string& folder) {
   std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored))
-    if (entry.path().filename().string().rfind("segment-", 0) == 0) ::unlink(entry.path().c_str());
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (name.rfind("segment-", 0) == 0 || name.rfind(kLadderPrefix, 0) == 0) ::unlink(entry.path().c_str());
+  }
 }
 
 }  // namespace
@@ -214,7 +219,7 @@ void destroy_pool(const std::string& folder, bool force) {
     MARU_POINT("destroy.segment_gone");
   }
   if (!lock_file.is_current()) return;
-  remove_own_segments(folder);
+  remove_own_files(folder);
   ::unlink(index_path.c_str());
   ::unlink((folder + "/" + kLockName).c_str());
   ::rmdir(folder.c_str());

@@ -32,6 +32,23 @@ def take_byte(folder: Path, byte: int) -> int:
     return not_for_children(fd)
 
 
+def take_file(fd: int) -> bool:
+    """Hold all of an open file, until give_back; False while somebody else holds a byte of it."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except OSError:
+        return False
+    not_for_children(fd)
+    return True
+
+
+def is_held(fd: int) -> bool:
+    """Does a living process hold a byte of this open file, other than by `fd`?"""
+    asked = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+    kind: int = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0]
+    return kind != fcntl.F_UNLCK
+
+
 def not_for_children(fd: int) -> int:
     """This process's forked children close `fd` before anything of theirs runs. Returns `fd`; end it with give_back."""
     _held.add(fd)

@@ -6,6 +6,7 @@ come out of shared memory, where anybody may have written them: they pass throug
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -99,7 +100,9 @@ def view_of_pool(stats: Mapping[str, Any]) -> Group:
     occupancy.add_row(_bar(used_bytes, size_bytes, width=40), f"{share(used_bytes, size_bytes)} used")
     title = Text.assemble(("pool ", "dim"), plain(Path(stats["folder"]).name))
     parts: list[RenderableType] = [title, occupancy, _summary(stats)]
-    views = (_chunks, _counters, _processes, _pins, _reservations, _namespaces, _segments, _chunk_sizes)
+    views = (
+        _chunks, _counters, _places, _decisions, _processes, _pins, _reservations, _namespaces, _segments, _chunk_sizes,
+    )  # fmt: skip
     for table in (view(stats) for view in views):
         if table.row_count:
             parts += ["", table]
@@ -170,6 +173,74 @@ def _counters(stats: Mapping[str, Any]) -> Table:
         if count:
             table.add_row(name, format_size(count) if name.endswith("_bytes") else f"{count:,}")
     return table
+
+
+def _figure(told: Mapping[str, Any], name: str) -> float | None:
+    """A figure that some process wrote into a file; None when it is none, or is not known yet."""
+    value = told.get(name)
+    return value if isinstance(value, int | float) and math.isfinite(value) and value >= 0 else None
+
+
+def _count(told: Mapping[str, Any], name: str) -> str:
+    value = _figure(told, name)
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _places(stats: Mapping[str, Any]) -> Table:
+    """Places below the pool, as each process that has them measured them: a chunk at a time."""
+    table = _table(
+        "Places below", ">pid", "place", "state", ">first byte", ">loading", ">storing", ">loaded", ">stored", ">absent"
+    )
+
+    def speed(place: Mapping[str, Any], name: str) -> str:
+        value = _figure(place, name)
+        return "-" if value is None else f"{format_size(int(value))}/s"
+
+    for told in stats.get("ladders", []):
+        for place in told["places"]:
+            first_s = _figure(place, "load_first_byte_s")
+            state = str(place.get("state"))
+            table.add_row(
+                str(told["pid"]),
+                plain(str(place.get("url"))),
+                Text("up", style="green") if state == "up" else Text.assemble((plain(state).plain, "red")),
+                "-" if first_s is None else f"{1e3 * first_s:,.1f} ms",
+                speed(place, "load_bytes_per_s"),
+                speed(place, "store_bytes_per_s"),
+                _count(place, "loaded"),
+                _count(place, "stored"),
+                _count(place, "absent"),
+            )
+    return table
+
+
+def _decisions(stats: Mapping[str, Any]) -> Table:
+    """Load or compute, process by process; chunks by where they came from."""
+    table = _table(
+        "Load or compute", ">pid", ">prefill", "which is", ">prefixes loaded", ">computed", ">chunks from the pool",
+        ">from below", ">computed",
+    )  # fmt: skip
+    for told in stats.get("ladders", []):
+        decision, sources = told["decision"], told["sources"]
+        below = sources.get("below")
+        table.add_row(
+            str(told["pid"]),
+            f"{_count(decision, 'prefill_tokens_per_s')} tokens/s",
+            plain(str(decision.get("prefill_is"))),
+            _count(decision, "loads"),
+            _count(decision, "computes"),
+            _count(sources, "pool"),
+            _from_below(below if isinstance(below, dict) else {}),
+            _count(sources, "computed"),
+        )
+    return table
+
+
+def _from_below(below: Mapping[str, Any]) -> Text:
+    """Chunks, place by place."""
+    return (
+        Text("\n").join(Text.assemble(f"{_count(below, name)} ", plain(name)) for name in below) if below else Text("0")
+    )
 
 
 def _processes(stats: Mapping[str, Any]) -> Table:

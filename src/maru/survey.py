@@ -13,6 +13,7 @@ import maru
 from maru.config import shared_memory_root
 from maru.errors import MaruError, PoolNotFound
 from maru.stat_view import SeenPool
+from maru.tiering.told import told_beside
 
 
 def url_in(folder: Path) -> str:
@@ -22,10 +23,13 @@ def url_in(folder: Path) -> str:
 
 
 def look_at(folder: Path) -> dict[str, Any]:
-    """The figures of the pool in `folder`. Raises what Pool.attach raises."""
+    """The figures of the pool in `folder`, and as "ladders" what those told that have places below it.
+
+    Raises what Pool.attach raises.
+    """
     url = url_in(folder)
     with maru.Pool.attach(url + ("&" if "?" in url else "?") + "populate=off") as pool:
-        return pool.stats()
+        return {**pool.stats(), "ladders": told_beside(folder)}
 
 
 def pool_folders(place: Path | None) -> list[Path]:

@@ -24,6 +24,7 @@ from maru.config import shared_memory_root
 from maru.errors import PoolNotFound
 from maru.stat_view import SeenPool
 from maru.survey import look_at
+from maru.tiering.told import Teller
 from maru.watch import rates, watch
 
 _numbers = itertools.count()
@@ -60,7 +61,7 @@ def test_stat_json_is_what_the_pool_says(pool: maru.Pool, name: str) -> None:
     result = run("stat", name, "--json")
     assert result.exit_code == 0
     shown, own = json.loads(result.stdout), pool.stats()
-    assert shown.keys() == own.keys()
+    assert shown.keys() == own.keys() | {"ladders"}
     for figure in ("uuid", "size_bytes", "used_bytes", "slab_bytes", "chunks"):
         assert shown[figure] == own[figure]
 
@@ -87,6 +88,48 @@ def test_stat_names_who_holds_the_oldest_pins_and_the_open_reservations(pool: ma
     late.discard()
     early.discard()
     assert "Reservations" not in run("stat", name).stdout
+
+
+LADDER = {
+    "places": [
+        {"url": "file:///below", "state": "up", "load_first_byte_s": 0.0123, "load_bytes_per_s": 3 << 30,
+         "store_bytes_per_s": None, "loaded": 12_345, "stored": 2, "absent": 1},
+        {"url": "s3://\x1b[31mbucket/[red]x", "state": "down", "load_bytes_per_s": "much", "loaded": -1},
+    ],
+    "demoter": {},
+    "promoter": {},
+    "decision": {"loads": 31, "computes": 17, "prefill_tokens_per_s": 23_456.7, "prefill_is": "measured"},
+    "sources": {"pool": 901, "below": {"file:///below": 77}, "computed": None},
+}  # fmt: skip
+
+
+def test_stat_shows_the_numbers_that_decide_between_loading_and_computing(pool: maru.Pool, name: str) -> None:
+    assert "Places below" not in run("stat", name).stdout
+    with Teller(pool.config.folder) as teller:
+        teller.tell(LADDER)
+        text = run("stat", name).stdout
+        (shown,) = json.loads(run("stat", name, "--json").stdout)["ladders"]
+    assert {key: shown[key] for key in LADDER} == LADDER
+    places, _, decisions = text.partition("Places below")[2].partition("Load or compute")
+    first, second = places.strip().splitlines()[1:3]
+    for part in (str(os.getpid()), "file:///below", "up", "12.3 ms", "3 GiB/s", "12,345"):
+        assert part in first
+    assert "s3://?[31mbucket/[red]x" in second  # Nothing of it is a terminal's or rich's.
+    assert "down" in second
+    for part in ("23,457 tokens/s", "measured", "31", "17", "901", "77 file:///below", "-"):
+        assert part in decisions.splitlines()[2]
+    assert "Places below" not in run("stat", name).stdout
+
+
+@pytest.mark.parametrize("figures", [{"decision": {"loads": []}}, {"sources": {"below": [1]}}, {"places": [{}]}])
+def test_stat_shows_what_it_can_of_a_ladder_that_tells_nonsense(
+    pool: maru.Pool, name: str, figures: dict[str, object]
+) -> None:
+    with Teller(pool.config.folder) as teller:
+        teller.tell({**LADDER, **figures})
+        result = run("stat", name)
+    assert result.exit_code == 0
+    assert "Load or compute" in result.stdout
 
 
 # ---- maru stat --watch ----

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from maru.errors import MaruError
@@ -30,6 +31,7 @@ from maru.tiering.place import Place
 from maru.tiering.prefill import Prefill, PrefillClock
 from maru.tiering.promoter import Promoter
 from maru.tiering.sources import Sources
+from maru.tiering.told import TELL_EVERY_S, Teller
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -249,6 +251,7 @@ class Ladder:
             self._promoter = Promoter(self._pool, self._places, self._decision, self.sources, settings.at)
             is_through = any(config.write == "through" for config in self._configs)
             self._demoter = Demoter(self._pool, self._places, is_through, settings.at)
+            tasks.append(asyncio.create_task(self._tell()))
             if settings.demotes:
                 tasks.append(asyncio.create_task(self._demoter.run()))
             started.set()
@@ -259,6 +262,13 @@ class Ladder:
             await asyncio.gather(*tasks, return_exceptions=True)
             for place in self._places:
                 await place.close()
+
+    async def _tell(self) -> None:
+        """For `maru stat`, until it is cancelled."""
+        with Teller(Path(self._pool.folder)) as teller:
+            while not self._pool.closed and not self._pool.destroyed:
+                teller.tell(self.stats())
+                await asyncio.sleep(TELL_EVERY_S)
 
     def _submit(self, asking: Coroutine[Any, Any, _Answer]) -> concurrent.futures.Future[_Answer]:
         return asyncio.run_coroutine_threadsafe(asking, self._loop)
