@@ -28,8 +28,8 @@ SCIKIT_BUILD := $(shell sed -n 's/^requires = .*"\(scikit-build-core[^"]*\)".*/\
 export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engines demo demo-vllm test bench report bench-vllm bench-lmcache hit-rates stress \
-  fuzz instructions lint format clean
+.PHONY: help setup engines demo demo-vllm test bench report bench-vllm bench-sources bench-lmcache hit-rates \
+  stress fuzz instructions lint format clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -96,6 +96,9 @@ bench-lmcache: setup engines  ## Measure vLLM with LMCache, with Maru and in eve
 
 bench-vllm: setup engines  ## Measure what a hit through Maru's own vLLM connector costs, and its limits (12 min).
 	@$(ENGINES_PYTHON) -m maru.bench vllm
+
+bench-sources: setup engines  ## Measure vLLM's time to first token by where a prompt's beginning comes from (4 min).
+	@$(ENGINES_PYTHON) -m maru.bench sources
 
 stress: setup  ## Kill processes at random, alone and in pairs, for MINUTES (default 10), with a seed that can be run again.
 	@MARU_CORE=testing $(VENV_PYTHON) -m maru.testing.stress --seconds $$(( $(MINUTES) * 60 )) --seed $(SEED)

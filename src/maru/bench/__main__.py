@@ -31,6 +31,11 @@ def main() -> None:
 
         vllm_hits(sys.argv[2:])
         return
+    if sys.argv[1:2] == ["sources"]:
+        from maru.bench.engines.hit_sources import main as hit_sources
+
+        hit_sources(sys.argv[2:])
+        return
     if sys.argv[1:2] == ["lmcache"]:
         from maru.bench.engines.lmcache_ttft import main as lmcache_ttft
 
@@ -48,7 +53,8 @@ def main() -> None:
         prog="python -m maru.bench",
         description="Measure the pool on this machine.",
         epilog="`python -m maru.bench rivals` measures it beside what one would use instead, `… vllm` hits through our "
-        "own connector, `… lmcache` vLLM with LMCache, `… lmcache-copies` what LMCache copies into stores and out.",
+        "own connector, `… sources` by where they come from, `… lmcache` vLLM with LMCache, `… lmcache-copies` what "
+        "LMCache copies into stores and out.",
     )
     parser.add_argument("--json", type=Path, default=DEFAULT_JSON, metavar="PATH", help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a few seconds, for a first look; figures are rough")
