@@ -225,7 +225,7 @@ def _decisions(stats: Mapping[str, Any]) -> Table:
         below = sources.get("below")
         table.add_row(
             str(told["pid"]),
-            f"{_count(decision, 'prefill_tokens_per_s')} tokens/s",
+            _prefill(decision),
             plain(str(decision.get("prefill_is"))),
             _count(decision, "loads"),
             _count(decision, "computes"),
@@ -234,6 +234,15 @@ def _decisions(stats: Mapping[str, Any]) -> Table:
             _count(sources, "computed"),
         )
     return table
+
+
+def _prefill(decision: Mapping[str, Any]) -> str:
+    if _figure(decision, "prefill_tokens_per_s") is None:
+        return "-"
+    further_back = (
+        f", half at {_count(decision, 'prefill_double_at')}" if _figure(decision, "prefill_double_at") else ""
+    )
+    return f"{_count(decision, 'prefill_tokens_per_s')} tokens/s{further_back}"
 
 
 def _from_below(below: Mapping[str, Any]) -> Text:

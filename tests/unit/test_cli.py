@@ -98,7 +98,10 @@ LADDER = {
     ],
     "demoter": {},
     "promoter": {},
-    "decision": {"loads": 31, "computes": 17, "prefill_tokens_per_s": 23_456.7, "prefill_is": "measured"},
+    "decision": {
+        "loads": 31, "computes": 17, "prefill_tokens_per_s": 23_456.7, "prefill_double_at": 3115.2,
+        "prefill_is": "measured",
+    },
     "sources": {"pool": 901, "below": {"file:///below": 77}, "computed": None},
 }  # fmt: skip
 
@@ -116,7 +119,7 @@ def test_stat_shows_the_numbers_that_decide_between_loading_and_computing(pool: 
         assert part in first
     assert "s3://?[31mbucket/[red]x" in second  # Nothing of it is a terminal's or rich's.
     assert "down" in second
-    for part in ("23,457 tokens/s", "measured", "31", "17", "901", "77 file:///below", "-"):
+    for part in ("23,457 tokens/s, half at 3,115", "measured", "31", "17", "901", "77 file:///below", "-"):
         assert part in decisions.splitlines()[2]
     assert "Places below" not in run("stat", name).stdout
 
