@@ -31,6 +31,11 @@ def main() -> None:
 
         vllm_hits(sys.argv[2:])
         return
+    if sys.argv[1:2] == ["lossy"]:
+        from maru.bench.lossy_answers import main as lossy_answers
+
+        lossy_answers(sys.argv[2:])
+        return
     if sys.argv[1:2] == ["sources"]:
         from maru.bench.engines.hit_sources import main as hit_sources
 
@@ -54,7 +59,7 @@ def main() -> None:
         description="Measure the pool on this machine.",
         epilog="`python -m maru.bench rivals` measures it beside what one would use instead, `… vllm` hits through our "
         "own connector, `… sources` by where they come from, `… lmcache` vLLM with LMCache, `… lmcache-copies` what "
-        "LMCache copies into stores and out.",
+        "LMCache copies into stores and out, `… lossy` what codecs do to a model's answers.",
     )
     parser.add_argument("--json", type=Path, default=DEFAULT_JSON, metavar="PATH", help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a few seconds, for a first look; figures are rough")

@@ -70,7 +70,7 @@ class KvChild(Answering):
         begun = time.perf_counter()
         frames = wrap(ChunkFacts(_KEY, _KEY, chunk.nbytes), chunk, codec)
         wrapped = time.perf_counter()
-        _unwrap(frames, out, codec.is_lossy)
+        unwrap(frames, out, codec.is_lossy)
         unwrapped = time.perf_counter()
         size = sum(memoryview(frame).nbytes for frame in frames)
         is_right = _is_near(out, chunk) if codec.is_lossy else np.array_equal(out, chunk)
@@ -80,7 +80,8 @@ class KvChild(Answering):
         """Nothing outlives the process."""
 
 
-def _unwrap(frames: Sequence[Any], out: Any, is_lossy: bool) -> None:
+def unwrap(frames: Sequence[Any], out: Any, is_lossy: bool) -> None:
+    """The chunk that an object holds, into `out`. Raises TornObject."""
     unwrapping = Unwrapping(_KEY, _KEY, accept_lossy=is_lossy)
     header, *others = frames
     unwrapping.feed(header)
