@@ -97,7 +97,7 @@ bench-lmcache: setup engines  ## Measure vLLM with LMCache, with Maru and in eve
 bench-vllm: setup engines  ## Measure what a hit through Maru's own vLLM connector costs, and its limits (12 min).
 	@$(ENGINES_PYTHON) -m maru.bench vllm
 
-bench-sources: setup engines  ## Measure vLLM's time to first token by where a prompt's beginning comes from (4 min).
+bench-sources: setup engines  ## Measure vLLM's time to first token by where a prompt's beginning comes from (7 min).
 	@$(ENGINES_PYTHON) -m maru.bench sources
 
 stress: setup  ## Kill processes at random, alone and in pairs, for MINUTES (default 10), with a seed that can be run again.
