@@ -194,7 +194,7 @@ def test_codecs_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         assert wrap_rate > 0
         assert unwrap_rate > 0
         assert (compared, wrong) == (2, 0)
-    monkeypatch.setattr("maru.bench.kv_child._unwrap", lambda *_: None)
+    monkeypatch.setattr("maru.bench.kv_child.unwrap", lambda *_: None)
     assert [child.measure(codec)[3:] for codec in ("none", "int8:bf16:channels=64")] == [(2, 2), (2, 2)]
 
 
