@@ -1,4 +1,4 @@
-"""Real servers for tiers: one that speaks S3, one Redis, each a process of its own for the whole run."""
+"""Real servers for tiers, for the whole run: one that speaks S3, one Redis, one Mooncake store."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
+from mooncake_servers import MooncakeServers, mooncake_servers
 from redis_servers import redis_server
 
 S3_SERVER = """
@@ -53,3 +54,9 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 @pytest.fixture
 def redis_url(redis_port: int) -> str:
     return f"redis://:hidden@127.0.0.1:{redis_port}/0"
+
+
+@pytest.fixture(scope="session")
+def mooncake_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MooncakeServers]:
+    with mooncake_servers(tmp_path_factory.mktemp("mooncake"), 512 << 20) as servers:
+        yield servers

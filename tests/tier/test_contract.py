@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mooncake_servers import MooncakeServers
 
 from maru.testing.tier_contract import TierContract
 from maru.tier.contract import Tier
@@ -39,6 +40,15 @@ class TestRedis(TierContract):
     @pytest.fixture(autouse=True)
     def _server(self, redis_url: str) -> None:
         self.url = redis_url
+
+    def make_tier(self, tmp_path: Path) -> Tier:  # noqa: ARG002
+        return open_tier(parse_tier_url(self.url))
+
+
+class TestMooncake(TierContract):
+    @pytest.fixture(autouse=True)
+    def _server(self, mooncake_store: MooncakeServers) -> None:
+        self.url = mooncake_store.url()
 
     def make_tier(self, tmp_path: Path) -> Tier:  # noqa: ARG002
         return open_tier(parse_tier_url(self.url))

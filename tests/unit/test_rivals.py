@@ -1,6 +1,6 @@
 """The stores that the pool is measured beside: each gives back what it took, and none outlives whoever measures it.
 
-No time is asserted. Ray and Mooncake are not installed where tests run; a toy store stands in for them.
+No time is asserted. Ray, NIXL and Mooncake are not run here; a toy store stands in for them.
 """
 
 from __future__ import annotations

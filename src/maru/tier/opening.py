@@ -4,6 +4,7 @@
     nfs:///mnt/share?size=2TiB                           a folder that other hosts have mounted too
     s3://BUCKET/PREFIX?region=eu-central-1&codec=blosc2  an object store; gs:// and az:// alike
     redis://HOST:PORT/DB?cluster=1                       Redis or Valkey; valkey:// is the same, rediss:// with TLS
+    mooncake://HOST:PORT/PREFIX                          a Mooncake store, named by its master
 
 Holds:      what may stand in such a URL, and who serves it. Others add schemes of their own through the entry point
             group `maru.tiers`: a name there is a scheme, and what it names is called with the TierConfig.
@@ -34,15 +35,21 @@ DEFAULT_DEADLINE_S = 10.0
 DEADLINE_S_MAX = 600.0
 TTL_S_MAX = 10 * 365 * 86400.0
 URL_CHARS_MAX = 4096
-HINT = "the forms are file:///PATH, nfs:///PATH, s3://BUCKET/PREFIX, gs://, az://, redis://HOST:PORT/DB, rediss://"
+MOONCAKE_PORT, MOONCAKE_PREFIX = 50051, "maru"
+HINT = (
+    "the forms are file:///PATH, nfs:///PATH, s3://BUCKET/PREFIX, gs://, az://, redis://HOST:PORT/DB, rediss://, "
+    "mooncake://HOST:PORT/PREFIX"
+)
 
 COMMON = ("codec", "item_bytes", "encrypt", "keys", "write", "ttl", "deadline")
 _FILES = ("size", "threads", "direct")
 _STORES = ("endpoint", "allow_http", "anonymous", "retries")
 _REDIS = ("cluster", "connections", "prefix")
+_MOONCAKE = ("metadata", "segment", "buffer", "protocol", "device", "admin", "threads")
 SCHEMES: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "file": _FILES, "nfs": _FILES, "s3": ("region", *_STORES), "gs": _STORES, "az": ("account", *_STORES),
     "redis": _REDIS, "rediss": ("ca", *_REDIS), "valkey": _REDIS, "valkeys": ("ca", *_REDIS),
+    "mooncake": _MOONCAKE,
 })  # fmt: skip
 """Each scheme of ours and the parameters that only it has."""
 
@@ -58,7 +65,7 @@ class TierConfig:
     kind: str
     """The scheme; "redis" and "rediss" also for valkey:// and valkeys://."""
     place: str
-    """A folder; BUCKET/PREFIX; or HOST:PORT/DB."""
+    """A folder; BUCKET/PREFIX; HOST:PORT/DB; or HOST:PORT/PREFIX."""
     shown: str
     """The URL as it may be shown."""
     url: str = field(repr=False)
@@ -115,7 +122,7 @@ def parse_tier_url(url: str) -> TierConfig:
     )
     for name in ("cluster", "direct", "allow_http", "anonymous"):
         config.flag(name)
-    for name, limit in (("threads", 64), ("connections", 1024), ("retries", 100)):
+    for name, limit in (("threads", 64), ("connections", 1024), ("retries", 100), ("admin", 65535)):
         config.count(name, 1, limit)
     return config
 
@@ -134,6 +141,10 @@ def open_tier(config: TierConfig) -> Tier:
         from maru.tier.valkey import ValkeyTier
 
         return ValkeyTier(config)
+    if config.kind == "mooncake":
+        from maru.tier.mooncake import MooncakeTier
+
+        return MooncakeTier(config)
     factory = _others().get(config.kind)
     if factory is None:
         raise _bad(f"{config.shown!r}: whoever served {config.kind}:// is not installed any more")
@@ -196,8 +207,8 @@ def _place(parts: SplitResult, is_ours: bool) -> str:
             raise _bad(f"{path!r} is not a folder that Maru would fill")
         return folder
     if not parts.hostname:
-        wanted = "HOST:PORT/DB" if parts.scheme.startswith(("redis", "valkey")) else "BUCKET/PREFIX"
-        raise _bad(f"the form is {parts.scheme}://{wanted}")
+        wanted = {"s3": "BUCKET/PREFIX", "gs": "BUCKET/PREFIX", "az": "BUCKET/PREFIX", "mooncake": "HOST:PORT/PREFIX"}
+        raise _bad(f"the form is {parts.scheme}://{wanted.get(parts.scheme, 'HOST:PORT/DB')}")
     if parts.scheme in ("s3", "gs", "az"):
         if "@" in parts.netloc or ":" in parts.netloc:
             raise _bad(f"{parts.scheme}:// takes a bucket's name only; keys come from the environment")
@@ -205,10 +216,14 @@ def _place(parts: SplitResult, is_ours: bool) -> str:
         if ".." in prefix.split("/") or "//" in prefix:
             raise _bad(f"{path!r} is not a prefix")
         return f"{parts.netloc}/{prefix}".rstrip("/")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    if parts.scheme == "mooncake":
+        if "@" in parts.netloc:
+            raise _bad("mooncake:// takes no user and no password: Mooncake asks for none")
+        return f"{host}:{parts.port or MOONCAKE_PORT}/{path.strip('/') or MOONCAKE_PREFIX}"
     number = path.strip("/")
     if number and not (number.isascii() and number.isdigit() and len(number) <= 5):
         raise _bad(f"{path!r} is not a database's number")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{host}:{parts.port or 6379}/{int(number or 0)}"
 
 

@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-import mooncake
 import numpy as np
 from mooncake.store import MooncakeDistributedStore
 
-from maru.bench.rivals.contract import Array, Rival, RivalFailed, dying_with_me, insist_on, split
+from maru.bench.rivals.contract import Array, Rival, RivalFailed, insist_on, split
+from maru.bench.rivals.mooncake_servers import HOST, start_lender, start_master
 
-HOST = "127.0.0.1"
-START_TIMEOUT_S = 30.0
 # The master evicts in the background; a put that it refuses for want of room is tried again so long.
 ROOM_TIMEOUT_S = 15.0
 ROOM_PAUSE_S = 0.001
@@ -31,30 +28,6 @@ ROOM_PAUSE_S = 0.001
 # that time is a small part; here it would be all of it.
 LEASE_MS = 500
 BUFFER_BYTES = 256 << 20  # Mooncake's own buffer for what is not registered.
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listened on a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind((HOST, 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def await_port(port: int, server: subprocess.Popen[bytes]) -> None:
-    """Wait until something listens. Raises RivalFailed."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise RivalFailed(f"{server.args!r} ended with {server.returncode}")
-        with socket.socket() as probe:
-            if probe.connect_ex((HOST, port)) == 0:
-                return
-        time.sleep(0.05)
-    raise RivalFailed(f"nothing listens on port {port} after {START_TIMEOUT_S:.0f} s")
 
 
 class MooncakeStore(Rival):
@@ -77,35 +50,13 @@ class MooncakeStore(Rival):
     def _deployment(self) -> str:
         return "mooncake_master + mooncake_client, protocol tcp, dummy clients"
 
-    def _run(self, place: Path, program: str, port: int, *flags: str) -> None:
-        command = [str(Path(mooncake.__file__).parent / program), *flags]
-        with (place / f"{program}.log").open("wb") as log:
-            server = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=place, preexec_fn=dying_with_me()
-            )
-        self._servers.append(server)
-        await_port(port, server)
-
     def _run_master(self, place: Path) -> str:
-        port, metrics = free_ports(2)
-        self._run(
-            place,
-            "mooncake_master",
-            port,
-            f"--rpc_port={port}",
-            f"--rpc_address={HOST}",
-            f"--metrics_port={metrics}",
-            f"--default_kv_lease_ttl={LEASE_MS}",
-        )
+        port = start_master(self._servers, place, f"--default_kv_lease_ttl={LEASE_MS}").port
         return f"{HOST}:{port}"
 
     def setup(self, place: Path, capacity_bytes: int) -> str:
         master = self._run_master(place)
-        [port] = free_ports(1)
-        self._run(
-            place, "mooncake_client", port, f"--host={HOST}", f"--port={port}", "--metadata_server=P2PHANDSHAKE",
-            f"--global_segment_size={capacity_bytes}", f"--master_server_address={master}",
-        )  # fmt: skip
+        port = start_lender(self._servers, place, master, capacity_bytes)
         self.attach(f"{HOST}:{port}")
         return f"{HOST}:{port}"
 
