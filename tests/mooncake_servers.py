@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from maru.errors import MissingPackage
-from maru.tier.mooncake import api
+from maru.tier.mooncake_client import api
 
 MIB = 1 << 20
 
@@ -26,8 +26,7 @@ class MooncakeServers:
         self.running: list[subprocess.Popen[bytes]] = []
         self._at = self._servers.start_master(self.running, folder, *flags)
         self.master = self.running[-1]
-        self._servers.start_lender(self.running, folder, self.address, lent_bytes)
-        self.lender = self.running[-1]
+        self.lend(lent_bytes)
 
     @property
     def address(self) -> str:
@@ -35,6 +34,10 @@ class MooncakeServers:
 
     def url(self, prefix: str = "below", query: str = "") -> str:
         return f"mooncake://{self.address}/{prefix}?admin={self._at.admin_port}{query}"
+
+    def lend(self, lent_bytes: int) -> None:
+        self._servers.start_lender(self.running, self._folder, self.address, lent_bytes)
+        self.lender = self.running[-1]
 
     def kill_master(self) -> None:
         self.master.kill()

@@ -29,7 +29,6 @@ import http.client
 import os
 import re
 import secrets
-import socket
 import struct
 import threading
 import time
@@ -39,9 +38,24 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from maru.config import parse_size
-from maru.errors import BadKey, BadUrl, MissingPackage, NoSuchObject, TierFailed, TierFull
+from maru.errors import BadKey, BadUrl, NoSuchObject, TierFailed, TierFull
 from maru.tier.contract import PIECE_BYTES, Capabilities, Listed, Tier, check_folder, split_name
 from maru.tier.crew import Crew
+from maru.tier.mooncake_client import (
+    BEING_STORED,
+    EXISTS,
+    HINTS,
+    LEASED,
+    MISSING,
+    NO_ROOM,
+    OK,
+    QUOTA,
+    SAID,
+    ClientRefused,
+    api,
+    end_client,
+    open_client,
+)
 from maru.tier.mooncake_keys import AllKeys
 from maru.tier.mooncake_memory import HEAD_ROOM_BYTES, PART_BYTES, SLOT_BYTES, Memory, Slot
 
@@ -67,31 +81,6 @@ CLOSE_S_MAX = 5.0
 _HEAD = struct.Struct("<QQ")
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}")
 _WORD = re.compile(r"[\x21-\x3f\x41-\x7e]{1,200}")  # No @: a password would be shown.
-_OK, _NO_ROOM, _BEING_STORED, _MISSING, _EXISTS, _LEASED, _QUOTA = 0, -200, -703, -704, -705, -706, -1700
-SAID = {
-    -1: "an internal error",
-    _NO_ROOM: "no client that lends memory has room",
-    -600: "it does not take these parameters",
-    -601: "another client stored the same object meanwhile",
-    _BEING_STORED: "the object is being stored",
-    _MISSING: "there is no such object",
-    _EXISTS: "the object is there already",
-    _LEASED: "the object was read a moment ago",
-    -707: "the object's lease ran out while it was read",
-    -712: "whoever lent the object's memory is gone",
-    -714: "the object is being read",
-    -800: "a transfer with a client that lends memory failed",
-    -900: "mooncake_master does not answer",
-    -901: "mooncake_master does not answer in time",
-    _QUOTA: "the tenant's quota is used up",
-}
-"""What the client's numbers mean, as far as this has met them; the rest are in Mooncake's types.h."""
-HINTS = {
-    _NO_ROOM: "lend more: another mooncake_client with --global_segment_size",
-    -800: "look whether each mooncake_client that lends memory runs and can be reached",
-    -900: "start mooncake_master, or name the port it has (--rpc_port)",
-    -901: "start mooncake_master, or name the port it has (--rpc_port)",
-}
 _T = TypeVar("_T")
 
 
@@ -144,16 +133,16 @@ class MooncakeTier(Tier):
             while True:
                 last = self._submit(self._put, key, views, slot, given_up)
                 code = await asyncio.wrap_future(last)
-                if code == _OK:
+                if code == OK:
                     return
-                if code == _EXISTS:
+                if code == EXISTS:
                     last = self._submit(self._take_away, key)
                     code = await asyncio.wrap_future(last)
-                    if code == _LEASED:
+                    if code == LEASED:
                         return  # Somebody uses it: it is what would be stored now, or is found not to be and removed.
-                    if code in (_OK, _MISSING):
+                    if code in (OK, MISSING):
                         continue
-                if code not in (_NO_ROOM, _BEING_STORED) or time.monotonic() > ends:
+                if code not in (NO_ROOM, BEING_STORED) or time.monotonic() > ends:
                     raise self._named(code, size)
                 await asyncio.sleep(AGAIN_PAUSE_S)
         finally:
@@ -204,7 +193,7 @@ class MooncakeTier(Tier):
         for at in range(0, len(keys), NAMES_AT_ONCE):
             # By force: whoever reads it now finds out that it has other bytes, and shall not find it again.
             for code in await self._call("batch_remove", keys[at : at + NAMES_AT_ONCE], True):
-                if code not in (_MISSING, _BEING_STORED):
+                if code not in (MISSING, BEING_STORED):
                     self._insist(code)
 
     async def list(self, folder: str = "") -> AsyncIterator[Listed]:
@@ -252,9 +241,9 @@ class MooncakeTier(Tier):
     async def _size_of(self, key: str, name: str) -> int:
         """Bytes of an object. Raises NoSuchObject, TierFailed."""
         ends = time.monotonic() + 5 * AGAIN_PAUSE_S
-        while (code := await self._call("get_size", key)) == _BEING_STORED and time.monotonic() < ends:
+        while (code := await self._call("get_size", key)) == BEING_STORED and time.monotonic() < ends:
             await asyncio.sleep(AGAIN_PAUSE_S)  # A small one is not there while it is replaced.
-        if code in (_MISSING, _BEING_STORED):
+        if code in (MISSING, BEING_STORED):
             raise NoSuchObject(f"{self.url} has no {name}", place=self.url)
         self._insist(code)
         if code < _HEAD.size:
@@ -292,7 +281,7 @@ class MooncakeTier(Tier):
 
     def _named(self, code: int, wanted_bytes: int = 0) -> TierFailed:
         message = f"{self.url}: {SAID.get(code, 'Mooncake failed')} ({code})"
-        if code in (_NO_ROOM, _QUOTA):
+        if code in (NO_ROOM, QUOTA):
             return TierFull(message, place=self.url, wanted_bytes=wanted_bytes, hint=HINTS.get(code, ""))
         return TierFailed(message, place=self.url, hint=HINTS.get(code, ""))
 
@@ -302,25 +291,16 @@ class MooncakeTier(Tier):
         """The client. Raises TierFailed."""
         with self._opening:
             if self._client is None:
-                own_host = self._look_for_master()  # Asked for nobody the client would try for a minute and a half.
-                client = self._api.MooncakeDistributedStore()
-                code = client.setup({"local_hostname": own_host, **self._setup})
-                code = code or client.register_buffer(self._memory.address, self._memory.size_bytes)
-                if code:
-                    client.close()
-                    raise self._named(code)
-                self._client = client
+                try:
+                    self._client = open_client(self._api, self._setup, self._master, self._memory, self._deadline_s)
+                except OSError as error:
+                    why = error.strerror or str(error) or type(error).__name__
+                    raise TierFailed(
+                        f"{self.url}: no mooncake_master: {why}", place=self.url, hint=HINTS[-900]
+                    ) from None
+                except ClientRefused as refused:
+                    raise self._named(refused.code) from None
             return self._client
-
-    def _look_for_master(self) -> str:
-        """The address by which the master sees this host."""
-        try:
-            with socket.create_connection(self._master, timeout=min(CONNECT_S_MAX, self._deadline_s)) as connection:
-                host = str(connection.getsockname()[0])
-        except OSError as error:
-            why = error.strerror or str(error) or type(error).__name__
-            raise TierFailed(f"{self.url}: no mooncake_master: {why}", place=self.url, hint=HINTS[-900]) from None
-        return f"[{host}]" if ":" in host else host
 
     def _put(self, key: str, views: Sequence[memoryview], slot: Slot, given_up: threading.Event) -> int:
         """The client's answer, 0 when everybody sees the object."""
@@ -346,7 +326,7 @@ class MooncakeTier(Tier):
             if given_up.is_set():
                 raise TierFailed(f"{self.url}: given up", place=self.url)
             [code] = client.batch_put_session_end([key])
-            is_done = code == _OK
+            is_done = code == OK
             return int(code)
         finally:
             if not is_done:
@@ -364,7 +344,7 @@ class MooncakeTier(Tier):
         )
         if got != sizes:
             code = min(*got, -1)
-            if code in (_MISSING, _BEING_STORED):
+            if code in (MISSING, BEING_STORED):
                 raise NoSuchObject(f"{self.url} lost {key} while it was read", place=self.url)
             raise self._named(code)
         return slot.head_of(turn, _HEAD.size)
@@ -377,7 +357,7 @@ class MooncakeTier(Tier):
         )
         heads: builtins.list[tuple[int, int] | None] = []
         for [place], [got] in zip(places, answers, strict=True):
-            if got not in (_HEAD.size, _MISSING, _BEING_STORED, -600):
+            if got not in (_HEAD.size, MISSING, BEING_STORED, -600):
                 raise self._named(min(got, -1))
             heads.append(_HEAD.unpack_from(slot.view, place) if got == _HEAD.size else None)
         return heads
@@ -403,8 +383,7 @@ class MooncakeTier(Tier):
         with self._opening:
             client, self._client = self._client, None
             if client is not None:
-                client.unregister_buffer(self._memory.address)
-                client.close()
+                end_client(client, self._memory)
 
 
 def _after(job: Future[Any] | None, let_go: Callable[[], Any]) -> None:
@@ -419,25 +398,6 @@ def _after(job: Future[Any] | None, let_go: Callable[[], Any]) -> None:
             loop.call_soon_threadsafe(let_go)
 
     job.add_done_callback(tell)
-
-
-def api() -> Any:
-    """Mooncake's module. Raises MissingPackage."""
-    # Read when the library is loaded. At its own default it tells the standard error about each connection.
-    os.environ.setdefault("MC_LOG_LEVEL", "ERROR")
-    try:
-        import mooncake.store
-    except ModuleNotFoundError as error:
-        raise MissingPackage(
-            "mooncake:// needs Mooncake's client: pip install 'maru-kvcache[mooncake]'", package="mooncake"
-        ) from error
-    except ImportError as error:
-        raise MissingPackage(
-            f"Mooncake's client does not load: {error}; its wheels expect the system's RDMA library also where there "
-            "is no such device: apt install libibverbs1",
-            package="mooncake",
-        ) from error
-    return mooncake.store
 
 
 def _setup_of(config: TierConfig, master: str) -> dict[str, str]:
