@@ -33,7 +33,7 @@ _MIB = 1 << 20
 
 @tier_app.callback()
 def _tier() -> None:
-    """Places below the pool: disk, NFS, object stores, Valkey or Redis.
+    """Places below the pool: disk, NFS, object stores, Valkey or Redis, Mooncake.
 
     What leaves the pool is copied there first, and comes up again when an engine asks for it.
 

@@ -17,7 +17,7 @@ import pytest
 
 from maru.errors import BadUrl, NoSuchObject, TierFailed, TierFull
 from maru.testing.tier_contract import content_of, fresh_name, read
-from maru.tier import mooncake
+from maru.tier import mooncake, mooncake_client
 from maru.tier.contract import PIECE_BYTES, Tier
 from maru.tier.envelope import ChunkFacts
 from maru.tier.mooncake import SMALL_BYTES
@@ -27,6 +27,8 @@ from mooncake_servers import MIB, MooncakeServers, mooncake_servers
 
 SOON_S = 60.0
 """Within this, what comes back by itself has come back."""
+HANGS_S = 25.0
+"""Mooncake's own calls end after half a minute."""
 LEASE_S = 600
 SMALL, LARGE = 100, 3 * MIB
 
@@ -38,7 +40,7 @@ async def run():
     await tier.health()
     os.kill(int(sys.argv[2]), signal.SIGSTOP)
     try:
-        async with asyncio.timeout(0.2):
+        async with asyncio.timeout(3):  # By now its own pings hang too.
             await tier.contains(["0" * 32 + "/" + "1" * 32])
     except TimeoutError:
         print("no answer", flush=True)
@@ -49,12 +51,11 @@ import asyncio, os, sys
 from maru.errors import TierFailed
 from maru.tier.opening import open_tier, parse_tier_url
 NAME, CONTENT = "0" * 32 + "/" + "1" * 32, b"x" * 3000000
-loop = asyncio.new_event_loop()
 async def begin():
     tier = open_tier(parse_tier_url(sys.argv[1]))
     await tier.store(NAME, [CONTENT])
     return tier
-tier = loop.run_until_complete(begin())
+tier = asyncio.run(begin())
 async def in_child():
     try:
         await tier.contains([NAME])
@@ -72,7 +73,7 @@ if not child:
     sys.exit(7)
 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 assert code == 7, code
-loop.run_until_complete(go_on())
+asyncio.run(go_on())
 """
 
 
@@ -335,7 +336,7 @@ def test_a_call_that_hangs_ends_at_its_deadline_and_holds_up_no_close(
 def test_a_process_ends_although_a_call_hangs(tmp_path: Path) -> None:
     with mooncake_servers(tmp_path) as servers:
         words = [sys.executable, "-c", EXITS, servers.url(), str(servers.master.pid)]
-        told = subprocess.run(words, capture_output=True, text=True, timeout=SOON_S)
+        told = subprocess.run(words, capture_output=True, text=True, timeout=HANGS_S)
         assert not told.returncode, told.stderr
         assert told.stdout == "no answer\n"
 
@@ -361,6 +362,35 @@ def test_where_no_master_is_it_is_said_at_once(mooncake_store: MooncakeServers) 
                     await call
 
         with_tier(f"mooncake://127.0.0.1:{nobody.getsockname()[1]}", story)
+
+
+@pytest.mark.parametrize(
+    ("says", "said"), [(b"", "timed out"), (b"HTTP/1.1 400 Bad Request\r\n", "something else listens there")]
+)
+def test_what_is_no_master_is_named_and_stops_nobody(
+    mooncake_store: MooncakeServers, monkeypatch: pytest.MonkeyPatch, says: bytes, said: str
+) -> None:
+    monkeypatch.setattr(mooncake_client, "CONNECT_S_MAX", 0.1)
+
+    async def run(listener: asyncio.Server) -> None:
+        tier = open_tier(parse_tier_url(f"mooncake://127.0.0.1:{listener.sockets[0].getsockname()[1]}"))
+        with pytest.raises(TierFailed, match=f"no mooncake_master: {said}"):
+            await tier.health()
+        await tier.close()
+
+    async def listen() -> None:
+        async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(says)
+            await writer.drain()
+            writers.append(writer)
+
+        writers: list[asyncio.StreamWriter] = []
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listener:
+            await run(listener)
+            for writer in writers:
+                writer.close()
+
+    asyncio.run(listen())
 
 
 @pytest.mark.parametrize(

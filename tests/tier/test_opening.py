@@ -35,6 +35,8 @@ def test_a_url_says_everything_about_a_tier() -> None:
         ("rediss://:word@host:1/3", "rediss", "host:1/3"),
         ("valkey://[::1]:7/2?cluster=0", "redis", "[::1]:7/2"),
         ("valkeys://host", "rediss", "host:6379/0"),
+        ("mooncake://host", "mooncake", "host:50051/maru"),
+        ("mooncake://[::1]:7/kv/a", "mooncake", "[::1]:7/kv/a"),
     ],
 )
 def test_each_form_names_its_place(url: str, kind: str, place: str) -> None:
@@ -56,6 +58,8 @@ def test_each_form_names_its_place(url: str, kind: str, place: str) -> None:
         ("file:/x", "not a tier's URL"),
         ("/x", "not a tier's URL"),
         ("s3:///x", "BUCKET/PREFIX"),
+        ("mooncake:///x", "HOST:PORT/PREFIX"),
+        ("mooncake://me:word@host", "no password"),
         ("s3://key:secret@bucket", "come from the environment"),
         ("s3://b/a/../c", "not a prefix"),
         ("redis:///0", "HOST:PORT/DB"),

@@ -383,7 +383,7 @@ class MooncakeTier(Tier):
         with self._opening:
             client, self._client = self._client, None
             if client is not None:
-                end_client(client, self._memory)
+                end_client(client, self._memory, self._master)
 
 
 def _after(job: Future[Any] | None, let_go: Callable[[], Any]) -> None:

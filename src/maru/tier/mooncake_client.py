@@ -1,14 +1,16 @@
 """Mooncake's own client: loaded, opened, ended, and what its numbers mean.
 
-Promises:   nobody tries for a minute and a half to reach a master that is not there; a forked child neither ends its
-            parent's clients nor falls over them.
+Promises:   a master that is not there, or does not answer, stops no other thread of the process, and does not keep the
+            process from ending; a forked child neither ends its parent's clients nor falls over them.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import socket
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +18,10 @@ from maru.errors import MissingPackage
 from maru.tier.mooncake_memory import Memory
 
 CONNECT_S_MAX = 5.0
+ANSWER_S_MAX = 1.0
+_MAGIC = b"\x15"
+_QUESTION = struct.pack("<cBBBIIII", _MAGIC, 0, 0, 0, 0, 0, 0, 0)
+"""A call of no function in the master's protocol (coro_rpc, version 0); the answer is that there is none."""
 OK, NO_ROOM, BEING_STORED, MISSING, EXISTS, LEASED, QUOTA = 0, -200, -703, -704, -705, -706, -1700
 SAID = {
     -1: "an internal error",
@@ -42,8 +48,8 @@ HINTS = {
     -901: "start mooncake_master, or name the port it has (--rpc_port)",
 }
 
-_open: list[Any] = []
-"""Clients of this process. A client that is dropped ends itself, and so may not be dropped in a child."""
+_open: list[tuple[Any, tuple[str, int]]] = []
+"""Clients of this process, with their masters."""
 
 
 class ClientRefused(Exception):
@@ -77,38 +83,72 @@ def open_client(
     module: Any, setup: Mapping[str, str], master: tuple[str, int], memory: Memory, deadline_s: float
 ) -> Any:
     """A client of this master that reads into `memory` and writes from it. Blocks. Raises OSError, ClientRefused."""
-    # The client itself would try for a minute and a half. This also tells by which address the master sees this host.
-    with socket.create_connection(master, timeout=min(CONNECT_S_MAX, deadline_s)) as connection:
-        host = str(connection.getsockname()[0])
+    host = ask_master(master, min(CONNECT_S_MAX, deadline_s / 2))
+    # With a port in its name it tries once to reach the master; without, twenty times.
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
+        port = taken.getsockname()[1]
     client = module.MooncakeDistributedStore()
-    code = client.setup({"local_hostname": f"[{host}]" if ":" in host else host, **setup})
+    code = client.setup({"local_hostname": f"[{host}]:{port}" if ":" in host else f"{host}:{port}", **setup})
     code = code or client.register_buffer(memory.address, memory.size_bytes)
     if code:
         client.close()
         raise ClientRefused(code)
-    _open.append(client)
+    _open.append((client, master))
     return client
 
 
-def end_client(client: Any, memory: Memory) -> None:
-    """Give it back. Blocks."""
+def end_client(client: Any, memory: Memory, master: tuple[str, int]) -> None:
+    """Give it back. Blocks for ANSWER_S_MAX and what ending takes."""
+    _open.remove((client, master))
     client.unregister_buffer(memory.address)
+    _end(client, master)
+
+
+def ask_master(master: tuple[str, int], timeout_s: float) -> str:
+    """The address by which a master that lives sees this host. Raises OSError.
+
+    The client's own setup() and close() hold the interpreter's lock, for half a minute where nobody answers: no other
+    thread of the process would get on. So they are only called when somebody did.
+    """
+    with socket.create_connection(master, timeout=timeout_s) as connection:
+        connection.sendall(_QUESTION)
+        if not connection.recv(1).startswith(_MAGIC):
+            raise ConnectionError("something else listens there")
+        return str(connection.getsockname()[0])
+
+
+def _end(client: Any, master: tuple[str, int]) -> None:
+    try:
+        ask_master(master, ANSWER_S_MAX)
+    except TimeoutError:
+        _leave(client)
+        return
+    except OSError:
+        pass  # That it is dead is told at once, to the client too.
     client.close()
-    _open.remove(client)
+
+
+def _leave(client: Any) -> None:
+    """Never end this one: neither when it is dropped nor by the library's own handlers when the process exits.
+
+    Those are passed over: the handler that was registered last is called first, with the exit status, which is just
+    what `_exit` takes.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
+    libc = ctypes.CDLL(None)
+    libc.on_exit(libc._exit, None)
+
+
+def _end_all() -> None:
+    while _open:
+        _end(*_open.pop())
 
 
 def _leave_to_parent() -> None:
-    """In a forked child the clients' threads are gone: ending one, by dropping it or at exit, is a segmentation fault.
-
-    So they are never dropped, and when the child exits the library's own handlers are passed over: the handler that
-    was registered last is called first, with the exit status, which is just what `_exit` takes.
-    """
-    if _open:
-        for client in _open:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
-        _open.clear()
-        libc = ctypes.CDLL(None)
-        libc.on_exit(libc._exit, None)
+    """In a forked child the clients' threads are gone, and ending one is a segmentation fault."""
+    while _open:
+        _leave(_open.pop()[0])
 
 
+atexit.register(_end_all)
 os.register_at_fork(after_in_child=_leave_to_parent)
