@@ -13,7 +13,7 @@ import struct
 import time
 from collections.abc import Callable
 
-from maru.errors import PoolMismatch
+from maru.errors import PoolBusy, PoolMismatch
 from maru.key import Identity
 from maru.native import core
 from maru.pool import Outcome, Pool
@@ -184,7 +184,7 @@ def visit_the_dead(pool: Pool) -> None:
 
 def visit_segments(pool: Pool) -> None:
     """More memory, once in the pool's life."""
-    with contextlib.suppress(PoolMismatch):
+    with contextlib.suppress(PoolMismatch, PoolBusy):  # It has it, or somebody is just adding it.
         Pool.add_segment(pool.config.url, f"{pool.folder}/segment-added")
     pool.reap()
 
