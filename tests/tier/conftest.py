@@ -8,8 +8,9 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from mooncake_servers import MooncakeServers, mooncake_servers
 from redis_servers import redis_server
+
+from mooncake_servers import MooncakeServers, mooncake_servers
 
 S3_SERVER = """
 import logging, sys

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mooncake_servers import MooncakeServers
 
 from maru.testing.tier_contract import TierContract
 from maru.tier.contract import Tier
 from maru.tier.opening import open_tier, parse_tier_url
+from mooncake_servers import MooncakeServers
 
 
 class TestDisk(TierContract):

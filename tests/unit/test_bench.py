@@ -32,7 +32,8 @@ GROUPS = {
     "reserve": ["reserve + seal, 16 KiB, full pool", "put, 16 KiB, full pool", "reserve + discard, 16 KiB, full pool"],
     "small": [f"{name}, {size} KiB" for size in (4, 16, 64, 256) for name in ("put", "put_many of 32", "32 puts")],
     "put": [f"{name}, {size} MiB" for size in (1, 8, 32)
-            for name in ("put", "raw streaming copy", "numpy.copyto to ordinary memory")],
+            for name in ("put", "raw streaming copy", "numpy.copyto to ordinary memory")]
+           + ["put, 32 MiB, by two threads"],
     "cold": ["first puts, after wait_ready()", "first puts, right after create", "put again, once full",
              "create until ready"],
     "newcomer": ["first retrieval in a new process", "retrieval after that", "attach", "attach until ready"],

@@ -79,13 +79,20 @@ def put_rows_of_size(
         for to, bytes_of_chunk in pairs:
             np.copyto(to, bytes_of_chunk)
 
-    with bench_pool(f"put-{size_mib}", plan.data_bytes, OPTIONS) as pool:
-        put, stored = pool.put, Outcome.STORED
+    together = f"{ours}, by two threads"
+    with (
+        bench_pool(f"put-{size_mib}", plan.data_bytes, OPTIONS) as pool,
+        Pool.attach(f"maru:///{pool.config.name}?copy_threads=2") as helped,
+    ):
+        stored = Outcome.STORED
 
-        def put_all(pairs: list[tuple[Any, Any]]) -> None:
+        def put_all(pairs: list[tuple[Any, Any]], put: Callable[..., Outcome] = pool.put) -> None:
             for key, bytes_of_chunk in pairs:
                 if put(key, bytes_of_chunk) is not stored:
                     raise RuntimeError("a chunk was not stored")
+
+        def put_together(pairs: list[tuple[Any, Any]]) -> None:
+            put_all(pairs, helped.put)
 
         put_all(pairs_with(fresh.take)(plan.data_bytes // size + 1))
         repeats = max(1, SAMPLE_BYTES // size)
@@ -94,15 +101,20 @@ def put_rows_of_size(
             Contestant(raw, stream, pairs_with(into_shared.take), repeats),
             Contestant(plain, copy_by_numpy, pairs_with(into_ordinary.take), repeats),
         ]
+        if size_mib == SIZES_MIB[-1]:
+            contestants.append(Contestant(together, put_together, pairs_with(fresh.take), repeats))
         seconds = interleave(contestants, rounds, progress=progress)
         if pool.stats()["counters"]["evicted"] < rounds * repeats:
             raise RuntimeError("the pool was not full")
     target = Target(ratio_min=0.95) if size_mib == SIZES_MIB[-1] else None
-    return [
+    rows = [
         Row(ours, seconds[ours], size, raw, seconds[raw], target),
         Row(raw, seconds[raw], size, plain, seconds[plain]),
         Row(plain, seconds[plain], size),
     ]
+    if together in seconds:
+        rows.append(Row(together, seconds[together], size, ours, seconds[ours]))
+    return rows
 
 
 def cold_put_rows(plan: Plan, progress: Progress) -> list[Row]:
