@@ -8,7 +8,9 @@ import pytest
 
 import maru
 from maru import Outcome
+from maru.check import check_pool
 from maru.testing.content import bytes_of, is_right, key_of
+from maru.testing.crash import spawn
 
 SMALL, LARGE = 4_000, 60_000
 AT_ONCE = 8
@@ -91,3 +93,33 @@ def test_whoever_has_no_other_room_ends_it_at_once(roomy: maru.Pool) -> None:
     assert cut_anew(roomy) > before
     del held
     assert roomy.check() == []
+
+
+def test_whoever_leaves_in_the_middle_leaves_nothing_claimed(pool_url: str, roomy: maru.Pool) -> None:
+    with maru.Pool.attach(roomy.config.url) as other:
+        begin_and_stop(other)
+    assert roomy.check() == []
+    errors = [one for one in check_pool(roomy.config.folder, pause_s=0).findings if one.severity == "error"]
+    assert errors == []
+    before = sealed(roomy)
+    for number in range(AT_ONCE):
+        assert store(roomy, number, SMALL, "small again") == Outcome.STORED
+    assert sealed(roomy) == before + AT_ONCE, "the room that was claimed did not come back"
+
+
+def test_a_stopped_process_in_the_middle_keeps_nobody_from_a_size_that_comes_late(roomy: maru.Pool) -> None:
+    with spawn(begin_and_be_stopped, roomy.config.url, die_at="reclass.chunk_claimed", action="stop") as sleeper:
+        sleeper.wait_stopped()
+        for number in range(300):
+            assert store(roomy, number, LARGE, "mine") == Outcome.STORED
+        assert sum(roomy.exists(key_of(n, "mine")) for n in range(300)) >= 60
+        sleeper.resume()
+        assert sleeper.wait() == 0
+    roomy.reap()
+    assert roomy.check() == []
+
+
+def begin_and_be_stopped(url: str) -> None:
+    with maru.Pool.attach(url) as pool:
+        for number in range(100):
+            store(pool, number, LARGE, "large")
