@@ -14,6 +14,8 @@ namespace maru {
 namespace {
 
 constexpr uint64_t kEvictionsPerComparison = 4;
+// Chunks looked at to judge a slab: one where there is time, and each of them while somebody waits.
+constexpr uint64_t kSlabSample = 64, kQuickSample = 8;
 
 // Claim one chunk: free, or cooled down. The slab word is looked at again afterwards, since the slab may have
 // been re-classed between choosing the unit and claiming it.
@@ -161,23 +163,25 @@ void look_for_colder_slab(Pool& pool, uint64_t units) {
   const uint64_t slab = evictor.slab_hand++ % pool.geometry.slab_count;
   const uint64_t word = pool.slabs[slab].word.load(std::memory_order_relaxed), held = slab_chunk_units(word);
   if (slab_state(word) != SlabState::kActive || held == units || held == 0) return;
-  if (slab_age(pool, slab, held) > coldest_age(pool, units) + kEpochsPerPool / 2)
+  if (look_at_slab(pool, slab, held, kSlabSample).age > coldest_age(pool, units) + kEpochsPerPool / 2)
     begin_recut(pool, slab, units);
 }
 
-// Try slabs of other sizes, empty ones first, then the coldest: what it holds on the average, for two sizes
-// that both are new would take each other's only slab in turn if the one that holds least went first.
-uint64_t take_by_reclassing(Pool& pool, uint64_t units, bool device) {
-  std::vector<std::tuple<uint64_t, uint64_t, uint64_t>> order;  // (warmth, value lost, slab)
+// Try slabs of other sizes, the coldest first: by what it holds on the average, for two sizes that both are
+// new would take each other's only slab in turn if the one that holds least went first. What nobody asked for
+// in a whole pool's worth of references is equally cold; of these the one with the fewest chunks goes, since
+// all of them have to be evicted while somebody waits.
+uint64_t take_by_recutting(Pool& pool, uint64_t units, bool device) {
+  std::vector<std::tuple<uint64_t, uint64_t, uint64_t>> order;  // (warmth, chunks in it, slab)
   for (uint64_t slab = 0; slab < pool.geometry.slab_count; slab++) {
     const uint64_t word = pool.slabs[slab].word.load(std::memory_order_relaxed);
     if (slab_state(word) != SlabState::kActive || slab_chunk_units(word) == units) continue;
-    const uint64_t value = slab_value(pool, slab, slab_chunk_units(word));
-    if (value != kSlabNotEvictable)
-      order.emplace_back(kAgeStale - slab_age(pool, slab, slab_chunk_units(word)), value, slab);
+    const SlabContent content = look_at_slab(pool, slab, slab_chunk_units(word), kQuickSample);
+    if (content.may_go)
+      order.emplace_back(kEpochsPerPool - std::min(content.age, kEpochsPerPool), content.load, slab);
   }
   std::sort(order.begin(), order.end());
-  for (const auto& [warmth, value, slab] : order) {
+  for (const auto& [warmth, load, slab] : order) {
     const uint64_t unit = recut_at_once(pool, slab, units, device);
     if (unit != kNoUnit) return unit;
   }
@@ -222,7 +226,7 @@ uint64_t allocate_extent(Pool& pool, uint64_t units, bool device, uint64_t prote
     unit = end_recut(pool, units, device);
     if (unit == kNoUnit) unit = take_free(pool, units, device, false);
   }
-  if (unit == kNoUnit) unit = take_by_reclassing(pool, units, device);
+  if (unit == kNoUnit) unit = take_by_recutting(pool, units, device);
   if (unit == kNoUnit && clean_dead_processes(pool) > 0) {
     unit = take_free(pool, units, device, false);
     if (unit == kNoUnit) unit = evict_for(pool, units, device, protect_parent);

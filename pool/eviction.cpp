@@ -13,7 +13,6 @@ namespace {
 
 constexpr uint64_t kSlotsPerLook =
     8;  // Occupied slots looked at per eviction when there are candidates enough.
-constexpr uint64_t kSlabSample = 64;  // Chunks looked at to judge a slab.
 // Victims that turned out not to be what their slots said: rivals are faster a few times, a torn index is
 // wrong each time, and each may cost a turn of the hand.
 constexpr uint32_t kVictimsTried = 64;
@@ -184,31 +183,13 @@ uint64_t evict_victim(Pool& pool, uint64_t i, uint64_t units, bool device) {
   return unit;
 }
 
-// What a sample of a slab's chunks says of it.
-struct SlabContent {
-  bool may_go = false;    // Nothing in it is pinned, private to a process or half done.
-  uint64_t occupied = 0;  // Of the chunks looked at, those that hold something,
-  uint64_t ages = 0;      // and their ages together.
-  uint64_t step = 1;      // One in so many was looked at.
-};
-
-SlabContent look_at_slab(Pool& pool, uint64_t slab, uint64_t chunk_units) {
-  SlabContent out;
-  if (chunk_units == 0 || chunk_units > pool.geometry.units_per_slab) return out;
-  const uint64_t count = pool.geometry.units_per_slab / chunk_units;
-  out.step = std::max<uint64_t>(1, count / kSlabSample);
-  for (uint64_t n = 0; n < count; n += out.step) {
-    const uint64_t owner =
-        pool.owners[slab * pool.geometry.units_per_slab + n * chunk_units].load(std::memory_order_relaxed);
-    if (owner_kind(owner) == OwnerKind::kFree) continue;
-    if (owner_kind(owner) != OwnerKind::kSlot || owner_value(owner) >= pool.geometry.slot_count) return out;
-    const uint64_t i = owner_value(owner), word = pool.hot[i].word.load(std::memory_order_relaxed);
-    if (!may_be_evicted(slot_state(word)) || is_pinned(pool, i)) return out;
-    out.ages += rank(pool, i, word);
-    out.occupied++;
+// Is any slab cut into chunks of this size?
+bool has_slab(const Pool& pool, uint64_t units) {
+  for (uint64_t slab = 0; slab < pool.geometry.slab_count; slab++) {
+    const uint64_t word = pool.slabs[slab].word.load(std::memory_order_relaxed);
+    if (slab_state(word) != SlabState::kFree && slab_chunk_units(word) == units) return true;
   }
-  out.may_go = true;
-  return out;
+  return false;
 }
 
 // The chunks that the one being stored continues: to evict one of them would put it out of reach itself.
@@ -330,6 +311,8 @@ uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t parent) {
   Search search{units, parent};
   for (uint32_t tries = 0; tries < kVictimsTried; tries++) {
     drop_stale(pool, search, list);
+    // A size that is new has nothing to evict: the hand need not go round to find that out.
+    if (list.count == 0 && !has_slab(pool, units)) return kNoUnit;
     if (!move_hand(pool, search, list)) {  // All are pinned, or what the new chunk continues.
       if (pool.geometry.slot_count >= kLongIndexSlots)
         list.barren_until_ns = now_ns() + kBarrenNsPerSlot * pool.geometry.slot_count;
@@ -376,10 +359,28 @@ uint32_t leaving_rank(Pool& pool, uint64_t i) {
   return rank(pool, i, pool.hot[i].word.load(std::memory_order_relaxed));
 }
 
-uint64_t slab_value(Pool& pool, uint64_t slab, uint64_t chunk_units) {
-  const SlabContent content = look_at_slab(pool, slab, chunk_units);
-  if (!content.may_go) return kSlabNotEvictable;
-  return (content.occupied * kAgeStale - content.ages) * content.step;
+SlabContent look_at_slab(Pool& pool, uint64_t slab, uint64_t chunk_units, uint64_t sample) {
+  SlabContent out;
+  if (chunk_units == 0 || chunk_units > pool.geometry.units_per_slab) return out;
+  const uint64_t count = pool.geometry.units_per_slab / chunk_units;
+  const uint64_t step = std::max<uint64_t>(1, count / sample);
+  uint64_t occupied = 0, ages = 0;
+  for (uint64_t n = 0; n < count; n += step) {
+    const uint64_t owner =
+        pool.owners[slab * pool.geometry.units_per_slab + n * chunk_units].load(std::memory_order_relaxed);
+    if (owner_kind(owner) == OwnerKind::kFree) continue;
+    if (owner_kind(owner) != OwnerKind::kSlot || owner_value(owner) >= pool.geometry.slot_count) return out;
+    const uint64_t i = owner_value(owner), word = pool.hot[i].word.load(std::memory_order_relaxed);
+    if (!may_be_evicted(slot_state(word)) || is_pinned(pool, i)) return out;
+    ages += rank(pool, i, word);
+    occupied++;
+  }
+  out.may_go = true;
+  out.load = occupied * step;
+  // Free chunks say nothing: a slab that was cut anew a moment ago is nearly empty, and its first chunk is
+  // young.
+  out.age = occupied ? static_cast<uint32_t>(ages / occupied) : kAgeStale;
+  return out;
 }
 
 uint32_t coldest_age(Pool& pool, uint64_t units) {
@@ -389,14 +390,6 @@ uint32_t coldest_age(Pool& pool, uint64_t units) {
   for (uint32_t n = 0; n < list.count; n++)
     oldest = std::max(oldest, rank(pool, list.entries[n].slot, list.entries[n].word));
   return oldest;
-}
-
-uint32_t slab_age(Pool& pool, uint64_t slab, uint64_t chunk_units) {
-  const SlabContent content = look_at_slab(pool, slab, chunk_units);
-  if (!content.may_go) return 0;
-  // Free chunks say nothing: a slab that was cut anew a moment ago is nearly empty, and its first chunk is
-  // young.
-  return content.occupied ? static_cast<uint32_t>(content.ages / content.occupied) : kAgeStale;
 }
 
 void add_child(Pool& pool, uint64_t parent) {

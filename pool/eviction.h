@@ -88,15 +88,19 @@ uint32_t eviction_order(Pool& pool, uint64_t slot);
 // How cold a sealed chunk is, pinned or not: higher goes sooner. What continues it is left aside.
 uint32_t leaving_rank(Pool& pool, uint64_t slot);
 
-// How much would be lost by emptying a slab: 0 for nothing. kSlabNotEvictable when something in it cannot go.
-inline constexpr uint64_t kSlabNotEvictable = UINT64_MAX;
-uint64_t slab_value(Pool& pool, uint64_t slab, uint64_t chunk_units);
-
-// Ages (in epochs, kAgeStale for what does not count any more): of the coldest candidate of a chunk size, and
-// of an average chunk of a slab. For deciding whether a slab should change its chunk size.
+// Ages are in epochs, kAgeStale for what does not count any more.
 inline constexpr uint32_t kAgeStale = 8192;
+
+// What a sample of a slab's chunks says of it.
+struct SlabContent {
+  bool may_go = false;  // Nothing that was looked at is pinned, private to a process or half done.
+  uint64_t load = 0;    // About so many of its chunks hold something.
+  uint32_t age = 0;     // Of an average chunk that does; kAgeStale if none does. 0 when the slab may not go.
+};
+SlabContent look_at_slab(Pool& pool, uint64_t slab, uint64_t chunk_units, uint64_t sample);
+
+// Of the coldest candidate of a chunk size: for deciding whether a slab should change its chunk size.
 uint32_t coldest_age(Pool& pool, uint64_t units);
-uint32_t slab_age(Pool& pool, uint64_t slab, uint64_t chunk_units);
 
 // One more, one fewer resident child of the chunk named by a parent word.
 void add_child(Pool& pool, uint64_t parent);
