@@ -85,6 +85,7 @@ class OwnCaches:
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._number = 0
         self.counters = Counters()
+        self.prefill_clock = None  # Nothing lies below, so nobody asks what computing costs.
 
     def load(self, input_ids: Any) -> tuple[Any, int]:
         """A new cache with the longest prefix that is kept; the last token is always left out."""
