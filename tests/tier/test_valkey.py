@@ -18,6 +18,7 @@ from maru.errors import BadUrl, NoSuchObject, TierFailed, TierFull
 from maru.testing.tier_contract import content_of, fresh_name, read
 from maru.tier.contract import PIECE_BYTES
 from maru.tier.opening import open_tier, parse_tier_url
+from maru.tier.valkey import PART_BYTES
 
 
 def client(url: str) -> Any:
@@ -65,10 +66,10 @@ def test_an_object_that_is_replaced_while_it_is_read_is_noticed(redis_url: str) 
     async def run() -> None:
         tier = open_tier(parse_tier_url(redis_url))
         name = fresh_name()
-        await tier.store(name, [content_of(3 * PIECE_BYTES)])
+        await tier.store(name, [content_of(3 * PART_BYTES)])
         pieces = tier.load(name)
         await anext(pieces)
-        await tier.store(name, [content_of(3 * PIECE_BYTES)])
+        await tier.store(name, [content_of(3 * PART_BYTES)])
         with pytest.raises(TierFailed, match="replaced"):
             await anext(pieces)
         await tier.close()

@@ -4,12 +4,15 @@
     PREFIX{NAMESPACE/KEY}:RANDOM   one that is being stored; goes by itself when its writer died
 
 Holds:      the coroutines of a ValkeyTier, on redis-py, for one server or a cluster of them.
-Promises:   an object appears whole and with its time to live, by one SET or one RENAME; it travels in pieces of
-            PIECE_BYTES, so that neither side holds it twice; an object that is replaced while it is read is noticed;
-            commands are not sent twice, since an APPEND may have been done although its answer was lost.
-Leaves:     what goes when memory is full to the server: give it maxmemory and an allkeys policy, or it refuses.
+Promises:   an object appears whole and with its time to live, by one SET or one RENAME; neither side holds it twice: it
+            is sent from where it lies, above WHOLE_BYTES in pieces, and read in parts of PART_BYTES; an object that is
+            replaced while it is read is noticed; commands are not sent twice, since an APPEND may have been done
+            although its answer was lost.
+Leaves:     what goes when memory is full to the server: give it maxmemory and an allkeys policy, or it refuses; what is
+            large, both ways, to `valkey_bulk`'s threads.
 
-A cluster is the lesser part: redis-py 8.1 was seen not to close all its connections to one after a call was cancelled.
+A cluster is the lesser part: everything goes in pieces of PIECE_BYTES by one event loop, and redis-py 8.1 was seen not
+to close all its connections to one after a call was cancelled.
 The braces keep both names of an object on one server of a cluster.
 """
 
@@ -18,13 +21,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import struct
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from maru.errors import BadKey, BadUrl, MissingPackage, NoSuchObject, TierFailed, TierFull
 from maru.tier.contract import PIECE_BYTES, Capabilities, Listed, Tier, check_folder, split_name
+from maru.tier.valkey_bulk import Bulk, Line
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -33,6 +37,10 @@ if TYPE_CHECKING:
 
 OBJECT_BYTES_MAX = (512 << 20) - 8
 """The server's limit for one value, less our stamp."""
+WHOLE_BYTES = 32 << 20
+"""Up to here an object is sent by one command; the server keeps what came of it until the rest is there."""
+PART_BYTES = 4 * PIECE_BYTES
+"""What is read at once, and the most that load() gives at a time."""
 CONNECTIONS = 16
 CONNECTIONS_MAX = 1024
 CONNECT_S_MAX = 5.0
@@ -66,8 +74,11 @@ class ValkeyTier(Tier):
         self._prefix = prefix.encode()
         self._unfinished_ms = int(1000 * max(UNFINISHED_S_MIN, 2 * config.deadline_s))
         self._is_cluster = config.flag("cluster")
-        self._server: Any = _server_of(config, self._is_cluster)
-        self._turns = asyncio.Semaphore(config.count("connections", CONNECTIONS, CONNECTIONS_MAX))
+        settings = _settings_of(config, self._is_cluster)
+        self._server: Any = _server_of(settings, self._is_cluster)
+        connections = config.count("connections", CONNECTIONS, CONNECTIONS_MAX)
+        self._turns = asyncio.Semaphore(connections)
+        self._bulk = None if self._is_cluster else Bulk(connections, settings)
         self._is_closed = False
 
     @property
@@ -81,6 +92,9 @@ class ValkeyTier(Tier):
         if size > OBJECT_BYTES_MAX:
             raise TierFull(f"{self.url}: an object of {size} bytes is too large", place=self.url, wanted_bytes=size)
         ttl_ms = None if ttl_s is None else max(1, int(1000 * ttl_s))
+        if self._bulk is not None and PIECE_BYTES < size <= WHOLE_BYTES:
+            await self._talk(self._bulk, _put, key, views, _expiry(ttl_ms))
+            return
         stamp = await self._stamp(key)
         if size <= PIECE_BYTES:
             await self._do("SET", key, b"".join([stamp, *views]), *_expiry(ttl_ms))
@@ -100,18 +114,12 @@ class ValkeyTier(Tier):
                 await self._do("UNLINK", unfinished)
             raise
 
-    async def load(self, name: str, start: int = 0, size: int | None = None) -> AsyncIterator[bytes]:
+    async def load(self, name: str, start: int = 0, size: int | None = None) -> AsyncIterator[bytes | memoryview]:
         key, first, place = self._key_of(name), None, start
+        part_bytes = PIECE_BYTES if self._bulk is None else PART_BYTES
         while True:
-            wanted = PIECE_BYTES if size is None else min(PIECE_BYTES, start + size - place)
-            stamp, length, piece = await self._all(
-                [
-                    ("GETRANGE", key, 0, _STAMP.size - 1),
-                    ("STRLEN", key),
-                    ("GETRANGE", key, _STAMP.size + place, _STAMP.size + place + max(wanted, 1) - 1),
-                ],
-                is_one_change=True,
-            )
+            wanted = part_bytes if size is None else min(part_bytes, start + size - place)
+            stamp, length, piece = await self._part(key, place, max(wanted, 1))
             if first is None:
                 if len(stamp) < _STAMP.size:
                     raise NoSuchObject(f"{self.url} has no {name}", place=self.url)
@@ -125,6 +133,17 @@ class ValkeyTier(Tier):
             place += len(piece)
             if place >= end:
                 return
+
+    async def _part(self, key: bytes, place: int, wanted: int) -> Any:
+        """The stamp, the length with it, and the bytes from `place` on, of one moment."""
+        questions = [
+            ("GETRANGE", key, 0, _STAMP.size - 1),
+            ("STRLEN", key),
+            ("GETRANGE", key, _STAMP.size + place, _STAMP.size + place + wanted - 1),
+        ]
+        if self._bulk is None:
+            return await self._all(questions, is_one_change=True)
+        return await self._talk(self._bulk, _at_one_moment, questions)
 
     async def contains(self, names: Sequence[str]) -> list[bool]:
         keys = [self._key_of(name) for name in names]
@@ -166,6 +185,8 @@ class ValkeyTier(Tier):
             self._is_closed = True
             with suppress(*self._failures, RuntimeError):  # What was broken off half-way may not let itself be closed.
                 await self._server.aclose()
+            if self._bulk is not None:
+                await self._bulk.close()
 
     def _key_of(self, name: str) -> bytes:
         folder, key = split_name(name)
@@ -187,8 +208,7 @@ class ValkeyTier(Tier):
         if self._is_cluster:
             await self._server.initialize()
             target = {"target_nodes": self._server.get_node_from_key(key)}
-        seconds, microseconds = await self._do("TIME", **target)
-        return _STAMP.pack(int(seconds) * 1_000_000 + int(microseconds))
+        return _stamp_of(await self._do("TIME", **target))
 
     async def _do(self, *words: Any, **target: Any) -> Any:
         """One command's answer. Raises TierFull, TierFailed."""
@@ -213,6 +233,14 @@ class ValkeyTier(Tier):
             except self._failures as error:
                 raise self._named(error) from error
 
+    async def _talk(self, bulk: Bulk, conversation: Callable[..., Any], *args: Any) -> Any:
+        """What a conversation comes to. Raises TierFull, TierFailed."""
+        self._still_open()
+        try:
+            return await bulk.talk(conversation, *args)
+        except self._failures as error:
+            raise self._named(error) from error
+
     async def _described(self, names: Sequence[str]) -> Sequence[Listed]:
         questions = []
         for name in names:
@@ -235,11 +263,8 @@ class ValkeyTier(Tier):
         return kind(f"{self.url}: {type(error).__name__}: {said}", place=self.url, hint=hint)
 
 
-def _server_of(config: TierConfig, is_cluster: bool) -> Any:
-    from redis.asyncio import Redis, RedisCluster
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-
+def _settings_of(config: TierConfig, is_cluster: bool) -> dict[str, Any]:
+    """As redis-py takes them. Raises BadUrl."""
     parts = urlsplit(config.url)
     _, _, number = config.place.rpartition("/")
     settings: dict[str, Any] = {
@@ -255,9 +280,19 @@ def _server_of(config: TierConfig, is_cluster: bool) -> Any:
         if "ca" in config.options:
             settings["ssl_ca_certs"] = config.options["ca"]
     if not is_cluster:
-        return Redis(db=int(number), retry=Retry(NoBackoff(), 0), **settings)
-    if int(number):
+        settings["db"] = int(number)
+    elif int(number):
         raise BadUrl(f"{config.shown!r}: a cluster has only database 0", hint="")
+    return settings
+
+
+def _server_of(settings: dict[str, Any], is_cluster: bool) -> Any:
+    from redis.asyncio import Redis, RedisCluster
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    if not is_cluster:
+        return Redis(retry=Retry(NoBackoff(), 0), **settings)
     # A cluster has to be asked again when it says that a key has moved. Lengths tell of an APPEND that was done twice.
     return RedisCluster(retry=Retry(NoBackoff(), MOVES_MAX), **settings)
 
@@ -271,6 +306,22 @@ async def _heeded(answer: Awaitable[Any]) -> Any:
     finally:
         if task is not None and task.cancelling() > before:
             raise asyncio.CancelledError
+
+
+def _stamp_of(time: Sequence[bytes]) -> bytes:
+    seconds, microseconds = time
+    return _STAMP.pack(int(seconds) * 1_000_000 + int(microseconds))
+
+
+def _put(line: Line, key: bytes, views: Sequence[memoryview], expiry: Sequence[str | int]) -> None:
+    """A whole object by one command."""
+    [time] = line.ask([("TIME",)])
+    line.ask([("SET", key, [_stamp_of(time), *views], *expiry)])
+
+
+def _at_one_moment(line: Line, questions: Sequence[Sequence[Any]]) -> Any:
+    """Answers to all of them, with nothing in between."""
+    return line.ask([("MULTI",), *questions, ("EXEC",)])[-1]
 
 
 def _expiry(ttl_ms: int | None) -> tuple[str | int, ...]:
