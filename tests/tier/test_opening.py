@@ -20,7 +20,7 @@ def test_a_url_says_everything_about_a_tier() -> None:
     )
     assert (config.kind, config.place, config.codec, config.item_bytes) == ("s3", "bucket/a/b", "blosc2", 4)
     assert (config.encrypt, config.keys) == ("tenant", "file:/etc/maru/tier.keys")
-    assert (config.write, config.ttl_s, config.deadline_s) == ("through", 7 * 86400, 1.5)
+    assert (config.policy.write, config.ttl_s, config.deadline_s) == ("through", 7 * 86400, 1.5)
     assert dict(config.options) == {"region": "r"}
 
 

@@ -29,6 +29,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from maru.config import parse_size, redact
 from maru.errors import BadUrl
 from maru.tier.contract import Tier
+from maru.tier.policy import PARAMETERS, Policy, read_policy
 
 ENTRY_POINTS = "maru.tiers"
 DEFAULT_DEADLINE_S = 10.0
@@ -41,7 +42,7 @@ HINT = (
     "mooncake://HOST:PORT/PREFIX"
 )
 
-COMMON = ("codec", "item_bytes", "encrypt", "keys", "write", "ttl", "deadline")
+COMMON = ("codec", "item_bytes", "encrypt", "keys", "write", "ttl", "deadline", *PARAMETERS)
 _FILES = ("size", "threads", "direct")
 _STORES = ("endpoint", "allow_http", "anonymous", "retries")
 _REDIS = ("cluster", "connections", "prefix")
@@ -76,7 +77,8 @@ class TierConfig:
     item_bytes: int = 2
     encrypt: Literal["tenant"] | None = None
     keys: str | None = field(default=None, repr=False)
-    write: Literal["back", "through"] = "back"
+    policy: Policy = field(default_factory=Policy)
+    """What it does with which namespaces."""
     ttl_s: float | None = None
     deadline_s: float = DEFAULT_DEADLINE_S
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -105,6 +107,7 @@ def parse_tier_url(url: str) -> TierConfig:
     codec = query.get("codec", "none")
     if not codec or len(codec) > 64:
         raise _bad(f"codec={codec[:64]} is not a codec")
+    write = _choice(query, "write", ("back", "through"), "back")
     config = TierConfig(
         kind=scheme.replace("valkeys", "rediss").replace("valkey", "redis"),
         place=_place(parts, scheme not in others),
@@ -115,7 +118,7 @@ def parse_tier_url(url: str) -> TierConfig:
         item_bytes=int(_choice(query, "item_bytes", ("1", "2", "4", "8"), "2")),
         encrypt="tenant" if encrypt == "tenant" else None,
         keys=query.get("keys"),
-        write="through" if _choice(query, "write", ("back", "through"), "back") == "through" else "back",
+        policy=read_policy(query, "through" if write == "through" else "back", codec),
         ttl_s=_span(query, "ttl", TTL_S_MAX),
         deadline_s=_span(query, "deadline", DEADLINE_S_MAX) or DEFAULT_DEADLINE_S,
         options=MappingProxyType({name: value for name, value in query.items() if name not in COMMON}),

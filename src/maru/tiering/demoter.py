@@ -4,9 +4,10 @@ One process a pool does it, whoever holds a byte of the pool's `lock` file; when
 ahead of eviction: as long as it keeps up, whatever an evictor takes has its copy below already. Nobody waits for it.
 What was evicted before its turn came is lost to the places, and counted ("dropped").
 
-With `write="back"` the coldest `AHEAD_SHARE` of the pool has copies, less what is free anyway. An evictor takes the
+With `write=back` the coldest `AHEAD_SHARE` of the pool has copies, less what is free anyway. An evictor takes the
 coldest of those it happens to look at, so that share is larger than what it takes between two looks; with "through"
-everything that is stored has a copy soon.
+everything that is stored has a copy soon. Places may tell that apart by namespace (maru.tier.policy): what any place
+wants at once goes at once, to all that take it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from maru.errors import NotAttached
 from maru.inherited import give_back, take_byte
 from maru.native import core
 from maru.pool import Pool
+from maru.tier.policy import Write
 from maru.tiering.place import Place, Which
 from maru.tiering.tenants import Tenants
 
@@ -36,6 +38,7 @@ STORES_AT_ONCE = 4
 LOOK_S, LOOK_COST = 0.05, 20
 """Between two looks: so long, or so many times what the last look took."""
 LOOK_CHUNKS = 64
+FAR_LOOK_CHUNKS = 4096
 ELECTION_S = 0.5
 AGAIN_S = 5.0
 """Until a chunk that no place took is tried again."""
@@ -69,17 +72,19 @@ class Demoter:
         self,
         pool: Pool,
         places: Sequence[Place],
-        is_through: bool,
         at: Callable[[str], None] = lambda _step: None,
     ) -> None:
         """`at` is told the steps of STEPS as they are reached, for tests that kill there."""
-        self._pool, self._places, self._is_through, self._at = pool, places, is_through, at
+        self._pool, self._places, self._at = pool, places, at
+        self._writes = set[Write]().union(*(place.policy.writes() for place in places))
         self._tenants = Tenants(pool)
         self._room = asyncio.Semaphore(STORES_AT_ONCE)
         self._under_way: dict[tuple[int, int], asyncio.Task[None]] = {}
         self._later: dict[tuple[int, int], float] = {}
         self._settled: dict[bytes, int] = {}
         self._scan: core.LeavingScan | None = None
+        self._far_scan: core.LeavingScan | None = None
+        """Looks beyond what leaves soon, for namespaces that are written through while others are not."""
         self.looks = 0
         self.is_idle = False
         """The last look found nothing to do, and nothing is under way."""
@@ -92,7 +97,8 @@ class Demoter:
         return self._scan is not None
 
     def residents(self) -> tuple[int, int, int]:
-        """As of the last look: (bytes in the pool, bytes of it with a copy below, chunks that left without one)."""
+        """As of the last look: (bytes in the pool, bytes of it with a copy below or meant for none, chunks that left
+        without one)."""
         return self._scan.residents() if self._scan is not None else (0, 0, 0)
 
     async def run(self) -> None:
@@ -106,6 +112,7 @@ class Demoter:
                         continue
                     self._at("right_taken")
                     self._scan = core.LeavingScan(self._pool)
+                    self._far_scan = core.LeavingScan(self._pool) if self._is_mixed else None
                 await asyncio.sleep(await self._round(self._scan))
         except NotAttached:
             pass  # Closed meanwhile.
@@ -113,7 +120,7 @@ class Demoter:
             for task in self._under_way.values():
                 task.cancel()
             await asyncio.gather(*self._under_way.values(), return_exceptions=True)
-            self._scan = None
+            self._scan = self._far_scan = None
             if lock >= 0:
                 give_back(lock)
 
@@ -123,12 +130,11 @@ class Demoter:
         if not any(place.takes for place in self._places):
             return ELECTION_S
         begun = time.monotonic()
-        packed, epochs = await asyncio.to_thread(self._look, scan)
+        found, epochs = await asyncio.to_thread(self._look, scan)
         await self._settle(epochs)
         took = time.monotonic() - begun
         self._at("looked")
         self._later = {place: until for place, until in self._later.items() if until > begun}
-        found = [Leaving(*fields) for fields in _LEAVING.iter_unpack(packed)]
         wanted = [one for one in found if one.place not in self._under_way and one.place not in self._later]
         wanted = await self._absent_below(scan, wanted)
         for one in wanted:
@@ -138,12 +144,49 @@ class Demoter:
         self.is_idle = not found and not self._under_way
         return max(LOOK_S, LOOK_COST * took) if not wanted else 0.0
 
-    def _look(self, scan: core.LeavingScan) -> tuple[bytes, dict[bytes, int]]:
-        """What leaves next, and the epochs of namespaces."""
+    @property
+    def _is_mixed(self) -> bool:
+        """What goes down depends on the namespace, and some of it goes at once."""
+        return "through" in self._writes and len(self._writes) > 1
+
+    def _look(self, scan: core.LeavingScan) -> tuple[list[Leaving], dict[bytes, int]]:
+        """What goes down next, and the epochs of namespaces."""
         figures = self._pool.stats()
-        ahead_bytes = _ALL_BYTES if self._is_through else _ahead_bytes(figures)
         epochs = {bytes.fromhex(row["digest"]): int(row["epoch"]) for row in figures["namespaces"]}
-        return scan.look(ahead_bytes, LOOK_CHUNKS), epochs
+        ahead_bytes = _ALL_BYTES if self._writes == {"through"} else _ahead_bytes(figures)
+        found = self._wanted_of(scan, ahead_bytes, ("back", "through"), LOOK_CHUNKS)
+        if self._far_scan is not None:
+            soon = {one.place for one in found}
+            beyond = self._wanted_of(self._far_scan, _ALL_BYTES, ("through",), FAR_LOOK_CHUNKS)
+            found += [one for one in beyond if one.place not in soon][:LOOK_CHUNKS]
+        return found, epochs
+
+    def _wanted_of(
+        self, scan: core.LeavingScan, ahead_bytes: int, writes: tuple[Write, ...], limit: int
+    ) -> list[Leaving]:
+        """The first chunks that go down in one of these ways. Others are not looked at again: they would be all that
+        `limit` leaves room for.
+        """
+        while True:
+            page = [Leaving(*fields) for fields in _LEAVING.iter_unpack(scan.look(ahead_bytes, limit))]
+            wanted = []
+            for one in page:
+                if self._write_of(one) in writes:
+                    wanted.append(one)
+                else:
+                    scan.keep(*one.place)
+            if wanted or len(page) < limit:
+                return wanted
+
+    def _write_of(self, chunk: Leaving) -> Write:
+        which = self._which(chunk)
+        told = {place.write_of(which) for place in self._places}
+        return "through" if "through" in told else "back" if "back" in told else "never"
+
+    def _keep(self, scan: core.LeavingScan, chunk: Leaving) -> None:
+        scan.keep(*chunk.place)
+        if self._far_scan is not None:
+            self._far_scan.keep(*chunk.place)
 
     async def _settle(self, epochs: dict[bytes, int]) -> None:
         """What a bump ended here ends below too, even if nothing is ever stored again."""
@@ -162,7 +205,7 @@ class Demoter:
         absent = []
         for one, *there in zip(chunks, *answers, strict=True):
             if any(there):
-                scan.keep(*one.place)
+                self._keep(scan, one)
             else:
                 absent.append(one)
         return absent
@@ -184,7 +227,7 @@ class Demoter:
             )
             self._at("stored")
             if any(one is True for one in taken):
-                scan.keep(*chunk.place)
+                self._keep(scan, chunk)
                 self._at("kept")
             else:
                 self._later[chunk.place] = time.monotonic() + AGAIN_S

@@ -249,8 +249,7 @@ class Ladder:
                 self._places.append(Place.open(config, uuid))
             self._decision = Decision(settings.prefill)
             self._promoter = Promoter(self._pool, self._places, self._decision, self.sources, settings.at)
-            is_through = any(config.write == "through" for config in self._configs)
-            self._demoter = Demoter(self._pool, self._places, is_through, settings.at)
+            self._demoter = Demoter(self._pool, self._places, settings.at)
             tasks.append(asyncio.create_task(self._tell()))
             if settings.demotes:
                 tasks.append(asyncio.create_task(self._demoter.run()))

@@ -18,10 +18,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from maru.errors import MaruError, NoSuchObject, TierFull, TornObject
-from maru.tier.codec import Codec, open_codec
+from maru.tier.codec import Codec, PlainCodec, open_codec
 from maru.tier.contract import Tier, name_of
 from maru.tier.envelope import ChunkFacts, Unwrapping, wrap
 from maru.tier.opening import TierConfig, open_tier
+from maru.tier.policy import Policy, Write
 from maru.tiering.breaker import Breaker, Speed
 from maru.tiering.generations import Generations, marker_of
 
@@ -83,8 +84,14 @@ class Place:
         deadline_s: float,
         ttl_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        policy: Policy | None = None,
+        exact_codec: Codec | None = None,
     ) -> None:
-        """`keyring`: seals what is stored, one key a tenant; None: stored as it is. `deadline_s`: of anything."""
+        """`keyring`: seals what is stored, one key a tenant; None: stored as it is. `deadline_s`: of anything.
+        `exact_codec`: for namespaces that did not opt in to a lossy `codec`.
+        """
+        self.policy = policy or Policy()
+        self._exact_codec = exact_codec or PlainCodec()
         self.tier, self.codec = tier, codec
         self.deadline_s = deadline_s
         self._ciphers: dict[str, TenantCipher] = {}
@@ -103,7 +110,11 @@ class Place:
 
             keyring = Keyring.read(config.keys)
         codec = open_codec(config.codec, config.item_bytes)
-        return cls(open_tier(config), codec, keyring, pool_uuid, config.deadline_s, config.ttl_s)
+        is_mixed = codec.is_lossy and config.policy.lossy is not None
+        return cls(
+            open_tier(config), codec, keyring, pool_uuid, config.deadline_s, config.ttl_s, policy=config.policy,
+            exact_codec=open_codec("blosc2", config.item_bytes) if is_mixed else None,
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -122,9 +133,23 @@ class Place:
         """It may be asked to store something now."""
         return not self._storing.is_open
 
-    async def contains(self, chunks: Sequence[Which]) -> list[bool]:
-        """Which are there. All False when the place does not say."""
+    def write_of(self, chunk: Which) -> Write:
+        """When a chunk goes down here, if at all."""
+        return self.policy.write_of(chunk.tenant, chunk.digest)
 
+    def _codec_of(self, chunk: Which) -> Codec:
+        is_allowed = not self.codec.is_lossy or self.policy.may_lose(chunk.tenant, chunk.digest)
+        return self.codec if is_allowed else self._exact_codec
+
+    async def contains(self, chunks: Sequence[Which]) -> list[bool]:
+        """Which are there. All False when the place does not say; False for what it is not to hold."""
+        held = [one for one in chunks if self.write_of(one) != "never"]
+        if not held:
+            return [False] * len(chunks)
+        answers = iter(await self._contains(held))
+        return [self.write_of(one) != "never" and next(answers) for one in chunks]
+
+    async def _contains(self, chunks: Sequence[Which]) -> list[bool]:
         async def ask() -> list[bool]:
             names = [await self._name(one) for one in chunks]
             return await self.tier.contains(names)
@@ -136,7 +161,9 @@ class Place:
         return answer if answer is not None else [False] * len(chunks)
 
     async def store(self, chunk: Which, parent: bytes | None, data: memoryview, expires_in_s: float | None) -> bool:
-        """Keep a chunk. False when the place did not take it, or the chunk does not count any more."""
+        """Keep a chunk. False when the place did not take it, or is not to, or the chunk does not count any more."""
+        if self.write_of(chunk) == "never":
+            return False
 
         async def keep() -> bool:
             lives = [one for one in (expires_in_s, self._ttl_s) if one is not None]
@@ -144,7 +171,7 @@ class Place:
             folder = await self._generations.folder_to_store(chunk.digest, chunk.epoch)
             until = time.time_ns() + int(ttl_s * 1e9) if ttl_s is not None else 0
             facts = ChunkFacts(chunk.key, folder, data.nbytes, parent, until)
-            pack = partial(wrap, facts, data, self.codec, self._cipher_of(chunk))
+            pack = partial(wrap, facts, data, self._codec_of(chunk), self._cipher_of(chunk))
             frames = await asyncio.to_thread(pack)
             size = sum(memoryview(frame).nbytes for frame in frames)
             begun = self._clock()
@@ -160,11 +187,14 @@ class Place:
 
     async def load(self, chunk: Which, begin: Begin) -> Loaded:
         """Bring a chunk into the memory that `begin` gives. Only after WHOLE may anybody read it."""
+        if self.write_of(chunk) == "never":
+            return Loaded.ABSENT
         heard = _Heard(self._clock())
 
         async def bring() -> Loaded:
             folder = await self._generations.folder(chunk.digest, chunk.epoch)
-            unwrapping = Unwrapping(chunk.key, folder, self._cipher_of(chunk), accept_lossy=self.codec.is_lossy)
+            is_lossy = self._codec_of(chunk).is_lossy
+            unwrapping = Unwrapping(chunk.key, folder, self._cipher_of(chunk), accept_lossy=is_lossy)
             begun, first_s, out = self._clock(), 0.0, None
             async for piece in self.tier.load(name_of(folder, chunk.key)):
                 heard.at_s = self._clock()
