@@ -178,7 +178,7 @@ def _places(run: Session) -> Iterator[dict[str, str]]:
             stack.callback(server.teardown)
             (run.folder / REDIS).mkdir()
             address = server.setup(run.folder / REDIS, 2 * raw_bytes + SERVER_BYTES)
-            run.remark(f"{server.version()}; the place speaks to it by redis-py's asyncio, raw by its threads")
+            run.remark(f"{server.version()}; redis-py's blocking client in threads, on both sides")
             places[REDIS] = f"redis://{address}/0?prefix={{part}}:&deadline=60s"
         if run.setting("s3"):
             places[OBJECTS] = str(run.setting("s3"))
