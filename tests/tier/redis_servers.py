@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 
+TRIES = 5
+
+
 def free_port() -> int:
     """Low enough that a cluster's second port, 10,000 higher, is one too."""
     for port in range(21_000, 31_000):
@@ -31,12 +34,15 @@ def redis_server(folder: Path, *words: str) -> Iterator[int]:
     program = shutil.which("redis-server") or shutil.which("valkey-server")
     if program is None:
         pytest.skip("there is no redis-server")
-    port = free_port()
-    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder), *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            assert any("Ready to accept connections" in line for line in server.stdout)
-            yield port
-        finally:
-            server.terminate()
+    for _ in range(TRIES):
+        port = free_port()
+        command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder), *words]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            try:
+                assert server.stdout is not None
+                if any("Ready to accept connections" in line for line in server.stdout):
+                    yield port
+                    return
+            finally:
+                server.terminate()
+    raise AssertionError("each port was taken by somebody else between our look and the server's")
