@@ -35,6 +35,7 @@ class FakeFacts:
     peer_list: list[PeerFigures] = field(default_factory=lambda: [PEER])
     below_figures: dict[str, Any] = field(default_factory=dict)
     rise: Callable[[bytes, maru.Namespace, bytes | None], Future[int] | None] | None = None
+    remove_below: Callable[[bytes, maru.Namespace], None] | None = None
     ready: tuple[bool, str] = (True, "")
 
     def rpc(self) -> RpcFigures:

@@ -259,6 +259,23 @@ def test_promotions_bring_only_what_is_missing_and_so_many_at_a_time(pool: maru.
         assert len(began) == UNDER_WAY_MAX
 
 
+def test_what_is_removed_is_removed_below_too_unless_somebody_reads_it(pool: maru.Pool, space: maru.Namespace) -> None:
+    below: list[tuple[bytes, bytes]] = []
+    keys = bytes.fromhex(keys_of(space))
+
+    def remove_below(gone: bytes, namespace: maru.Namespace) -> None:
+        below.append((gone, namespace.digest))
+
+    with serving(FakeFacts(pools={"kv": pool}, remove_below=remove_below)) as server, pool.pin(keys[:16]):
+        told = ask(server, "/v1/pools/kv/remove", {
+            "namespace": digest_of(server), "token_ids": TOKENS, "chunk_tokens": CHUNK_TOKENS,
+        })  # fmt: skip
+        assert told.json == {"removed": 3, "pinned": 1, "absent": 0}
+        assert below == [(keys[48:] + keys[32:48] + keys[16:32], space.digest)]
+        ask(server, "/v1/pools/kv/remove", {"keys": keys[48:].hex()})
+        assert (keys[48:], space.digest) in below[1:]
+
+
 # ---- Bodies --------------------------------------------------------------------------------------------------------
 
 

@@ -154,13 +154,26 @@ class Admin:
         served = self._pool(pool)
         keys = self._keys(served, body)
         counts = {"removed": 0, "pinned": 0, "absent": 0}
+        gone = []
         for start in range(len(keys) - 16, -1, -16):
             key = keys[start : start + 16]
             # Whoever stores it again between the two calls makes it count as pinned; there is no third answer.
             fate = "removed" if served.remove(key) else "pinned" if served.exists(key) else "absent"
             counts[fate] += 1
+            if fate != "pinned":
+                gone.append(key)
+        self._remove_below(served, body.namespace, b"".join(gone))
         self._done("removed %d chunks from pool %s, %d were pinned", counts["removed"], pool, counts["pinned"])
         return bodies.Removed(**counts)
+
+    def _remove_below(self, pool: Pool, digest: str | None, keys: bytes) -> None:
+        """Keys that came without a namespace are of one of the pool's, so each is asked for them."""
+        take = self._facts.remove_below
+        if take is None or not keys:
+            return
+        for row in pool.stats()["namespaces"]:
+            if digest in (None, row["digest"]):
+                take(keys, _registered(pool, row))
 
     def segment(self, pool: str, segment: str, body: bodies.SegmentBody) -> bodies.SegmentNow:
         served = self._pool(pool)

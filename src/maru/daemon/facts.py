@@ -121,5 +121,9 @@ class Facts(Protocol):
     def rise(self) -> Callable[[bytes, Namespace, bytes | None], Future[int] | None] | None:
         """Brings missing chunks up from below in the background; see Ladder.begin. None without places."""
 
+    @property
+    def remove_below(self) -> Callable[[bytes, Namespace], None] | None:
+        """Takes chunks away below, in the background; see Ladder.remove. None without places."""
+
     def is_ready(self) -> tuple[bool, str]:
         """Whether requests are answered as they should be, and in words why not ("" when they are)."""

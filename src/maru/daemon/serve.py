@@ -198,6 +198,10 @@ class Daemon:
     def rise(self) -> Callable[[bytes, Namespace, bytes | None], Future[int] | None] | None:
         return self.ladder.begin if self.ladder else None
 
+    @property
+    def remove_below(self) -> Callable[[bytes, Namespace], None] | None:
+        return self.ladder.remove if self.ladder else None
+
     def is_ready(self) -> tuple[bool, str]:
         if not self.rpc_server.is_alive:
             return False, "the RPC thread has ended"

@@ -27,9 +27,10 @@ from maru.pool import Namespace, Pool
 from maru.tier.opening import TierConfig, parse_tier_url
 from maru.tiering.decision import Decision
 from maru.tiering.demoter import Demoter
-from maru.tiering.place import Place
+from maru.tiering.place import Place, Which
 from maru.tiering.prefill import Prefill, PrefillClock
 from maru.tiering.promoter import Promoter
+from maru.tiering.remover import Remover
 from maru.tiering.sources import Sources
 from maru.tiering.told import TELL_EVERY_S, Teller
 
@@ -147,6 +148,15 @@ class Ladder:
             if self._begun.get(first) is done:
                 del self._begun[first]
 
+    def remove(self, keys: Buffer, namespace: Namespace) -> None:
+        """Take these chunks away below, in the background; stats()["remover"] counts what became of it."""
+        if not self._is_up():
+            return
+        packed, epoch = _packed(keys), namespace.epoch
+        chunks = [Which(packed[at : at + 16], namespace.digest, epoch) for at in range(0, len(packed), 16)]
+        with contextlib.suppress(RuntimeError):  # The loop has just ended.
+            self._loop.call_soon_threadsafe(self._remover.add, chunks)
+
     def flush(self, timeout_s: float) -> bool:
         """Wait until a look that began after this call found nothing to copy down. False: too short, or another process
         does it."""
@@ -160,7 +170,8 @@ class Ladder:
         return False
 
     def stats(self) -> dict[str, Any]:
-        """Figures of this process: "places", "demoter", "promoter", "decision", "sources"; bytes, seconds, counts."""
+        """Figures of this process: "places", "demoter", "promoter", "remover", "decision", "sources"; bytes,
+        seconds, counts."""
         resident, copied, dropped = self._demoter.residents()
         figures = self._promoter.figures
         return {
@@ -175,6 +186,7 @@ class Ladder:
                 name: figures[name]
                 for name in ("promoted_prefixes", "promoted", "computed_instead", "late", "no_room", "failed")
             },
+            "remover": self._remover.stats(),
             "decision": self._decision.stats(),
             "sources": self.sources.stats(),
         }
@@ -250,7 +262,9 @@ class Ladder:
             self._decision = Decision(settings.prefill)
             self._promoter = Promoter(self._pool, self._places, self._decision, self.sources, settings.at)
             self._demoter = Demoter(self._pool, self._places, settings.at)
+            self._remover = Remover(self._places, lambda: self._demoter.has_right)
             tasks.append(asyncio.create_task(self._tell()))
+            tasks.append(asyncio.create_task(self._remover.run()))
             if settings.demotes:
                 tasks.append(asyncio.create_task(self._demoter.run()))
             started.set()

@@ -236,8 +236,13 @@ class Place:
 
     async def _clear(self, chunk: Which) -> None:
         """Take away what is of no use, where that is ours to do."""
-        if self.figures["stored"] or not self.tier.capabilities.has_one_writer:
+        if self.is_ours_to_clear:
             await self.remove(chunk)
+
+    @property
+    def is_ours_to_clear(self) -> bool:
+        """Removing takes no other process's right to write."""
+        return self.figures["stored"] > 0 or not self.tier.capabilities.has_one_writer
 
     async def forget(self, digest: bytes, epoch: int = 0) -> bool:
         """Take away everything of a namespace that counts, its marker too. False when the place did not."""

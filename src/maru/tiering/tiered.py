@@ -88,6 +88,14 @@ class TieredPool(Pool):
             self.bring(bytes(memoryview(keys).cast("B")))
         return super().read_into(keys, buffers)
 
+    def remove(self, key: Buffer) -> bool:
+        """As Pool.remove; what lies below goes too, in the background, unless somebody reads the chunk here."""
+        packed = bytes(memoryview(key).cast("B"))
+        is_gone = super().remove(packed)
+        if self._namespace is not None and (is_gone or not super().exists(packed)):
+            self.ladder.remove(packed, self._namespace)
+        return is_gone
+
     def bring(self, keys: bytes, deadline_s: float | None = None) -> bool:
         """Have the leading chunks of `keys` here, as far as a place has them and there is room. Did any come?"""
         here, came = super().lookup(keys), False
