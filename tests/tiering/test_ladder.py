@@ -147,7 +147,7 @@ def test_what_a_bump_ended_does_not_come_back_from_below(story: Story) -> None:
     assert [are_right(pool, one) for one in packed] == [0] * PREFIXES
     put(pool, namespace, packed[0])
     assert pool.ladder.flush(FLUSH_S)
-    assert pool.remove(keys_in(packed[0])[-1])
+    assert core.PoolCore.remove(pool, keys_in(packed[0])[-1])
     assert are_right(pool, packed[0]) == PREFIX_CHUNKS
 
 
@@ -158,10 +158,10 @@ def test_what_has_run_out_does_not_come_back_from_below(story: Story, monkeypatc
     put(pool, namespace, packed, ttl=3600.0)
     assert pool.ladder.flush(FLUSH_S)
     for key in reversed(keys_in(packed)):
-        assert pool.remove(key)
+        assert core.PoolCore.remove(pool, key)
     assert are_right(pool, packed) == PREFIX_CHUNKS
     for key in reversed(keys_in(packed)):
-        assert pool.remove(key)
+        assert core.PoolCore.remove(pool, key)
     now = time.time_ns()
     real = time.time_ns
     monkeypatch.setattr("maru.tiering.place.time.time_ns", lambda: now + 3601 * 10**9)
@@ -169,7 +169,7 @@ def test_what_has_run_out_does_not_come_back_from_below(story: Story, monkeypatc
     monkeypatch.setattr("maru.tiering.place.time.time_ns", real)
     put(pool, namespace, packed[:16], ttl=3600.0)  # What is stored anew has a copy of its own again.
     assert pool.ladder.flush(FLUSH_S)
-    assert pool.remove(packed[:16])
+    assert core.PoolCore.remove(pool, packed[:16])
     assert are_right(pool, packed[:16]) == 1
 
 

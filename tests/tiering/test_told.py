@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from maru.inherited import give_back, take_file
+from maru.native import core
 from maru.pool import Pool
 from maru.tiering.ladder import LadderSettings
 from maru.tiering.prefill import Prefill
@@ -154,7 +155,7 @@ def test_a_living_ladder_tells_what_its_stats_say(story: Story, monkeypatch: pyt
     put(pool, namespace, packed)
     assert pool.ladder.flush(DEADLINE_S)
     for key in reversed(keys_in(packed)):
-        assert pool.remove(key)
+        assert core.PoolCore.remove(pool, key)
     assert pool.bring(packed)
     pool.ladder.flush(DEADLINE_S)
     wanted = pool.ladder.stats()
@@ -182,7 +183,7 @@ def test_chunks_are_counted_by_where_they_came_from(story: Story) -> None:
     assert pool.ladder.flush(DEADLINE_S)
     keys = keys_in(packed)
     for key in reversed(keys[2:]):  # Two stay here; one of the others is nowhere.
-        assert pool.remove(key)
+        assert core.PoolCore.remove(pool, key)
     longer = namespace.chunk_keys(array("q", [1] * ((PREFIX_CHUNKS + 1) * CHUNK_TOKENS)), CHUNK_TOKENS)
     place = pool.ladder.stats()["places"][0]["url"]
     with pool.pin(longer) as prefix:
@@ -192,7 +193,7 @@ def test_chunks_are_counted_by_where_they_came_from(story: Story) -> None:
     assert rising is None  # All of it is here by now.
     assert pool.ladder.stats()["sources"] == {"pool": 7, "below": {place: PREFIX_CHUNKS - 2}, "computed": 1}
     for key in reversed(keys[2:]):
-        assert pool.remove(key)
+        assert core.PoolCore.remove(pool, key)
     coming = pool.begin(longer)
     assert coming is not None
     assert coming.result(DEADLINE_S) == PREFIX_CHUNKS - 2

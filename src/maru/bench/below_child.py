@@ -233,7 +233,7 @@ class PrefixChild(Answering):
     def forget(self, prefix: int) -> None:
         """The prefix lies only below from now on."""
         for key in reversed(split(self._prefixes[prefix])):
-            self._pool.remove(key)
+            core.PoolCore.remove(self._pool, key)  # A tiered pool's own remove() would reach below.
         insist_on(core.PoolCore.lookup(self._pool, self._prefixes[prefix]), 0)
 
     def take(self, way: str, prefix: int) -> tuple[float, int, int]:
