@@ -225,6 +225,15 @@ def test_a_marker_names_a_bounded_number_of_pools_the_latest(below: Below) -> No
     assert list(Marker.read(below.memory.objects[MARKER][0]).pools) == pools[-POOLS_MAX:]
 
 
+def test_what_is_stored_after_a_namespace_was_forgotten_has_a_marker_of_its_own(below: Below) -> None:
+    place = below.place_of(A)
+    assert keep(place, 0, b"before")
+    assert run(place.forget(DIGEST))
+    assert keep(place, 0, b"after")
+    below.look_again()
+    assert get(place, 0) == b"after"
+
+
 @pytest.mark.parametrize("plan", [
     Plan(Fault.FAILS, kind="store", times=FOR_EVER), Plan(Fault.IS_FULL, times=FOR_EVER),
     Plan(Fault.FAILS, kind="load", times=FOR_EVER),

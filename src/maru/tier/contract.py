@@ -47,6 +47,9 @@ class Capabilities:
     """The largest object that it takes."""
     has_one_writer: bool = False
     """Only one process at a time may store and remove; others leave that alone."""
+    may_be_swept: bool = False
+    """To list everything and read some bytes of each object costs next to nothing, so what has run out is looked for;
+    elsewhere that is left to the place's own rules."""
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,10 @@ class FileTier(Tier):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(True, self._is_network, True, self._capacity_bytes or OBJECT_BYTES_MAX, has_one_writer=True)
+        return Capabilities(
+            True, self._is_network, True, self._capacity_bytes or OBJECT_BYTES_MAX, has_one_writer=True,
+            may_be_swept=not self._is_network,
+        )  # fmt: skip
 
     @property
     def bytes_used(self) -> int | None:

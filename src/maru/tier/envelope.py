@@ -319,6 +319,19 @@ def _frame_hash(decoded: memoryview, encoded: memoryview | None) -> bytes:
     return _HASH.pack(core.xxh3_64(decoded)) + (_HASH.pack(core.xxh3_64(encoded)) if encoded is not None else b"")
 
 
+def expiry_of(head: bytes) -> int | None:
+    """Until when a chunk is good, from its object's first HEADER_BYTES: nanoseconds since 1970, 0 for ever.
+
+    None for what is no object of this version: nothing is known of it.
+    """
+    if len(head) < HEADER_BYTES or _PREFIX.unpack_from(head) != (MAGIC, VERSION, HEADER_BYTES):
+        return None
+    try:
+        return _read_header(head[:HEADER_BYTES]).facts.expires_at_ns
+    except TornObject:
+        return None
+
+
 def _read_header(packed: bytes) -> _Header:
     """What 172 bytes say. Raises TornObject for what cannot be."""
     if _HASH.unpack_from(packed, _FIELDS.size)[0] != core.xxh3_64(packed[: _FIELDS.size]):

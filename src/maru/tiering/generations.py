@@ -25,6 +25,7 @@ from maru.native import core
 from maru.tier.contract import Tier, name_of
 
 LOOK_AGAIN_S = 10.0
+ENDED_MAX = 1024
 POOLS_MAX = 256
 """Of those that a marker names; the oldest goes, and its pool makes a new one when it comes again."""
 _MAGIC = b"MARUGEN1"
@@ -66,6 +67,7 @@ class Generations:
     def __init__(self, tier: Tier, pool_uuid: bytes, clock: Callable[[], float] = time.monotonic) -> None:
         self._tier, self._pool, self._clock = tier, pool_uuid, clock
         self._seen: dict[bytes, tuple[Marker, float]] = {}
+        self._ended: list[tuple[bytes, float]] = []
         self._looking = asyncio.Lock()
 
     async def folder(self, digest: bytes, epoch: int) -> bytes:
@@ -79,6 +81,18 @@ class Generations:
         """The same for whoever stores, with a marker from now on. Raises TierFailed; NoSuchObject: it is over."""
         return _folder(digest, self._of_epoch(await self._now(digest, epoch, True), epoch))
 
+    def forget(self, digest: bytes) -> None:
+        """A namespace's marker is about to be removed: what was seen of it is not gone by any more."""
+        self._seen.pop(digest, None)
+
+    def ended(self) -> list[bytes]:
+        """Folders of generations that this process put out of reach so long ago that nobody stores there any more."""
+        return [folder for folder, at in self._ended if self._clock() - at > LOOK_AGAIN_S]
+
+    def swept(self, folder: bytes) -> None:
+        """Nothing of an ended generation is left."""
+        self._ended = [one for one in self._ended if one[0] != folder]
+
     async def _now(self, digest: bytes, epoch: int, is_storing: bool) -> Marker | None:
         known = self._known(digest, epoch)
         if known is not None:
@@ -88,7 +102,10 @@ class Generations:
             if is_storing and (marker is None or not self._fits(marker, epoch)):
                 pools = {pool: at for pool, at in marker.pools.items() if pool != self._pool} if marker else {}
                 own = {self._pool: epoch} if epoch else {}
+                before = marker
                 marker = await self._write(digest, Marker(os.urandom(16), {**pools, **own}))
+                if before is not None:
+                    self._ended = [*self._ended[1 - ENDED_MAX :], (_folder(digest, before.generation), self._clock())]
             if marker is not None:
                 self._seen[digest] = (marker, self._clock())
             return marker
@@ -125,6 +142,11 @@ class Generations:
 def marker_of(digest: bytes) -> str:
     """The name of a namespace's marker. Raises BadKey."""
     return name_of(digest, _MARKER_KEY)
+
+
+def is_marker(name: str) -> bool:
+    """Is this the name of a namespace's marker?"""
+    return name.endswith("/" + _MARKER_KEY.hex())
 
 
 def _folder(digest: bytes, generation: bytes) -> bytes:

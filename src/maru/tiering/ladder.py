@@ -32,6 +32,7 @@ from maru.tiering.prefill import Prefill, PrefillClock
 from maru.tiering.promoter import Promoter
 from maru.tiering.remover import Remover
 from maru.tiering.sources import Sources
+from maru.tiering.sweeper import Sweeper
 from maru.tiering.told import TELL_EVERY_S, Teller
 
 if TYPE_CHECKING:
@@ -265,6 +266,7 @@ class Ladder:
             self._remover = Remover(self._places, lambda: self._demoter.has_right)
             tasks.append(asyncio.create_task(self._tell()))
             tasks.append(asyncio.create_task(self._remover.run()))
+            tasks.append(asyncio.create_task(Sweeper(self._places, lambda: self._demoter.has_right).run()))
             if settings.demotes:
                 tasks.append(asyncio.create_task(self._demoter.run()))
             started.set()

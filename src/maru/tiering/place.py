@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from maru.errors import MaruError, NoSuchObject, TierFull, TornObject
 from maru.tier.codec import Codec, PlainCodec, open_codec
 from maru.tier.contract import Tier, name_of
-from maru.tier.envelope import ChunkFacts, Unwrapping, wrap
+from maru.tier.envelope import HEADER_BYTES, ChunkFacts, Unwrapping, expiry_of, wrap
 from maru.tier.opening import TierConfig, open_tier
 from maru.tier.policy import Policy, Write
 from maru.tiering.breaker import Breaker, Speed
-from maru.tiering.generations import Generations, marker_of
+from maru.tiering.generations import Generations, is_marker, marker_of
 
 if TYPE_CHECKING:
     from maru.tier.cipher import Keyring, TenantCipher
@@ -34,6 +34,9 @@ _Answer = TypeVar("_Answer")
 
 PATIENCE_S = 0.25
 """Whoever goes away after so long without a word from the place has seen it fail; before that, nothing."""
+SWEPT_AT_ONCE = 64
+SWEEP_PAUSE_S = 0.02
+"""Between two objects that are looked at: fifty a second at most."""
 INLINE_BYTES = 64 << 10
 """What is decoded on the loop itself: less than handing it to a thread costs."""
 
@@ -250,6 +253,8 @@ class Place:
         async def take() -> bool:
             folder = await self._generations.folder(digest, epoch)
             names = [one.name async for one in self.tier.list(folder.hex())]
+            # First: what is stored meanwhile shall have a marker of its own.
+            self._generations.forget(digest)
             await self.tier.remove([*names, marker_of(digest)])
             return True
 
@@ -257,6 +262,48 @@ class Place:
             return bool(await self._ask(self._storing, "removed", take()))
         except NoSuchObject:
             return True
+
+    async def sweep_ended(self) -> None:
+        """Take away what lies in generations that this process ended."""
+        for folder in self._generations.ended() if self.is_ours_to_clear else ():
+            names = await self._ask(self._reading, "listed", self._names_in(folder.hex()))
+            if names is None:
+                return  # Next time.
+            for at in range(0, len(names), SWEPT_AT_ONCE):
+                if not await self._sweep(names[at : at + SWEPT_AT_ONCE]):
+                    return
+            self._generations.swept(folder)
+
+    async def sweep_expired(self, pause_s: float = SWEEP_PAUSE_S) -> None:
+        """Take away what has run out, slowly, where the place may be swept: nobody may ever ask for it again."""
+        if not (self.tier.capabilities.may_be_swept and self.is_ours_to_clear):
+            return
+        for name in await self._ask(self._reading, "listed", self._names_in("")) or []:
+            if is_marker(name):
+                continue
+            until = await self._ask(self._reading, "looked at", self._expiry_of(name))
+            if until and until <= time.time_ns():  # Stored anew just now, it goes all the same: a miss.
+                await self._sweep([name])
+            await asyncio.sleep(pause_s)
+
+    async def _names_in(self, folder: str) -> list[str]:
+        return [one.name async for one in self.tier.list(folder)]
+
+    async def _expiry_of(self, name: str) -> int | None:
+        try:
+            pieces = [bytes(piece) async for piece in self.tier.load(name, 0, HEADER_BYTES)]
+        except NoSuchObject:
+            return None
+        return expiry_of(b"".join(pieces))
+
+    async def _sweep(self, names: Sequence[str]) -> bool:
+        async def take() -> bool:
+            await self.tier.remove(names)
+            return True
+
+        is_gone = bool(await self._ask(self._storing, "removed", take()))
+        self.figures["swept"] += len(names) if is_gone else 0
+        return is_gone
 
     def _cipher_of(self, chunk: Which) -> TenantCipher | None:
         if self._keyring is None:
@@ -361,6 +408,6 @@ class Place:
 
 FIGURES = (
     "stored", "stored_bytes", "stored_object_bytes", "loaded", "loaded_bytes", "absent", "torn", "timeouts", "full",
-    "failures", "left_alone",
+    "failures", "left_alone", "swept",
 )  # fmt: skip
 """What a place counts."""
