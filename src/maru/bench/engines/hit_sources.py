@@ -14,7 +14,6 @@ import statistics
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -30,7 +29,8 @@ from maru.bench import report
 from maru.bench.engines.lmcache_ttft import facts, prompts_of
 from maru.bench.engines.lmcache_ways import CHUNK_TOKENS, WAYS, Setting, Way
 from maru.bench.engines.vllm_instance import Answer, EngineConfig, EngineFailed, VllmInstance
-from maru.bench.engines.way_servers import HOST, Server, ServerFailed, Servers, free_ports
+from maru.bench.engines.way_servers import ServerFailed
+from maru.bench.object_server import BUCKET, KEYS, object_server
 from maru.config import parse_url
 from maru.demo.model import MODEL_NAME, ensure_model
 from maru.errors import PoolNotFound
@@ -44,7 +44,6 @@ ANSWER_TOKENS = 16
 POOL_BYTES = 1 << 30
 """A prefix that comes from below may fill half of a pool."""
 COPIED_DEADLINE_S = 120.0
-BUCKET = "maru-bench"
 _POLL_S = 0.05
 
 COMPUTED, PREFIX_CACHE, POOL, FOLDER, OBJECTS = "computed", "vLLM's prefix cache", "the pool", "a folder", "S3"
@@ -82,22 +81,15 @@ class Field:
         """`door`: CONNECTOR or LMCACHE. `below`: a folder of its own."""
         self._door, self._model, self._logs = door, model, logs
         self._stack = ExitStack()
-        self._port = free_ports(1)[0]
-        self._places = {
-            FOLDER: f"file://{quote(str(below))}?size=16GiB",
-            OBJECTS: f"s3://{BUCKET}/kv?region=us-east-1&endpoint=http://{HOST}:{self._port}&allow_http=1",
-        }
-        self._pools = {name: Setting(model, logs, logs).pool for name in (POOL, *self._places)}
+        self._places = {FOLDER: f"file://{quote(str(below))}?size=16GiB"}
+        self._pools = {name: Setting(model, logs, logs).pool for name in (POOL, FOLDER, OBJECTS)}
         self.engines: dict[str, VllmInstance] = {}
 
     def __enter__(self) -> Field:
         """Raises ServerFailed, EngineFailed."""
         try:
-            command = (sys.executable, "-W", "ignore", "-m", "moto.server", "-H", HOST, "-p", str(self._port))
-            server = Server(command, f"http://{HOST}:{self._port}/moto-api/")
-            self._stack.enter_context(Servers([server], self._logs / "s3-server.log"))
-            made = urllib.request.Request(f"http://{HOST}:{self._port}/{BUCKET}", method="PUT")
-            urllib.request.urlopen(made, timeout=30).close()
+            where = self._stack.enter_context(object_server(self._logs / "s3-server.log"))
+            self._places[OBJECTS] = f"s3://{BUCKET}/kv?{where}"
             for name in self._pools.values():
                 self._stack.callback(_destroy, name)
             places = [f"{url}&write=through" for url in self._places.values()]
@@ -138,8 +130,7 @@ class Field:
             if number:
                 settings["prefill_tokens_per_s"] = 0
             config = replace(config, kv_transfer={**config.kv_transfer, "kv_connector_extra_config": settings})
-        keys = {"AWS_ACCESS_KEY_ID": "who", "AWS_SECRET_ACCESS_KEY": "hidden"}
-        return replace(config, environment={**config.environment, **keys})
+        return replace(config, environment={**config.environment, **KEYS})
 
     def told(self, pool: str) -> list[dict[str, Any]]:
         """What the ladders over a pool told last. LMCache has two of them in a process."""

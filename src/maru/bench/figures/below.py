@@ -27,6 +27,7 @@ from maru.bench.figures.base import Figure, Knob, Step
 from maru.bench.ground import MIB, bench_pool
 from maru.bench.loads.prompts import prompts_for
 from maru.bench.measure import quantile
+from maru.bench.object_server import BUCKET, object_server, why_no_object_server
 from maru.bench.raw_places import takes_direct
 from maru.bench.rivals.contract import RivalFailed
 from maru.bench.rivals.crew import Member, command_of
@@ -57,7 +58,7 @@ class Below(Figure):
     knobs = (
         Knob("only", (), (), f"of the parts {', '.join(PARTS)}; without any, all"),
         Knob("folder", "", "", "a folder on the file system that is measured; without it the model's cache"),
-        Knob("s3", "", "", "s3://BUCKET/PREFIX?endpoint=URL…, a place that is measured too; keys: AWS_* variables"),
+        Knob("s3", "moto", "", "s3://BUCKET/PREFIX?endpoint=URL…, keys: AWS_* variables; moto: a server on this host"),
         Knob("chunks", 32, 8, "chunks of 8 MiB that are stored and loaded for a sample"),
         Knob("put_seconds", 1.5, 0.4, "seconds of puts of 8 MiB for a sample"),
         Knob("every_ms", 20.0, 20.0, "one put every so many milliseconds, beside those one by one"),
@@ -180,8 +181,17 @@ def _places(run: Session) -> Iterator[dict[str, str]]:
             address = server.setup(run.folder / REDIS, 2 * raw_bytes + SERVER_BYTES)
             run.remark(f"{server.version()}; redis-py's blocking client in threads, on both sides")
             places[REDIS] = f"redis://{address}/0?prefix={{part}}:&deadline=60s"
-        if run.setting("s3"):
-            places[OBJECTS] = str(run.setting("s3"))
+        if (objects := str(run.setting("s3"))) == "moto":
+            if reason := why_no_object_server():
+                run.remark(f"an object store was not measured: {reason}")
+            else:
+                where = stack.enter_context(object_server(run.folder / "s3-server.log"))
+                places[OBJECTS] = f"s3://{BUCKET}/{{part}}?{where}&deadline=60s"
+                run.remark(
+                    "the S3 server is moto, in Python on this host: its speed says nothing, the share of raw does"
+                )
+        elif objects:
+            places[OBJECTS] = objects
         for url in places.values():
             try:
                 parse_tier_url(url)
