@@ -182,6 +182,9 @@ uint64_t take_by_recutting(Pool& pool, uint64_t units, bool device) {
   }
   std::sort(order.begin(), order.end());
   for (const auto& [warmth, load, slab] : order) {
+    // A closer look at this one: a pinned chunk that shows only in the middle costs all that went before it.
+    const uint64_t held = slab_chunk_units(pool.slabs[slab].word.load(std::memory_order_relaxed));
+    if (!look_at_slab(pool, slab, held, kSlabSample).may_go) continue;
     const uint64_t unit = recut_at_once(pool, slab, units, device);
     if (unit != kNoUnit) return unit;
   }
