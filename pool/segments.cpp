@@ -68,6 +68,25 @@ uint32_t first_awaited(const OpenIndex& index, const std::string& folder) {
       {{"path", folder}});
 }
 
+// A pool's own file says whose it is, so nothing else would keep it from being emptied and taken once more.
+void refuse_own_segments(const OpenIndex& index, const std::string& folder, const OpenSegment& added) {
+  struct stat wanted{};
+  fstat(added.fd.get(), &wanted);
+  for (uint32_t n = 0; n < kSegmentLimit; n++) {
+    const SegmentRow& row = index.rows()[n];
+    const SegmentState state = segment_state(row.word.load());
+    if (state == SegmentState::kAbsent) break;
+    if (state == SegmentState::kAwaited) continue;
+    struct stat st{};
+    const std::string path = segment_path(folder, std::string(row.path, strnlen(row.path, sizeof row.path)));
+    if (::stat(path.c_str(), &st) != 0) continue;
+    if (is_device(st) ? is_device(wanted) && st.st_rdev == wanted.st_rdev
+                      : st.st_dev == wanted.st_dev && st.st_ino == wanted.st_ino)
+      throw Failure("PoolMismatch", added.path + " is segment " + std::to_string(n) + " of this pool already",
+                    {{"path", added.path}});
+  }
+}
+
 }  // namespace
 
 void set_segment_state(const std::string& folder, uint32_t number, SegmentState state) {
@@ -106,6 +125,7 @@ uint32_t add_segment(const std::string& folder, const SegmentSpec& spec, CreateR
   read_boot_id(boot_id);
   bool existed = true;
   const OpenSegment segment = open_segment(folder, spec, index.mode, boot_id, &existed, &result->notes);
+  refuse_own_segments(index, folder, segment);
   try {
     if (segment.device) {
       if (segment.device_bytes < place.data_offset + place.slab_count * g.slab_bytes)

@@ -179,6 +179,20 @@ def test_a_place_that_cannot_be_had_changes_nothing(
     assert maru.Pool.add_segment(pool.config.url, str(tmp_path / "more")) == 1
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_memory_that_the_pool_has_already_is_not_taken_once_more(pool: maru.Pool, tmp_path: Path, number: int) -> None:
+    maru.Pool.add_segment(pool.config.url, str(tmp_path / "more"))
+    pool.reap()
+    store(pool, 0, 150)
+    before = present(pool, 150)
+    (tmp_path / "alias").symlink_to(pool.config.folder)
+    place = tmp_path / "alias" / "segment-0" if number == 0 else tmp_path / "more"
+    with pytest.raises(PoolMismatch, match=f"is segment {number} of this pool already"):
+        maru.Pool.add_segment(pool.config.url, str(place))
+    assert present(pool, 150) == before
+    assert states(pool) == ["ONLINE", "ONLINE", "AWAITED"]
+
+
 def test_a_segment_of_another_living_pool_is_refused(pool: maru.Pool, url: str, tmp_path: Path) -> None:
     maru.Pool.add_segment(pool.config.url, str(tmp_path / "more"))
     other = url.replace("maru:///", "maru:///other-")
