@@ -132,12 +132,14 @@ struct LongInput {
   LongInput(const uint8_t* input, size_t size)
       : data(input),
         block_count((size - 1) / kBlockSize),
+        rest(input + block_count * kBlockSize),
         stripe_count((size - 1) % kBlockSize / kStripeSize),
         last_stripe(input + size - kStripeSize) {}
 
   const uint8_t* data;
   size_t block_count;   // Blocks to be stirred.
-  size_t stripe_count;  // Stripes after them, without the last.
+  const uint8_t* rest;  // What follows them:
+  size_t stripe_count;  // ... so many stripes, without the last.
   const uint8_t* last_stripe;
 };
 
@@ -145,19 +147,36 @@ struct LongInput {
 constexpr size_t kStirSecretOffset = kSecretSize - kStripeSize;
 constexpr size_t kLastSecretOffset = kSecretSize - kStripeSize - 7;
 
-// Whole blocks of cache lines that are copied beside the hashing: `to` begins a line, and the source of each
-// of its lines may lie across two stripes, both of which are in the cache by then.
+// Where the blocks of an input are copied to beside the hashing. A block is taken into `block` by one load of
+// each of its bytes, hashed there and streamed from there: what arrives is what was hashed, whatever becomes
+// of the source meanwhile. Lines of the target begin `head` bytes after a stripe, so each block but the first
+// sends a line that began in the one before it.
 struct Copying {
   uint8_t* to = nullptr;
-  const uint8_t* from = nullptr;
-  size_t blocks = 0;
+  size_t head = 0;
+  alignas(kStripeSize) uint8_t block[kStripeSize + kBlockSize];  // The last stripe before it, and the block.
+
+  uint8_t* stripes() { return block + kStripeSize; }
+  // Where a block's i-th line comes from and goes to. The first block has none with number 0, unless its
+  // lines are stripes.
+  size_t first_line(size_t number) const { return head != 0 && number == 0; }
+  const uint8_t* line(size_t i) const { return block + (head ? head : kStripeSize) + i * kStripeSize; }
+  uint8_t* target(size_t i) const { return to + i * kStripeSize - (head ? kStripeSize - head : 0); }
+  void keep_last_stripe() { std::memcpy(block, block + kBlockSize, kStripeSize); }
+  void begin(size_t number) {
+    if (number == 0) std::memcpy(to, stripes(), head);
+  }
+  // What the last block left of a line.
+  void end() {
+    if (head) std::memcpy(to - (kStripeSize - head), block + kBlockSize + head, kStripeSize - head);
+  }
 };
 
 // Adds all of a long input to the sums.
-using AddInput = void (*)(uint64_t sums[8], const LongInput& input, const uint8_t* secret, Copying copying);
+using AddInput = void (*)(uint64_t sums[8], const LongInput& input, const uint8_t* secret, Copying* copying);
 
-void add_input_portable(uint64_t sums[8], const LongInput& input, const uint8_t* secret, Copying copying) {
-  stream_copy(copying.to, copying.from, copying.blocks * kBlockSize);
+// Does not copy: see hash_while_copying.
+void add_input_portable(uint64_t sums[8], const LongInput& input, const uint8_t* secret, Copying*) {
   const uint8_t* data = input.data;
   const auto add = [sums](const uint8_t* stripe, const uint8_t* stripe_secret) {
     for (size_t i = 0; i < 8; ++i) {
@@ -190,46 +209,91 @@ void add_input_portable(uint64_t sums[8], const LongInput& input, const uint8_t*
 // ahead) made no difference on Zen 5.
 #define MARU_AVX512 __attribute__((target("avx512f"), always_inline)) inline
 
-MARU_AVX512 void add_stripe_avx512(__m512i& sum, const uint8_t* stripe, const uint8_t* secret) {
-  const __m512i words = _mm512_loadu_si512(stripe);
+MARU_AVX512 void add_words_avx512(__m512i& sum, __m512i words, const uint8_t* secret) {
   const __m512i mixed = _mm512_xor_si512(words, _mm512_loadu_si512(secret));
   const __m512i product = _mm512_mul_epu32(mixed, _mm512_srli_epi64(mixed, 32));
   const __m512i swapped = _mm512_shuffle_epi32(words, _MM_PERM_BADC);
   sum = _mm512_add_epi64(sum, _mm512_add_epi64(product, swapped));
 }
 
-MARU_AVX512 void stream_line_avx512(uint8_t* to, const uint8_t* from) {
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
+MARU_AVX512 void add_stripe_avx512(__m512i& sum, const uint8_t* stripe, const uint8_t* secret) {
+  add_words_avx512(sum, _mm512_loadu_si512(stripe), secret);
 }
 
-__attribute__((target("avx512f"))) void add_input_avx512(uint64_t sums[8], const LongInput& input,
-                                                         const uint8_t* secret, Copying copying) {
+// One block, hashed and not copied, or by way of copying->block.
+MARU_AVX512 void add_block_avx512(__m512i& sum, const uint8_t* data, const uint8_t* secret, Copying* copying,
+                                  size_t block) {
+  if (copying) {
+#pragma GCC unroll 16
+    for (size_t i = 0; i < kBlockStripes; ++i)
+      _mm512_store_si512(copying->stripes() + i * kStripeSize, _mm512_loadu_si512(data + i * kStripeSize));
+    data = copying->stripes();
+  }
+#pragma GCC unroll 16
+  for (size_t i = 0; i < kBlockStripes; ++i)
+    add_stripe_avx512(sum, data + i * kStripeSize, secret + i * kSecretStep);
+  if (!copying) return;
+  copying->begin(block);
+  for (size_t i = copying->first_line(block); i < kBlockStripes; ++i)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(copying->target(i)), _mm512_loadu_si512(copying->line(i)));
+  copying->keep_last_stripe();
+  copying->to += kBlockSize;
+}
+
+// The same without leaving the registers, for targets whose lines begin kWords 8-byte words after a stripe.
+template <int kWords>
+MARU_AVX512 void copy_block_avx512(__m512i& sum, __m512i& before, const uint8_t* data, const uint8_t* secret,
+                                   Copying& copying, size_t block) {
+#pragma GCC unroll 16
+  for (size_t i = 0; i < kBlockStripes; ++i) {
+    __m512i words = _mm512_loadu_si512(data + i * kStripeSize);
+    asm("" : "+v"(words));  // One load for both uses: a compiler may make two of it, and they could differ.
+    add_words_avx512(sum, words, secret + i * kSecretStep);
+    auto* to = reinterpret_cast<__m512i*>(copying.target(i));
+    if constexpr (kWords == 0)
+      _mm512_stream_si512(to, words);
+    else if (i > 0 || block > 0)
+      _mm512_stream_si512(to, _mm512_alignr_epi64(words, before, kWords));
+    else
+      _mm512_mask_storeu_epi64(copying.to, (1u << kWords) - 1, words);  // What comes before the first line.
+    before = words;
+  }
+  copying.to += kBlockSize;
+}
+
+template <int kWords>
+__attribute__((target("avx512f"))) void add_input_avx512_to(uint64_t sums[8], const LongInput& input,
+                                                            const uint8_t* secret, Copying* copying) {
+  constexpr bool kInRegisters = kWords >= 0;
   const uint8_t* data = input.data;
   const __m512i stir_secret = _mm512_loadu_si512(secret + kStirSecretOffset);
   const __m512i prime = _mm512_set1_epi64(kPrime32_1);
-  __m512i sum = _mm512_loadu_si512(sums);
-  for (size_t block = 0; block < input.block_count; ++block) {
-    if (block < copying.blocks) {
-#pragma GCC unroll 16
-      for (size_t i = 0; i < kBlockStripes; ++i, data += kStripeSize) {
-        add_stripe_avx512(sum, data, secret + i * kSecretStep);
-        stream_line_avx512(copying.to + i * kStripeSize, copying.from + i * kStripeSize);
-      }
-      copying.to += kBlockSize;
-      copying.from += kBlockSize;
-    } else {
-#pragma GCC unroll 16
-      for (size_t i = 0; i < kBlockStripes; ++i, data += kStripeSize)
-        add_stripe_avx512(sum, data, secret + i * kSecretStep);
-    }
+  __m512i sum = _mm512_loadu_si512(sums), before = _mm512_setzero_si512();
+  for (size_t block = 0; block < input.block_count; ++block, data += kBlockSize) {
+    if constexpr (kInRegisters)
+      copy_block_avx512<kWords>(sum, before, data, secret, *copying, block);
+    else
+      add_block_avx512(sum, data, secret, copying, block);
     sum = _mm512_xor_si512(_mm512_xor_si512(sum, _mm512_srli_epi64(sum, 47)), stir_secret);
     const __m512i upper = _mm512_mul_epu32(_mm512_srli_epi64(sum, 32), prime);
     sum = _mm512_add_epi64(_mm512_mul_epu32(sum, prime), _mm512_slli_epi64(upper, 32));
   }
+  if (kInRegisters && input.block_count > 0) _mm512_storeu_si512(copying->block + kBlockSize, before);
   for (size_t i = 0; i < input.stripe_count; ++i)
-    add_stripe_avx512(sum, data + i * kStripeSize, secret + i * kSecretStep);
+    add_stripe_avx512(sum, input.rest + i * kStripeSize, secret + i * kSecretStep);
   add_stripe_avx512(sum, input.last_stripe, secret + kLastSecretOffset);
   _mm512_storeu_si512(sums, sum);
+}
+
+void add_input_avx512(uint64_t sums[8], const LongInput& input, const uint8_t* secret, Copying* copying) {
+  // Large buffers of most allocators begin 0 or 16 bytes after a line, and so their lines after a stripe.
+  const auto add = !copying              ? add_input_avx512_to<-1>
+                   : copying->head == 0  ? add_input_avx512_to<0>
+                   : copying->head == 16 ? add_input_avx512_to<2>
+                   : copying->head == 32 ? add_input_avx512_to<4>
+                   : copying->head == 48 ? add_input_avx512_to<6>
+                                         : add_input_avx512_to<-1>;
+  add(sums, input, secret, copying);
 }
 
 #undef MARU_AVX512
@@ -254,40 +318,42 @@ MARU_AVX2 void stir_half_avx2(__m256i& sum, const uint8_t* secret) {
   sum = _mm256_add_epi64(_mm256_mul_epu32(sum, prime), _mm256_slli_epi64(upper, 32));
 }
 
-MARU_AVX2 void stream_line_avx2(uint8_t* to, const uint8_t* from) {
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), load_avx2(from));
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(to + 32), load_avx2(from + 32));
-}
-
 __attribute__((target("avx2"))) void add_input_avx2(uint64_t sums[8], const LongInput& input,
-                                                    const uint8_t* secret, Copying copying) {
+                                                    const uint8_t* secret, Copying* copying) {
   const uint8_t* data = input.data;
   const uint8_t* stir_secret = secret + kStirSecretOffset;
   __m256i low = load_avx2(sums);
   __m256i high = load_avx2(sums + 4);
   for (size_t block = 0; block < input.block_count; ++block) {
-    if (block < copying.blocks) {
+    const uint8_t* stripes = data;
+    if (copying) {
 #pragma GCC unroll 16
-      for (size_t i = 0; i < kBlockStripes; ++i, data += kStripeSize) {
-        add_half_avx2(low, data, secret + i * kSecretStep);
-        add_half_avx2(high, data + 32, secret + i * kSecretStep + 32);
-        stream_line_avx2(copying.to + i * kStripeSize, copying.from + i * kStripeSize);
-      }
-      copying.to += kBlockSize;
-      copying.from += kBlockSize;
-    } else {
-#pragma GCC unroll 16
-      for (size_t i = 0; i < kBlockStripes; ++i, data += kStripeSize) {
-        add_half_avx2(low, data, secret + i * kSecretStep);
-        add_half_avx2(high, data + 32, secret + i * kSecretStep + 32);
-      }
+      for (size_t i = 0; i < kBlockSize; i += 32)
+        _mm256_store_si256(reinterpret_cast<__m256i*>(copying->stripes() + i), load_avx2(data + i));
+      stripes = copying->stripes();
     }
+#pragma GCC unroll 16
+    for (size_t i = 0; i < kBlockStripes; ++i) {
+      add_half_avx2(low, stripes + i * kStripeSize, secret + i * kSecretStep);
+      add_half_avx2(high, stripes + i * kStripeSize + 32, secret + i * kSecretStep + 32);
+    }
+    if (copying) {
+      copying->begin(block);
+      for (size_t i = copying->first_line(block); i < kBlockStripes; ++i) {
+        auto* to = reinterpret_cast<__m256i*>(copying->target(i));
+        _mm256_stream_si256(to, load_avx2(copying->line(i)));
+        _mm256_stream_si256(to + 1, load_avx2(copying->line(i) + 32));
+      }
+      copying->keep_last_stripe();
+      copying->to += kBlockSize;
+    }
+    data += kBlockSize;
     stir_half_avx2(low, stir_secret);
     stir_half_avx2(high, stir_secret + 32);
   }
-  for (size_t i = 0; i < input.stripe_count; ++i, data += kStripeSize) {
-    add_half_avx2(low, data, secret + i * kSecretStep);
-    add_half_avx2(high, data + 32, secret + i * kSecretStep + 32);
+  for (size_t i = 0; i < input.stripe_count; ++i) {
+    add_half_avx2(low, input.rest + i * kStripeSize, secret + i * kSecretStep);
+    add_half_avx2(high, input.rest + i * kStripeSize + 32, secret + i * kSecretStep + 32);
   }
   add_half_avx2(low, input.last_stripe, secret + kLastSecretOffset);
   add_half_avx2(high, input.last_stripe + 32, secret + kLastSecretOffset + 32);
@@ -311,8 +377,8 @@ AddInput find_path(const char* name) {
   return wanted("portable") ? add_input_portable : nullptr;
 }
 
-uint64_t hash_long(AddInput add_input, const uint8_t* data, size_t size, uint64_t seed,
-                   Copying copying = {}) {
+uint64_t hash_long(AddInput add_input, const LongInput& input, size_t size, uint64_t seed,
+                   Copying* copying = nullptr) {
   alignas(64) uint64_t secret_words[kSecretSize / 8];
   std::memcpy(secret_words, kSecret, kSecretSize);
   for (size_t i = 0; i < kSecretSize / 8; i += 2) {
@@ -323,7 +389,7 @@ uint64_t hash_long(AddInput add_input, const uint8_t* data, size_t size, uint64_
 
   alignas(64) uint64_t sums[8] = {kPrime32_3, kPrime64_1, kPrime64_2, kPrime64_3,
                                   kPrime64_4, kPrime32_2, kPrime64_5, kPrime32_1};
-  add_input(sums, LongInput(data, size), secret, copying);
+  add_input(sums, input, secret, copying);
 
   uint64_t result = size * kPrime64_1;
   for (size_t i = 0; i < 8; i += 2)
@@ -335,20 +401,30 @@ uint64_t hash_any(AddInput add_input, const void* data, size_t size, uint64_t se
   const uint8_t* bytes = static_cast<const uint8_t*>(data);
   if (size <= 16) return hash_0_to_16(bytes, size, seed);
   if (size <= kShortSizeMax) return hash_17_to_240(bytes, size, seed);
-  return hash_long(add_input, bytes, size, seed);
+  return hash_long(add_input, LongInput(bytes, size), size, seed);
 }
 
-// Copies `size` bytes and returns their hash. What comes before the first whole line of `dst`, and after the
-// last whole block of lines, is copied plainly.
+// Copies `size` bytes, 1024 at least, and returns the hash of what arrived.
 uint64_t hash_while_copying(AddInput add_input, uint8_t* dst, const uint8_t* src, size_t size) {
-  const size_t head = -reinterpret_cast<uintptr_t>(dst) % kStripeSize;
-  const size_t blocks = (size - head) / kBlockSize;
-  // The last block is never stirred, so the loops do not come by it.
-  const Copying copying{dst + head, src + head, std::min(blocks, LongInput(src, size).block_count)};
-  const size_t streamed = head + copying.blocks * kBlockSize;
-  std::memcpy(dst, src, head);
-  const uint64_t hash = hash_long(add_input, src, size, 0, copying);
-  std::memcpy(dst + streamed, src + streamed, size - streamed);
+  if (add_input == add_input_portable) {
+    stream_copy(dst, src, size);
+    return hash_long(add_input, LongInput(dst, size), size, 0);
+  }
+  LongInput input(src, size);
+  const size_t in_blocks = input.block_count * kBlockSize, rest = size - in_blocks;
+  // The rest likewise by one load each. Its last stripe may begin in the blocks: what is loaded once more
+  // there is hashed once more, and if it has changed the hash is another.
+  alignas(kStripeSize) uint8_t tail[kStripeSize + kBlockSize];
+  const size_t before = in_blocks < kStripeSize ? 0 : kStripeSize;
+  std::memcpy(tail + kStripeSize - before, src + in_blocks - before, before + rest);
+  input.rest = tail + kStripeSize;
+  input.last_stripe = tail + rest;
+  Copying copying;
+  copying.to = dst;
+  copying.head = -reinterpret_cast<uintptr_t>(dst) % kStripeSize;
+  const uint64_t hash = hash_long(add_input, input, size, 0, &copying);
+  if (input.block_count > 0) copying.end();
+  std::memcpy(dst + in_blocks, input.rest, rest);
 #if defined(__x86_64__)
   _mm_sfence();  // As in copy.cpp: streaming stores are not ordered with later ones.
 #endif
@@ -372,7 +448,7 @@ uint64_t xxh3_64_copying(void* dst, const void* src, size_t size) {
   static const AddInput add_input = find_path(nullptr);
   if (size < kStreamSizeMin) {
     stream_copy(dst, src, size);
-    return xxh3_64(src, size);
+    return xxh3_64(dst, size);  // Of what arrived.
   }
   return hash_while_copying(add_input, static_cast<uint8_t*>(dst), static_cast<const uint8_t*>(src), size);
 }

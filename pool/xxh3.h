@@ -11,8 +11,8 @@ namespace maru {
 
 uint64_t xxh3_64(const void* data, size_t size, uint64_t seed = 0);
 
-// Copies `size` bytes between places that do not overlap, and returns XXH3-64 of them, in one pass over the
-// source. As after stream_copy, a following release store publishes the bytes.
+// Copies `size` bytes between places that do not overlap, and returns XXH3-64 of what arrived, in one pass
+// over the source. As after stream_copy, a following release store publishes the bytes.
 uint64_t xxh3_64_copying(void* dst, const void* src, size_t size);
 
 // For tests, which prove that all paths agree: "avx512", "avx2" or "portable" by name.

@@ -232,6 +232,16 @@ def read_unseen(memory: coherence.Memory, offset: int, size: int, checksum: int)
     return memory.view(offset, size)
 
 
+def copy_unflushed(memory: coherence.Memory, offset: int, buffer: memoryview, checksum: int) -> bool:
+    return core.xxh3_64_copying(buffer, memory.view(offset, len(buffer))) == checksum
+
+
+def copy_unseen(memory: coherence.Memory, offset: int, buffer: memoryview, checksum: int) -> bool:
+    memory.flush(offset, len(buffer))
+    core.stream_copy(buffer, memory.view(offset, len(buffer)))
+    return True
+
+
 def write_unflushed(memory: coherence.Memory, offset: int, data: bytes) -> int:
     memory.store(offset, data)
     return core.xxh3_64(data)
@@ -257,6 +267,8 @@ MUTANTS: dict[str, tuple[str, Callable[..., object], Faults | None, Faults | Non
     "the daemon does not flush before it publishes": ("maru.daemon.control.publishable", publish_unflushed, None, None),
     "the daemon does not flush what it tells of": ("maru.daemon.control.show_to_others", show_unflushed, None, None),
     "the reader does not flush": ("maru.client.holds.read_of_others", read_unflushed, None, None),
+    "the reader does not flush what it copies": ("maru.client.holds.copy_of_others", copy_unflushed, None, None),
+    "the reader does not compare what it copies": ("maru.client.holds.copy_of_others", copy_unseen, None, DROPPED),
     "the daemon does not compare": ("maru.daemon.control.publishable", publish_unseen, DROPPED, None),
     "the reader does not compare": ("maru.client.holds.read_of_others", read_unseen, None, DROPPED),
 }

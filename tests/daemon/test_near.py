@@ -78,6 +78,9 @@ def test_what_the_far_pool_has_is_read_here(far: maru.Pool, server: RpcServer, w
         with near.pin(keys) as prefix:
             assert [bytes(view) for view in prefix.views] == [bytes_for(n, CHUNK) for n in range(4)]
         assert near.brought == 4
+        buffers = [bytearray(CHUNK) for _ in range(5)]
+        assert near.read_into(keys, buffers) == 4
+        assert bytes(buffers[3]) == bytes_for(3, CHUNK)
         server.stop()  # What came is of this host now.
         with near.pin(keys) as prefix:
             assert len(prefix) == 4

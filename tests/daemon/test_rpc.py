@@ -7,7 +7,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -21,6 +20,7 @@ from maru.daemon.control import Control
 from maru.daemon.server import RpcServer
 from maru.errors import (
     BadKey,
+    BadSize,
     BadUrl,
     ChunkTooLarge,
     LeaseEnded,
@@ -31,7 +31,6 @@ from maru.errors import (
     PoolMismatch,
     VersionSkew,
 )
-from maru.native import core
 
 SIZES = [20_000, 20_000, 5, 3_000_000, 3_000_000, 20_000]
 WAYS = ("wire", "mapped")
@@ -52,6 +51,24 @@ def client(request: pytest.FixtureRequest, pool: maru.Pool) -> Iterator[RemotePo
 def holds_nothing(pool: maru.Pool) -> bool:
     figures = pool.stats()
     return not any(row["pins"] for row in figures["processes"]) and figures["chunks"]["reserved"] == 0
+
+
+def test_a_prefix_is_read_into_buffers_by_the_same_call_from_everywhere(pool: maru.Pool, client: RemotePool) -> None:
+    there = client.namespace(IDENTITY)
+    keys = keys_of(there, len(SIZES) + 1)
+    data = [bytes_for(n, size) for n, size in enumerate(SIZES)]
+    client.put_many(keys[:-16], data, there)
+    for source in (pool, client):
+        buffers = [bytearray(size) for size in [*SIZES, 7]]
+        assert source.read_into(keys, buffers) == len(SIZES)
+        assert [bytes(buffer) for buffer in buffers[:-1]] == data
+        assert source.read_into(keys[-16:] + keys[:16], [bytearray(7), bytearray(SIZES[0])]) == 0
+        with pytest.raises(BadSize, match="chunk 1 has 20000 bytes, its buffer 4"):
+            source.read_into(keys[:32], [bytearray(SIZES[0]), bytearray(4)])
+        with pytest.raises(ValueError, match="2 keys and 1 buffers"):
+            source.read_into(keys[:32], [bytearray(SIZES[0])])
+    assert client.failures == {}
+    assert holds_nothing(pool)
 
 
 def test_what_one_stores_the_other_reads(pool: maru.Pool, client: RemotePool) -> None:
@@ -255,30 +272,12 @@ def test_what_was_copied_while_the_lease_ended_is_not_to_be_used(
             if way == "wire":
                 monkeypatch.setattr(client, "fetch", lapse)
             else:
-                copy = core.stream_copy
-                monkeypatch.setattr(
-                    holds, "core", SimpleNamespace(stream_copy=lambda *two: (copy(*two), lapse()), xxh3_64=core.xxh3_64)
-                )
+                copy = holds.copy_of_others
+                monkeypatch.setattr(holds, "copy_of_others", lambda *args: (copy(*args), lapse())[0])
             for read in (lambda: prefix.read_into(0, buffer), lambda: prefix.read_many([(0, buffer)])):
                 client.channel.held_until_s = float("inf")
                 with pytest.raises(LeaseEnded):
                     read()
-
-
-def test_a_chunk_that_changes_while_it_is_copied_is_not_to_be_used(
-    pool: maru.Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with served(pool) as server, remote(server, "mapped") as client:
-        client.put(bytes(16), bytes_for(1))
-
-        def copy(to: memoryview, source: memoryview) -> None:
-            core.stream_copy(to, source)
-            to[7] ^= 1
-
-        with client.pin(bytes(16)) as prefix:
-            monkeypatch.setattr(holds, "core", SimpleNamespace(stream_copy=copy, xxh3_64=core.xxh3_64))
-            with pytest.raises(LeaseEnded, match="changed while"):
-                prefix.read_into(0, memoryview(bytearray(20_000)))
 
 
 def test_nobody_there_is_said_within_the_deadline() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -59,8 +60,31 @@ def check_hashing_copy(path: str | None, size: int, dst_offset: int, src_offset:
 @pytest.mark.parametrize("path", _native.hash_paths())
 def test_a_copy_that_hashes_copies_exactly_and_hashes_what_it_copied(path: str) -> None:
     for size in (*range(1024, 1160), *range(2040, 2056), *range(3060, 3140), 131_072, 131_073, (1 << 20) + 77):
-        for dst_offset, src_offset in ((0, 0), (0, 9), (17, 0), (33, 63), (63, 1), (size % 64, size * 7 % 64)):
+        for dst_offset, src_offset in ((0, 0), (0, 9), (16, 16), (32, 5), (48, 0), (17, 0), (63, 1), (size % 64, 33)):
             check_hashing_copy(path, size, dst_offset, src_offset)
+
+
+@pytest.mark.parametrize("path", _native.hash_paths())
+@pytest.mark.parametrize("dst_offset", [0, 16, 9])
+def test_what_arrives_is_what_was_hashed_while_somebody_writes_the_source(path: str, dst_offset: int) -> None:
+    """The source may be memory that another host, or a process that woke up, stores into: then the hash is of that."""
+    size = (1 << 20) + 77
+    source = np.resize(NOISE, size)
+    room = line_aligned(dst_offset + size)[dst_offset:]
+    is_over = threading.Event()
+
+    def scribble() -> None:
+        while not is_over.is_set():
+            np.bitwise_xor(source, 1, out=source)
+
+    scribbler = threading.Thread(target=scribble)
+    scribbler.start()
+    try:
+        for _ in range(100):
+            assert _native.xxh3_64_copying_with(path, room, source) == _native.xxh3_64(room)
+    finally:
+        is_over.set()
+        scribbler.join()
 
 
 @pytest.mark.parametrize("size", [0, 1, 240, 241, 1023, 131_071, 131_072, (2 << 20) + 5])
