@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 import bench_documents
 from maru.bench.document import Document
@@ -72,6 +73,9 @@ def show(browser: WebDriver, report: Path, width: int, scheme: str) -> None:
     browser.get("about:blank")
     browser.get_log("browser")  # What earlier pages said.
     browser.get(report.as_uri())
+    # On a busy machine the browser was seen to answer before the end of a page of some MB was there.
+    is_whole = "return location.href === arguments[0] && document.readyState === 'complete'"
+    WebDriverWait(browser, 30, poll_frequency=0.05).until(lambda _: browser.execute_script(is_whole, report.as_uri()))
 
 
 def rgb(colour: str) -> tuple[float, float, float]:
