@@ -28,8 +28,6 @@ namespace maru {
 
 namespace {
 
-std::string reason() { return std::strerror(errno); }
-
 // Removes what a failed creation left, newest first: its files, and then the folder if nothing else is in it.
 struct Undo {
   std::string folder;

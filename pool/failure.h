@@ -3,7 +3,9 @@
 // Outcome.
 #pragma once
 
+#include <cerrno>
 #include <cstdint>
+#include <cstring>
 #include <exception>
 #include <string>
 #include <utility>
@@ -30,5 +32,8 @@ class Failure : public std::exception {
   std::string message_;
   Fields fields_;
 };
+
+// What the system call that failed just now said of it.
+inline std::string reason() { return std::strerror(errno); }
 
 }  // namespace maru

@@ -21,8 +21,6 @@ namespace maru {
 
 namespace {
 
-std::string reason() { return std::strerror(errno); }
-
 // Refuse memory that belongs to another living pool, and files that are not ours at all.
 void refuse_strangers(const OpenSegment& segment, const struct stat& st, const std::string& folder,
                       const uint8_t boot_id[16], std::vector<std::string>* notes) {

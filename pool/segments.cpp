@@ -19,8 +19,6 @@ namespace maru {
 
 namespace {
 
-std::string reason() { return std::strerror(errno); }
-
 // The index of a pool, mapped as far as the rows and slabs of its segments need; nobody attaches by it.
 class OpenIndex {
  public:

@@ -157,6 +157,12 @@ struct Copying {
   alignas(kStripeSize) uint8_t block[kStripeSize + kBlockSize];  // The last stripe before it, and the block.
 
   uint8_t* stripes() { return block + kStripeSize; }
+  // The same once they are filled. A compiler that knows what was stored there could load the source once
+  // more instead.
+  const uint8_t* taken() {
+    asm volatile("" : : : "memory");
+    return stripes();
+  }
   // Where a block's i-th line comes from and goes to. The first block has none with number 0, unless its
   // lines are stripes.
   size_t first_line(size_t number) const { return head != 0 && number == 0; }
@@ -227,7 +233,7 @@ MARU_AVX512 void add_block_avx512(__m512i& sum, const uint8_t* data, const uint8
 #pragma GCC unroll 16
     for (size_t i = 0; i < kBlockStripes; ++i)
       _mm512_store_si512(copying->stripes() + i * kStripeSize, _mm512_loadu_si512(data + i * kStripeSize));
-    data = copying->stripes();
+    data = copying->taken();
   }
 #pragma GCC unroll 16
   for (size_t i = 0; i < kBlockStripes; ++i)
@@ -330,7 +336,7 @@ __attribute__((target("avx2"))) void add_input_avx2(uint64_t sums[8], const Long
 #pragma GCC unroll 16
       for (size_t i = 0; i < kBlockSize; i += 32)
         _mm256_store_si256(reinterpret_cast<__m256i*>(copying->stripes() + i), load_avx2(data + i));
-      stripes = copying->stripes();
+      stripes = copying->taken();
     }
 #pragma GCC unroll 16
     for (size_t i = 0; i < kBlockStripes; ++i) {

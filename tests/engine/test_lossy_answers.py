@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from maru.demo.model import FOLDER_NAME, is_complete
+from maru.demo.model import ensure_model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -95,9 +95,7 @@ def test_an_answer_that_differs_is_told_by_the_token_where_it_does() -> None:
 
 @pytest.mark.demo
 def test_on_the_real_model_lossless_is_exact_and_lossy_is_not_far_off() -> None:
-    if not is_complete(CACHE / FOLDER_NAME):
-        pytest.skip("the model is not cached yet: make demo")
-    folder = CACHE / FOLDER_NAME
+    folder = ensure_model(CACHE)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     found = effects(model, "bf16", next(texts_of(folder, 1)))
     for name, effect in found.items():

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from maru.bench import usage
-from maru.bench.engines.way_servers import HOST, Server, ServerFailed, Servers, answers, free_ports
+from maru.bench.engines.way_servers import Server, ServerFailed, Servers, answers
+from maru.bench.rivals.contract import HOST, free_ports
 
 PATIENCE_S = 60
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from maru.bench.engines.way_servers import HOST, Server, Servers, free_ports
+from maru.bench.engines.way_servers import Server, Servers
+from maru.bench.rivals.contract import HOST, free_ports
 
 BUCKET = "maru-bench"
 KEYS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}

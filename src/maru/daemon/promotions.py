@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Literal
 
 from maru.daemon.admin_bodies import Promotion
 from maru.daemon.answers import Refused
@@ -77,13 +78,14 @@ class Promotions:
         asked.ended_s = self._clock()
 
     def _line(self, number: str, asked: _Asked) -> Promotion:
-        future, state = asked.future, "done"
+        future = asked.future
+        state: Literal["running", "done", "failed"] = "done"
         if future is not None:
             state = "running" if not future.done() else "failed" if _failed(future) else "done"
         return Promotion(
             id=number,
             pool=asked.pool.config.name,
-            state=state,  # type: ignore[arg-type]
+            state=state,
             chunks=len(asked.keys) // KEY_BYTES,
             were_here=asked.here,
             are_here=asked.pool.lookup(asked.keys),

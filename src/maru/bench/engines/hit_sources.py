@@ -34,7 +34,7 @@ from maru.bench.object_server import BUCKET, KEYS, object_server
 from maru.config import parse_url
 from maru.demo.model import MODEL_NAME, ensure_model
 from maru.errors import PoolNotFound
-from maru.tiering.told import told_beside
+from maru.tiering.told import TELL_EVERY_S, told_beside
 
 DEFAULT_JSON = Path("bench-results") / "hit-sources.json"
 CONTEXT_TOKENS = 4096
@@ -209,7 +209,7 @@ def measure(engines: Field, prompts: Iterator[list[int]], context: int, rounds: 
     for number in range(rounds):
         show(f"round {number + 1}", number, rounds)
         same = one_round(engines, number, next(prompts)[: context + SUFFIX_TOKENS], found) and same
-    time.sleep(2.0)  # Ladders tell once a second.
+    time.sleep(2 * TELL_EVERY_S)  # Every ladder has told of the last prompt by then.
     ladders = {name: engines.told(name) for name in (POOL, FOLDER, OBJECTS)}
     return {name: row_json(samples, found[COMPUTED]) for name, samples in found.items()}, same, ladders
 

@@ -22,15 +22,14 @@ from typing import Any, Literal
 from maru.bench.engines.vllm_instance import EngineConfig
 from maru.bench.engines.way_servers import (
     CHUNK_TOKENS,
-    HOST,
     Server,
     ServerFailed,
     Servers,
-    free_ports,
     lmcache_coordinator,
     lmcache_server,
     redis_server,
 )
+from maru.bench.rivals.contract import HOST, free_ports
 from maru.errors import PoolNotFound
 from maru.pool import Pool
 

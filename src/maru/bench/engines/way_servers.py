@@ -23,10 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from maru.bench.rivals.contract import dying_with_me
+from maru.bench.rivals.contract import HOST, dying_with_me
 from maru.errors import MaruError
 
-HOST = "127.0.0.1"
 CHUNK_TOKENS = 256
 SERVER_DEADLINE_S = 120.0
 END_DEADLINE_S = 15.0
@@ -141,18 +140,6 @@ def answers(url: str) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
-
-
-def free_ports(count: int) -> tuple[int, ...]:
-    """Ports that nobody listened on a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind((HOST, 0))
-        return tuple(one.getsockname()[1] for one in sockets)
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def lmcache_server(port: int, http_port: int, size_bytes: int, *more: str) -> Server:

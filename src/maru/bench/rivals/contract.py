@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+HOST = "127.0.0.1"
 KEY_BYTES = 16
 Array = Any
 """A numpy array of uint8."""
@@ -29,6 +31,18 @@ class RivalFailed(RuntimeError):
 def split(packed: bytes) -> list[bytes]:
     """Packed keys one by one."""
     return [packed[at : at + KEY_BYTES] for at in range(0, len(packed), KEY_BYTES)]
+
+
+def free_ports(count: int) -> tuple[int, ...]:
+    """Ports that nobody listened on a moment ago."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind((HOST, 0))
+        return tuple(one.getsockname()[1] for one in sockets)
+    finally:
+        for one in sockets:
+            one.close()
 
 
 def dying_with_me() -> Callable[[], None]:

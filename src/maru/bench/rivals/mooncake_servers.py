@@ -13,9 +13,8 @@ from pathlib import Path
 
 import mooncake
 
-from maru.bench.rivals.contract import RivalFailed, dying_with_me
+from maru.bench.rivals.contract import HOST, RivalFailed, dying_with_me, free_ports
 
-HOST = "127.0.0.1"
 START_TIMEOUT_S = 30.0
 
 
@@ -52,17 +51,6 @@ def start_lender(servers: list[subprocess.Popen[bytes]], place: Path, master: st
         f"--global_segment_size={lent_bytes}", f"--master_server_address={master}",
     )  # fmt: skip
     return port
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listened on a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind((HOST, 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def _start(servers: list[subprocess.Popen[bytes]], place: Path, program: str, port: int, *flags: str) -> None:

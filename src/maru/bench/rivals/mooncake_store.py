@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from mooncake.store import MooncakeDistributedStore
 
-from maru.bench.rivals.contract import Array, Rival, RivalFailed, insist_on, split
-from maru.bench.rivals.mooncake_servers import HOST, start_lender, start_master
+from maru.bench.rivals.contract import HOST, Array, Rival, RivalFailed, insist_on, split
+from maru.bench.rivals.mooncake_servers import start_lender, start_master
 
 # The master evicts in the background; a put that it refuses for want of room is tried again so long.
 ROOM_TIMEOUT_S = 15.0
