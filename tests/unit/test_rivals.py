@@ -297,6 +297,7 @@ def test_what_is_read_is_compared_byte_by_byte(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["ray", "mooncake", "nixl"])
 def test_what_is_not_installed_says_how_to_install_it(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(install, "rivals_folder", lambda: tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # What it names may hold the very package.
     assert install.why_not(ENTRIES[name]) == f"not installed: python -m maru.bench rivals --install {name}"
     python = install.interpreter_of(ENTRIES[name])
     python.parent.mkdir(parents=True)
