@@ -7,6 +7,7 @@
 #include "cleaner.h"
 #include "eviction.h"
 #include "recut.h"
+#include "shares.h"
 #include "space.h"
 
 namespace maru {
@@ -14,17 +15,30 @@ namespace maru {
 namespace {
 
 constexpr uint64_t kEvictionsPerComparison = 4;
+// Chunks of its own that a tenant at its limit gives up for one that comes in; rivals may take the room.
+constexpr uint32_t kOwnEvictionsMax = 4096;
+
+// What is looked for: for whom, and what must not be evicted for it.
+struct Wanted {
+  uint64_t units;
+  bool device;
+  uint64_t parent;
+  uint32_t tenant;
+};
+
 // Chunks looked at to judge a slab: one where there is time, and each of them while somebody waits.
 constexpr uint64_t kSlabSample = 64, kQuickSample = 8;
 
 // Claim one chunk: free, or cooled down. The slab word is looked at again afterwards, since the slab may have
 // been re-classed between choosing the unit and claiming it.
-bool claim_unit(Pool& pool, uint64_t unit, uint64_t slab, uint64_t slab_word_seen, bool device) {
+bool claim_unit(Pool& pool, uint64_t unit, uint64_t slab, uint64_t slab_word_seen, const Wanted& wanted) {
   uint64_t word = pool.owners[unit].load(std::memory_order_acquire);
   const OwnerKind kind = owner_kind(word);
   if (kind != OwnerKind::kFree && !(kind == OwnerKind::kCooling && has_cooled_down(word))) return false;
   MARU_POINT("alloc.before_claim");
-  if (!pool.owners[unit].compare_exchange_strong(word, owner_process_word(pool.me, device))) return false;
+  if (!pool.owners[unit].compare_exchange_strong(word,
+                                                 owner_process_word(pool.me, wanted.device, wanted.tenant)))
+    return false;
   MARU_POINT("alloc.claimed");
   if (pool.slabs[slab].word.load() == slab_word_seen || MARU_MUTANT("slab_word_not_rechecked")) return true;
   pool.owners[unit].store(0);
@@ -32,7 +46,8 @@ bool claim_unit(Pool& pool, uint64_t unit, uint64_t slab, uint64_t slab_word_see
 }
 
 // Look through one slab for a free chunk.
-uint64_t take_from_slab(Pool& pool, uint64_t slab, uint64_t units, bool device) {
+uint64_t take_from_slab(Pool& pool, uint64_t slab, const Wanted& wanted) {
+  const uint64_t units = wanted.units;
   const uint64_t word = pool.slabs[slab].word.load(std::memory_order_acquire);
   if (slab_state(word) != SlabState::kActive || slab_chunk_units(word) != units) return kNoUnit;
   SlabRow& row = pool.slabs[slab];
@@ -44,7 +59,7 @@ uint64_t take_from_slab(Pool& pool, uint64_t slab, uint64_t units, bool device) 
     const uint64_t unit = slab * pool.geometry.units_per_slab + chunk * units;
     const uint64_t end_bytes = (chunk + 1) * units * pool.geometry.unit_bytes;
     if (refused && end_bytes > row.real_bytes.load(std::memory_order_relaxed)) continue;
-    if (!claim_unit(pool, unit, slab, word, device)) continue;
+    if (!claim_unit(pool, unit, slab, word, wanted)) continue;
     if (!make_real(pool, slab, end_bytes)) {
       pool.owners[unit].store(0);
       refused = true;
@@ -74,8 +89,9 @@ bool activate_slab(Pool& pool, uint64_t slab, uint64_t units) {
 }
 
 // A free chunk, or a chunk of a fresh slab, in one segment.
-uint64_t take_from_segment(Pool& pool, uint32_t segment, uint64_t units, bool device, bool trust_hints,
+uint64_t take_from_segment(Pool& pool, uint32_t segment, const Wanted& wanted, bool trust_hints,
                            bool* saw_fresh) {
+  const uint64_t units = wanted.units;
   const SegmentGeometry& place = pool.geometry.segments[segment];
   if (segment_state(pool.segments[segment].word.load(std::memory_order_relaxed)) != SegmentState::kOnline ||
       !pool.is_mapped(segment))
@@ -93,7 +109,7 @@ uint64_t take_from_segment(Pool& pool, uint32_t segment, uint64_t units, bool de
     }
     if (slab_state(word) != SlabState::kActive || slab_chunk_units(word) != units) continue;
     if (trust_hints && pool.slabs[slab].free_hint.load(std::memory_order_relaxed) <= 0) continue;
-    const uint64_t unit = take_from_slab(pool, slab, units, device);
+    const uint64_t unit = take_from_slab(pool, slab, wanted);
     if (unit == kNoUnit) continue;
     row.cursor[segment].store(static_cast<uint32_t>(local), std::memory_order_relaxed);
     return unit;
@@ -102,7 +118,7 @@ uint64_t take_from_segment(Pool& pool, uint32_t segment, uint64_t units, bool de
   *saw_fresh = true;
   if (!activate_slab(pool, fresh, units)) return kNoUnit;
   row.cursor[segment].store(static_cast<uint32_t>(fresh - place.first_slab), std::memory_order_relaxed);
-  return take_from_slab(pool, fresh, units, device);
+  return take_from_slab(pool, fresh, wanted);
 }
 
 // The n-th segment to look into where some are near (bit s: segment s): these first, then the others. Either
@@ -118,10 +134,10 @@ uint64_t take_from_segment(Pool& pool, uint32_t segment, uint64_t units, bool de
   return static_cast<uint32_t>(std::countr_zero(mask));
 }
 
-uint64_t take_free(Pool& pool, uint64_t units, bool device, bool trust_hints) {
+uint64_t take_free(Pool& pool, const Wanted& wanted, bool trust_hints) {
   // A full pool in its steady state: nothing is free, so do not look for it slab by slab.
   if (trust_hints && pool.fresh_slabs_gone.load(std::memory_order_relaxed) &&
-      class_row(pool, units).free_hint.load(std::memory_order_relaxed) <= 0)
+      class_row(pool, wanted.units).free_hint.load(std::memory_order_relaxed) <= 0)
     return kNoUnit;
   bool saw_fresh = false;
   const auto segments = static_cast<uint32_t>(pool.maps.size());
@@ -130,7 +146,7 @@ uint64_t take_free(Pool& pool, uint64_t units, bool device, bool trust_hints) {
   for (uint32_t n = 0; n < segments; n++) {
     const uint32_t segment =
         near == 0 ? (turn % segments + n) % segments : near_first(near, segments, turn, n);
-    const uint64_t unit = take_from_segment(pool, segment, units, device, trust_hints, &saw_fresh);
+    const uint64_t unit = take_from_segment(pool, segment, wanted, trust_hints, &saw_fresh);
     if (unit != kNoUnit) return unit;
   }
   if (!saw_fresh) pool.fresh_slabs_gone.store(true, std::memory_order_relaxed);
@@ -138,16 +154,16 @@ uint64_t take_free(Pool& pool, uint64_t units, bool device, bool trust_hints) {
 }
 
 // A slab of another size in which nothing lives is taken before anything is evicted.
-uint64_t take_empty_slab(Pool& pool, uint64_t units, bool device) {
+uint64_t take_empty_slab(Pool& pool, const Wanted& wanted) {
   if (pool.super->empty_slab.load(std::memory_order_relaxed) == 0) return kNoUnit;
   for (uint64_t slab = 0; slab < pool.geometry.slab_count; slab++) {
     const uint64_t word = pool.slabs[slab].word.load(std::memory_order_relaxed),
                    held = slab_chunk_units(word);
-    if (slab_state(word) != SlabState::kActive || held == units || held == 0) continue;
+    if (slab_state(word) != SlabState::kActive || held == wanted.units || held == 0) continue;
     if (pool.slabs[slab].free_hint.load(std::memory_order_relaxed) <
         static_cast<int32_t>(pool.geometry.units_per_slab / held))
       continue;
-    const uint64_t unit = recut_at_once(pool, slab, units, device);
+    const uint64_t unit = recut_at_once(pool, slab, wanted.units, wanted.device, wanted.tenant);
     if (unit != kNoUnit) return unit;
   }
   pool.super->empty_slab.store(0, std::memory_order_relaxed);
@@ -157,26 +173,27 @@ uint64_t take_empty_slab(Pool& pool, uint64_t units, bool device) {
 // The mix of sizes changes: now and then compare our coldest chunk with a slab of another size, and begin to
 // recut that slab when what it holds is colder by more than half a pool of references. Without this a size
 // that came late would live in one slab for ever while yesterday's chunks fill the rest.
-void look_for_colder_slab(Pool& pool, uint64_t units) {
+void look_for_colder_slab(Pool& pool, uint64_t units, uint32_t tenant) {
   Evictor& evictor = *pool.evictor;
   if (evictor.comparisons++ % kEvictionsPerComparison != 0) return;
   const uint64_t slab = evictor.slab_hand++ % pool.geometry.slab_count;
   const uint64_t word = pool.slabs[slab].word.load(std::memory_order_relaxed), held = slab_chunk_units(word);
   if (slab_state(word) != SlabState::kActive || held == units || held == 0) return;
-  if (look_at_slab(pool, slab, held, kSlabSample).age > coldest_age(pool, units) + kEpochsPerPool / 2)
-    begin_recut(pool, slab, units);
+  if (look_at_slab(pool, slab, held, kSlabSample, tenant).age >
+      coldest_age(pool, units, tenant) + kEpochsPerPool / 2)
+    begin_recut(pool, slab, units, tenant);
 }
 
 // Try slabs of other sizes, the coldest first: by what it holds on the average, for two sizes that both are
 // new would take each other's only slab in turn if the one that holds least went first. What nobody asked for
 // in a whole pool's worth of references is equally cold; of these the one with the fewest chunks goes, since
 // all of them have to be evicted while somebody waits.
-uint64_t take_by_recutting(Pool& pool, uint64_t units, bool device) {
+uint64_t take_by_recutting(Pool& pool, const Wanted& wanted) {
   std::vector<std::tuple<uint64_t, uint64_t, uint64_t>> order;  // (warmth, chunks in it, slab)
   for (uint64_t slab = 0; slab < pool.geometry.slab_count; slab++) {
     const uint64_t word = pool.slabs[slab].word.load(std::memory_order_relaxed);
-    if (slab_state(word) != SlabState::kActive || slab_chunk_units(word) == units) continue;
-    const SlabContent content = look_at_slab(pool, slab, slab_chunk_units(word), kQuickSample);
+    if (slab_state(word) != SlabState::kActive || slab_chunk_units(word) == wanted.units) continue;
+    const SlabContent content = look_at_slab(pool, slab, slab_chunk_units(word), kQuickSample, wanted.tenant);
     if (content.may_go)
       order.emplace_back(kEpochsPerPool - std::min(content.age, kEpochsPerPool), content.load, slab);
   }
@@ -184,11 +201,48 @@ uint64_t take_by_recutting(Pool& pool, uint64_t units, bool device) {
   for (const auto& [warmth, load, slab] : order) {
     // A closer look at this one: a pinned chunk that shows only in the middle costs all that went before it.
     const uint64_t held = slab_chunk_units(pool.slabs[slab].word.load(std::memory_order_relaxed));
-    if (!look_at_slab(pool, slab, held, kSlabSample).may_go) continue;
-    const uint64_t unit = recut_at_once(pool, slab, units, device);
+    if (!look_at_slab(pool, slab, held, kSlabSample, wanted.tenant).may_go) continue;
+    const uint64_t unit = recut_at_once(pool, slab, wanted.units, wanted.device, wanted.tenant);
     if (unit != kNoUnit) return unit;
   }
   return kNoUnit;
+}
+
+// A tenant at its limit gives up its own coldest until what comes in is within it, if it may.
+bool make_own_room(Pool& pool, uint32_t tenant, uint64_t bytes, uint64_t parent) {
+  const TenantRow& row = pool.tenants[tenant];
+  if (row.flags.load(std::memory_order_relaxed) & kTenantRefused) return false;
+  if (bytes > row.limit_bytes.load(std::memory_order_relaxed)) return false;
+  for (uint32_t n = 0; n < kOwnEvictionsMax; n++) {
+    if (!evict_own(pool, tenant, parent)) return false;
+    if (charge(pool, tenant, bytes)) return true;
+  }
+  return false;
+}
+
+uint64_t find_extent(Pool& pool, const Wanted& wanted) {
+  const auto [units, device, parent, tenant] = wanted;
+  uint64_t unit = take_free(pool, wanted, true);
+  if (unit == kNoUnit) unit = take_empty_slab(pool, wanted);
+  if (unit == kNoUnit) {
+    unit = go_on_recutting(pool, units, device, tenant);
+    look_for_colder_slab(pool, units, tenant);
+  }
+  if (unit == kNoUnit) unit = evict_for(pool, units, device, parent, tenant);
+  if (unit == kGateClosed) {
+    pool.count(Counter::kGateRefused);
+    return kNoUnit;
+  }
+  if (unit == kNoUnit) {
+    unit = end_recut(pool, units, device, tenant);
+    if (unit == kNoUnit) unit = take_free(pool, wanted, false);
+  }
+  if (unit == kNoUnit) unit = take_by_recutting(pool, wanted);
+  if (unit == kNoUnit && clean_dead_processes(pool) > 0) {
+    unit = take_free(pool, wanted, false);
+    if (unit == kNoUnit) unit = evict_for(pool, units, device, parent, tenant);
+  }
+  return unit == kGateClosed ? kNoUnit : unit;
 }
 
 }  // namespace
@@ -213,28 +267,18 @@ void prefer_numa_node(Pool& pool, int32_t node) {
   pool.near_segments.store(near, std::memory_order_relaxed);
 }
 
-uint64_t allocate_extent(Pool& pool, uint64_t units, bool device, uint64_t protect_parent) {
-  uint64_t unit = take_free(pool, units, device, true);
-  if (unit == kNoUnit) unit = take_empty_slab(pool, units, device);
-  if (unit == kNoUnit) {
-    unit = go_on_recutting(pool, units, device);
-    look_for_colder_slab(pool, units);
+uint64_t allocate_extent(Pool& pool, uint64_t units, bool device, uint64_t protect_parent, uint32_t tenant) {
+  const uint64_t bytes = units * pool.geometry.unit_bytes;
+  uint64_t unit = kNoUnit;
+  if (charge(pool, tenant, bytes) || make_own_room(pool, tenant, bytes, protect_parent)) {
+    MARU_POINT("alloc.charged");
+    unit = find_extent(pool, {units, device, protect_parent, tenant});
+    if (unit != kNoUnit) return unit;
+    discharge(pool, tenant, bytes);
+    if (!shares_count(pool)) return kNoUnit;
   }
-  if (unit == kNoUnit) unit = evict_for(pool, units, device, protect_parent);
-  if (unit == kGateClosed) {
-    pool.count(Counter::kGateRefused);
-    return kNoUnit;
-  }
-  if (unit == kNoUnit) {
-    unit = end_recut(pool, units, device);
-    if (unit == kNoUnit) unit = take_free(pool, units, device, false);
-  }
-  if (unit == kNoUnit) unit = take_by_recutting(pool, units, device);
-  if (unit == kNoUnit && clean_dead_processes(pool) > 0) {
-    unit = take_free(pool, units, device, false);
-    if (unit == kNoUnit) unit = evict_for(pool, units, device, protect_parent);
-  }
-  return unit == kGateClosed ? kNoUnit : unit;
+  pool.tenants[tenant].refused.fetch_add(1, std::memory_order_relaxed);
+  return kNoUnit;
 }
 
 void clear_header(Pool& pool, uint64_t unit) {
@@ -250,9 +294,21 @@ void clear_header(Pool& pool, uint64_t unit) {
   if (header->sealed.load(std::memory_order_relaxed) != 0) header->sealed.store(0, std::memory_order_release);
 }
 
+void wipe_extent(Pool& pool, uint64_t unit) {
+  const uint64_t slab = pool.slab_of_unit(unit);
+  if (!pool.segment_is_there(pool.segment_of_slab(slab))) return;
+  const uint64_t bytes = chunk_units_at(pool, unit) * pool.geometry.unit_bytes;
+  const uint64_t first = unit % pool.geometry.units_per_slab * pool.geometry.unit_bytes;
+  if (first + bytes > pool.slabs[slab].real_bytes.load(std::memory_order_acquire)) return;
+  std::memset(pool.writable + pool.byte_of_unit(unit), 0, bytes);
+}
+
 void free_extent(Pool& pool, uint64_t unit, bool device) {
+  const uint64_t owner = pool.owners[unit].load(std::memory_order_relaxed);
+  const uint64_t bytes = chunk_units_at(pool, unit) * pool.geometry.unit_bytes;
   clear_header(pool, unit);
   MARU_POINT("free.header_cleared");
+  if (owner_wiped(owner)) wipe_extent(pool, unit);
   if (device && !MARU_MUTANT("device_extent_not_cooled")) {
     pool.owners[unit].store(owner_cooling_word((now_ns() + pool.geometry.cooling_ns) / kMillisecond));
     pool.count(Counter::kCooled);
@@ -260,6 +316,7 @@ void free_extent(Pool& pool, uint64_t unit, bool device) {
     pool.owners[unit].store(0);
   }
   MARU_POINT("free.owner_cleared");
+  discharge(pool, owner_tenant(owner), bytes);
   const uint64_t slab = pool.slab_of_unit(unit), word = pool.slabs[slab].word.load(std::memory_order_relaxed);
   const uint64_t units = slab_chunk_units(word);
   if (slab_state(word) != SlabState::kActive || units == 0) return;

@@ -23,17 +23,20 @@ void prefer_numa_node(Pool& pool, int32_t node);
 // Take an extent of `units` units: a free chunk, else a fresh slab, else by eviction, else a slab of another
 // chunk size. Its owner word then names this process. kNoUnit: nothing can be evicted, or nothing should be
 // (FULL). `protect_parent` keeps the parent of the chunk being stored from being evicted to make room for it
-// (0: none).
-uint64_t allocate_extent(Pool& pool, uint64_t units, bool device, uint64_t protect_parent);
+// (0: none). It is on the account of `tenant` from then on; what others are promised is not touched for it.
+uint64_t allocate_extent(Pool& pool, uint64_t units, bool device, uint64_t protect_parent, uint32_t tenant);
 
-// Give back an extent that this process owns. `device`: it may still be written by a device, so it rests
-// first.
+// Give back an extent that this process owns, and take it off its account. `device`: it may still be written
+// by a device, so it rests first.
 void free_extent(Pool& pool, uint64_t unit, bool device);
 
 // Units of a chunk in the slab this unit lies in; 0 when the slab is not cut.
 inline uint64_t chunk_units_at(const Pool& pool, uint64_t unit) {
   return slab_chunk_units(pool.slabs[pool.slab_of_unit(unit)].word.load(std::memory_order_acquire));
 }
+
+// Overwrite an extent that this process owns with zeros.
+void wipe_extent(Pool& pool, uint64_t unit);
 
 // Clear the extent header, so that no scan takes it for a sealed chunk.
 void clear_header(Pool& pool, uint64_t unit);

@@ -206,6 +206,7 @@ void bind_sections(Pool& pool) {
   pool.owners = section<Atomic<uint64_t>>(base, g.offset_owners);
   pool.pins = section<Atomic<uint16_t>>(base, g.offset_pins);
   pool.reuse = section<ReuseTable>(base, g.offset_reuse);
+  pool.tenants = section<TenantRow>(base, g.offset_tenants);
 }
 
 uint32_t map_new_segments(Pool& pool) {

@@ -8,6 +8,7 @@
 #include "chunk_index.h"
 #include "pins.h"
 #include "process_table.h"
+#include "shares.h"
 #include "xxh3.h"
 
 namespace maru {
@@ -34,6 +35,7 @@ class Inspector {
     check_slabs();
     check_pins();
     check_locks();
+    check_accounts();
     return found_;
   }
 
@@ -151,6 +153,18 @@ class Inspector {
       const uint64_t owner = pool_.shards[shard].owner.load();
       if (owner != 0 && !is_alive(static_cast<uint32_t>(owner & 255) - 1))
         find("lock held by a dead process: shard", shard);
+    }
+  }
+
+  // In a pool in use they differ for a moment: what lasts is the same difference at every look.
+  void check_accounts() {
+    const std::vector<uint64_t> used = used_by_owners(pool_);
+    for (uint32_t tenant = 1; tenant < used.size(); tenant++) {
+      const uint64_t account = pool_.tenants[tenant].used_bytes.load();
+      if (account != used[tenant])
+        find("account of tenant " + std::to_string(tenant) + " says " + std::to_string(account) +
+                 " bytes, its extents are",
+             used[tenant]);
     }
   }
 

@@ -9,9 +9,11 @@
 #include "allocator.h"
 #include "chunk_index.h"
 #include "cleaner.h"
+#include "departure.h"
 #include "eviction.h"
 #include "pins.h"
 #include "process_table.h"
+#include "shares.h"
 
 namespace maru {
 
@@ -143,7 +145,7 @@ Verdict look(Pool& pool, const ReserveRequest& request, Reservation* out) {
 }
 
 // A free slot in the key's buckets, making one free if all of them are full. UINT64_MAX: none.
-uint64_t find_free_slot(Pool& pool, Key key, uint64_t protect_parent) {
+uint64_t find_free_slot(Pool& pool, Key key, uint64_t protect_parent, uint32_t tenant) {
   std::array<uint64_t, kBucketsProbed> buckets;
   buckets[0] = home_bucket(pool, key);
   for (uint32_t n = 1; n < kBucketsProbed; n++) buckets[n] = next_bucket(pool, buckets[n - 1]);
@@ -160,7 +162,7 @@ uint64_t find_free_slot(Pool& pool, Key key, uint64_t protect_parent) {
   std::sort(order.begin(), order.begin() + count, std::greater<>());
   for (uint32_t n = 0; n < count && order[n].first != 0; n++) {
     const uint64_t i = order[n].second, size = pool.hot[i].size_bytes.load(std::memory_order_relaxed);
-    if (!drop_slot(pool, i)) continue;
+    if (!drop_for(pool, i, tenant)) continue;
     pool.count(Counter::kEvicted);
     pool.count(Counter::kEvictedBytes, size);
     pool.count(Counter::kCrowdedOut);
@@ -203,7 +205,8 @@ bool take_slot(Pool& pool, const ReserveRequest& request, uint64_t i, uint64_t u
   slot.extent.store(extent, std::memory_order_release);
   MARU_POINT("claim.fields_set");
   if (request.parts > 1) pin_again(pool, i);
-  pool.owners[unit].store(owner_slot_word(i, device));
+  const bool wiped = row.flags.load(std::memory_order_relaxed) & kNamespaceWiped;
+  pool.owners[unit].store(owner_slot_word(i, device, tenant_of(pool, request.namespace_id), wiped));
   MARU_POINT("claim.extent_given");
   const uint64_t bucket = i / kBucketSlots;
   for (uint64_t full = home_bucket(pool, request.key); full != bucket; full = next_bucket(pool, full))
@@ -258,7 +261,8 @@ Outcome claim_key(Pool& pool, const ReserveRequest& request, uint64_t unit, Rese
       case Verdict::kClear:
         break;
     }
-    const uint64_t i = find_free_slot(pool, request.key, request.parent);
+    const uint64_t i =
+        find_free_slot(pool, request.key, request.parent, tenant_of(pool, request.namespace_id));
     if (i == UINT64_MAX)
       *outcome = Outcome::kFull;
     else if (take_slot(pool, request, i, unit, out))

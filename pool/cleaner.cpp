@@ -2,15 +2,21 @@
 
 #include "allocator.h"
 #include "chunk_index.h"
+#include "departure.h"
 #include "eviction.h"
 #include "lease.h"
 #include "pins.h"
 #include "process_table.h"
 #include "reservation.h"
+#include "shares.h"
 
 namespace maru {
 
 namespace {
+
+// In a busy pool each recount is some chunks off, of which the next one finds most; no more of them than
+// that.
+constexpr uint32_t kRecountsMax = 40;
 
 // Has the slot got its extent? Before that its fields are those of its last life, and the living process that
 // is just claiming it would be robbed in the middle.
@@ -132,6 +138,7 @@ void clean_locks(Pool& pool, uint32_t process) {
 }  // namespace
 
 void clean_process(Pool& pool, uint32_t process) {
+  pool.recounts_left.store(kRecountsMax);  // It may have died between a word and its account.
   MARU_POINT("clean.begin");
   // Pins first: a slot that only the dead one pinned can then be freed. A memset on atomics nobody else
   // writes.
@@ -172,6 +179,8 @@ uint32_t clean_dead_processes(Pool& pool) {
     recount_free_hints(pool);
     recount_children(pool);
   }
+  const uint32_t left = pool.recounts_left.load(std::memory_order_relaxed);
+  if (left > 0) pool.recounts_left.store(recount_shares(pool) ? 0 : left - 1);
   return cleaned;
 }
 

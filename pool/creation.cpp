@@ -144,7 +144,7 @@ CreateResult create_pool(const CreateOptions& options) {
   }
   for (uint32_t i = 0; i < options.spare_bytes.size(); i++)
     index.describe_spare(static_cast<uint32_t>(segments.size()) + i);
-  reinterpret_cast<NamespaceRow*>(base + geometry.offset_namespaces)->word.store(1);  // Row 0: the default.
+  index.name_default();
 
   index.publish(options.segments[0].medium);
   undo.armed = false;

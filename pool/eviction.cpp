@@ -1,11 +1,15 @@
 #include "eviction.h"
 
 #include <algorithm>
+#include <array>
+#include <utility>
 
 #include "allocator.h"
 #include "chunk_index.h"
+#include "departure.h"
 #include "pins.h"
 #include "reuse.h"
+#include "shares.h"
 
 namespace maru {
 
@@ -21,12 +25,9 @@ constexpr uint64_t kWalkLimit = 4096;  // Free slots walked over when there is a
 // on a long one the answer is remembered for four times as long as it took.
 constexpr uint64_t kLongIndexSlots = 65536;
 constexpr uint64_t kBarrenNsPerSlot = 8;
+constexpr size_t kTenantsOfSlab = 16;  // A slab of more than these is left as it is where shares count.
 constexpr uint32_t kAgeOldest = 8000;  // In epochs; beyond it all are equally old.
 constexpr uint32_t kAgeOrphan = 8001;
-
-bool may_be_evicted(SlotState state) {
-  return state == SlotState::kSealed || state == SlotState::kQuarantined;
-}
 
 // A chunk whose parent is gone cannot be reached by a prefix: it goes before any leaf, with or without
 // children.
@@ -52,12 +53,13 @@ uint32_t rank(Pool& pool, uint64_t i, uint64_t word) {
   return age_of(pool, slot) * 4 / (4 + stamp_hits(slot.stamp.load(std::memory_order_relaxed)));
 }
 
-CandidateList& list_for(Evictor& evictor, uint64_t units) {
+CandidateList& list_for(Evictor& evictor, uint64_t units, uint32_t tenant) {
   for (CandidateList& list : evictor.lists)
-    if (list.units == units) return list;
+    if (list.units == units && list.tenant == tenant) return list;
   if (evictor.lists.size() >= Evictor::kListLimit) evictor.lists.erase(evictor.lists.begin());
   evictor.lists.emplace_back();
   evictor.lists.back().units = units;
+  evictor.lists.back().tenant = tenant;
   return evictor.lists.back();
 }
 
@@ -85,10 +87,31 @@ void offer(Pool& pool, CandidateList& list, uint64_t slot, uint64_t word) {
 
 // What room is looked for, and what must not be asked to make it.
 struct Search {
-  uint64_t units;
-  uint64_t parent;          // Parent word of the chunk that is coming in; 0 for none.
+  uint64_t units;   // 0: of any size.
+  uint64_t parent;  // Parent word of the chunk that is coming in; 0 for none.
+  uint32_t tenant;  // Whose it is.
+  bool own_only;
+  bool by_share;
+  bool own_too = false;     // First others make way for whoever is below its share.
   bool leaves_only = true;  // First; when a whole turn saw none that is unpinned, any other chunk will do.
   std::vector<uint64_t> ancestors{};
+
+  Search(const Pool& pool, uint64_t wanted_units, uint64_t of_parent, uint32_t of_tenant, bool only_own)
+      : units(wanted_units),
+        parent(of_parent),
+        tenant(of_tenant),
+        own_only(only_own),
+        by_share(!only_own && shares_count(pool)) {}
+
+  // Does it make way for this tenant?
+  bool makes_way(const Pool& pool, uint64_t i, uint64_t size) const {
+    if (!by_share && !own_only) return true;
+    const SlotHot& slot = pool.hot[i];
+    const uint32_t from = tenant_of(pool, slot.namespace_id.load(std::memory_order_relaxed));
+    if (own_only) return from == tenant;
+    const uint64_t bytes = pool.units_for(size) * pool.geometry.unit_bytes;
+    return may_make_way(pool, from, tenant, bytes, own_too) || !is_current(pool, slot, i);
+  }
 
   bool spares(uint64_t i) const {
     if (parent == 0) return false;
@@ -104,8 +127,9 @@ bool is_of_size(const Pool& pool, const Search& search, uint64_t i, uint64_t* wo
   const uint64_t extent = slot.extent.load(std::memory_order_relaxed);
   const uint64_t size = slot.size_bytes.load(std::memory_order_relaxed);
   // What lies in a lost segment, or in one that is not mapped here, makes no room that could be written.
-  return pool.extent_is_sane(extent, size) && pool.units_for(size) == search.units && !search.spares(i) &&
-         pool.segment_is_there(extent_segment(extent));
+  return pool.extent_is_sane(extent, size) && (search.units == 0 || pool.units_for(size) == search.units) &&
+         !search.spares(i) && pool.segment_is_there(extent_segment(extent)) &&
+         search.makes_way(pool, i, size);
 }
 
 // Nothing continues it, or nobody could reach it anyway.
@@ -170,12 +194,13 @@ uint32_t oldest_of(Pool& pool, const CandidateList& list, uint32_t* its_rank) {
   return best;
 }
 
-uint64_t evict_victim(Pool& pool, uint64_t i, uint64_t units, bool device) {
+uint64_t evict_victim(Pool& pool, const Search& search, uint64_t i, bool device) {
   const uint64_t extent = pool.hot[i].extent.load(std::memory_order_relaxed);
   const uint64_t size = pool.hot[i].size_bytes.load(std::memory_order_relaxed);
   if (!pool.extent_is_sane(extent, size)) return kNoUnit;
-  const uint64_t unit = pool.unit_of_extent(extent);
-  if (chunk_units_at(pool, unit) != units || !evict_slot(pool, i, unit, device)) return kNoUnit;
+  const uint64_t unit = pool.unit_of_extent(extent), units = chunk_units_at(pool, unit);
+  if (search.units != 0 && units != search.units) return kNoUnit;
+  if (!push_out(pool, i, unit, device, search.tenant, search.own_only ? 0 : search.tenant)) return kNoUnit;
   pool.evictor->victims++;
   pool.count(Counter::kEvicted);
   pool.count(Counter::kEvictedBytes, size);
@@ -246,74 +271,23 @@ void count_incoming(Pool& pool, Key key) {
     count_references(pool, &key, 1);
 }
 
-void count_resident(Pool& pool, int64_t by) {
-  pool.super->resident.fetch_add(static_cast<uint64_t>(by), std::memory_order_relaxed);
-}
+namespace {
 
-bool evict_slot(Pool& pool, uint64_t i, uint64_t unit, bool device) {
-  SlotHot& slot = pool.hot[i];
-  uint64_t word = slot.word.load(std::memory_order_acquire);
-  const SlotState state = slot_state(word);
-  if (!may_be_evicted(state) || is_pinned(pool, i)) return false;
-  MARU_POINT("evict.before_mark");
-  const uint64_t suspect = state == SlotState::kQuarantined ? kSuspectBit : 0;
-  const uint64_t generation = slot_generation(word);
-  if (!slot.word.compare_exchange_strong(word,
-                                         slot_word(SlotState::kEvicting, pool.me, generation) | suspect))
-    return false;
-  MARU_POINT("evict.marked");
-  const uint64_t extent = slot.extent.load(std::memory_order_relaxed),
-                 size = slot.size_bytes.load(std::memory_order_relaxed);
-  const bool in_place = pool.extent_is_sane(extent, size) && pool.unit_of_extent(extent) == unit &&
-                        owned_by_slot(pool.owners[unit].load(), i);
-  if (!in_place || (is_pinned(pool, i) && !MARU_MUTANT("no_pin_recheck_after_evicting"))) {
-    // Nothing changed meanwhile, so the generation stays and pins taken before are still good.
-    pool.count(Counter::kEvictReverts);
-    MARU_POINT("evict.before_revert");
-    slot.word.store(slot_word(state, kNobody, generation));
-    return false;
-  }
-  MARU_POINT("evict.unpinned");
-  const uint64_t parent = pool.cold[i].parent.load(std::memory_order_relaxed);
-  const bool was_parent = slot.children.load(std::memory_order_relaxed) != 0;
-  // The extent first: until it is ours a cleaner may still put the chunk back, header and all.
-  pool.owners[unit].store(owner_process_word(pool.me, device));
-  MARU_POINT("evict.extent_taken");
-  clear_header(pool, unit);
-  MARU_POINT("evict.header_cleared");
-  clear_tag(pool, i);
-  MARU_POINT("evict.tag_cleared");
-  const uint64_t next = MARU_MUTANT("generation_not_bumped") ? generation : next_generation(word);
-  slot.word.store(slot_word(SlotState::kFree, 0, next));
-  MARU_POINT("evict.done");
-  remove_child(pool, parent);
-  count_resident(pool, -1);
-  if (was_parent && state == SlotState::kSealed) pool.count(Counter::kEvictedParents);
-  return true;
-}
-
-bool drop_slot(Pool& pool, uint64_t i) {
-  const uint64_t extent = pool.hot[i].extent.load(std::memory_order_relaxed);
-  if (!pool.extent_is_sane(extent, 1)) return false;
-  const uint64_t unit = pool.unit_of_extent(extent);
-  if (!evict_slot(pool, i, unit, false)) return false;
-  free_extent(pool, unit, false);
-  return true;
-}
-
-uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t parent) {
+uint64_t evict_one(Pool& pool, Search& search, bool device) {
+  const uint64_t units = search.units, parent = search.parent;
   std::lock_guard<std::mutex> guard(pool.evictor->mutex);
-  CandidateList& list = list_for(*pool.evictor, units);
+  CandidateList& list =
+      list_for(*pool.evictor, units, search.by_share || search.own_only ? search.tenant : 0);
   if (list.barren_until_ns != 0) {
     if (now_ns() < list.barren_until_ns) return kNoUnit;
     list.barren_until_ns = 0;
   }
-  Search search{units, parent};
   for (uint32_t tries = 0; tries < kVictimsTried; tries++) {
     drop_stale(pool, search, list);
     // A size that is new has nothing to evict: the hand need not go round to find that out.
-    if (list.count == 0 && !has_slab(pool, units)) return kNoUnit;
-    if (!move_hand(pool, search, list)) {  // All are pinned, or what the new chunk continues.
+    if (list.count == 0 && units != 0 && !has_slab(pool, units)) return kNoUnit;
+    if (!move_hand(pool, search, list)) {  // All are pinned, kept, or what the new chunk continues.
+      if (search.by_share && !std::exchange(search.own_too, true)) continue;
       if (pool.geometry.slot_count >= kLongIndexSlots)
         list.barren_until_ns = now_ns() + kBarrenNsPerSlot * pool.geometry.slot_count;
       return kNoUnit;
@@ -334,7 +308,7 @@ uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t parent) {
       return kGateClosed;
     list.entries[oldest] = list.entries[--list.count];
     const uint64_t next = pool.cold[victim.slot].parent.load(std::memory_order_relaxed);
-    const uint64_t unit = evict_victim(pool, victim.slot, units, device);
+    const uint64_t unit = evict_victim(pool, search, victim.slot, device);
     if (unit == kNoUnit) continue;
     // The parent may be a leaf now: it is next in line, so that a cold prefix goes from its tail up.
     uint64_t word = 0;
@@ -345,6 +319,21 @@ uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t parent) {
     return unit;
   }
   return kNoUnit;
+}
+
+}  // namespace
+
+uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t parent, uint32_t tenant) {
+  Search search(pool, units, parent, tenant, false);
+  return evict_one(pool, search, device);
+}
+
+bool evict_own(Pool& pool, uint32_t tenant, uint64_t parent) {
+  Search search(pool, 0, parent, tenant, true);
+  const uint64_t unit = evict_one(pool, search, false);
+  if (unit == kNoUnit) return false;
+  free_extent(pool, unit, false);
+  return true;
 }
 
 uint32_t eviction_order(Pool& pool, uint64_t i) {
@@ -359,11 +348,13 @@ uint32_t leaving_rank(Pool& pool, uint64_t i) {
   return rank(pool, i, pool.hot[i].word.load(std::memory_order_relaxed));
 }
 
-SlabContent look_at_slab(Pool& pool, uint64_t slab, uint64_t chunk_units, uint64_t sample) {
+SlabContent look_at_slab(Pool& pool, uint64_t slab, uint64_t chunk_units, uint64_t sample, uint32_t tenant) {
   SlabContent out;
   if (chunk_units == 0 || chunk_units > pool.geometry.units_per_slab) return out;
   const uint64_t count = pool.geometry.units_per_slab / chunk_units;
   const uint64_t step = std::max<uint64_t>(1, count / sample);
+  const bool by_share = shares_count(pool);
+  std::array<std::pair<uint32_t, uint64_t>, kTenantsOfSlab> takes{};  // From whom, how much of it.
   uint64_t occupied = 0, ages = 0;
   for (uint64_t n = 0; n < count; n += step) {
     const uint64_t owner =
@@ -372,6 +363,13 @@ SlabContent look_at_slab(Pool& pool, uint64_t slab, uint64_t chunk_units, uint64
     if (owner_kind(owner) != OwnerKind::kSlot || owner_value(owner) >= pool.geometry.slot_count) return out;
     const uint64_t i = owner_value(owner), word = pool.hot[i].word.load(std::memory_order_relaxed);
     if (!may_be_evicted(slot_state(word)) || is_pinned(pool, i)) return out;
+    if (by_share && is_current(pool, pool.hot[i], i)) {
+      auto* one = std::find_if(takes.begin(), takes.end(),
+                               [&](auto& t) { return t.first == owner_tenant(owner) || t.second == 0; });
+      if (one == takes.end()) return out;
+      *one = {owner_tenant(owner), one->second + step * chunk_units * pool.geometry.unit_bytes};
+      if (!may_make_way(pool, one->first, tenant, one->second, true)) return out;
+    }
     ages += rank(pool, i, word);
     occupied++;
   }
@@ -383,50 +381,13 @@ SlabContent look_at_slab(Pool& pool, uint64_t slab, uint64_t chunk_units, uint64
   return out;
 }
 
-uint32_t coldest_age(Pool& pool, uint64_t units) {
+uint32_t coldest_age(Pool& pool, uint64_t units, uint32_t tenant) {
   std::lock_guard<std::mutex> guard(pool.evictor->mutex);
-  const CandidateList& list = list_for(*pool.evictor, units);
+  const CandidateList& list = list_for(*pool.evictor, units, shares_count(pool) ? tenant : 0);
   uint32_t oldest = 0;
   for (uint32_t n = 0; n < list.count; n++)
     oldest = std::max(oldest, rank(pool, list.entries[n].slot, list.entries[n].word));
   return oldest;
-}
-
-void add_child(Pool& pool, uint64_t parent) {
-  if (parent == 0 || parent_slot(parent) >= pool.geometry.slot_count) return;
-  SlotHot& slot = pool.hot[parent_slot(parent)];
-  if (static_cast<uint32_t>(slot_generation(slot.word.load(std::memory_order_relaxed))) ==
-      parent_generation(parent))
-    slot.children.fetch_add(1, std::memory_order_relaxed);
-}
-
-void remove_child(Pool& pool, uint64_t parent) {
-  if (parent == 0 || parent_slot(parent) >= pool.geometry.slot_count) return;
-  SlotHot& slot = pool.hot[parent_slot(parent)];
-  if (static_cast<uint32_t>(slot_generation(slot.word.load(std::memory_order_relaxed))) !=
-      parent_generation(parent))
-    return;
-  uint32_t seen = slot.children.load(std::memory_order_relaxed);
-  while (seen > 0 && !slot.children.compare_exchange_weak(seen, seen - 1, std::memory_order_relaxed)) {
-  }
-}
-
-void recount_children(Pool& pool) {
-  std::vector<uint32_t> children(pool.geometry.slot_count, 0);
-  uint64_t resident = 0;
-  for (uint64_t i = 0; i < pool.geometry.slot_count; i++) {
-    const uint64_t word = pool.hot[i].word.load(std::memory_order_acquire);
-    if (may_be_evicted(slot_state(word))) resident++;
-    if (slot_state(word) != SlotState::kSealed) continue;
-    const uint64_t parent = pool.cold[i].parent.load(std::memory_order_relaxed);
-    if (parent == 0 || parent_slot(parent) >= pool.geometry.slot_count) continue;
-    const uint64_t parent_now = pool.hot[parent_slot(parent)].word.load(std::memory_order_relaxed);
-    if (static_cast<uint32_t>(slot_generation(parent_now)) == parent_generation(parent))
-      children[parent_slot(parent)]++;
-  }
-  for (uint64_t i = 0; i < pool.geometry.slot_count; i++)
-    pool.hot[i].children.store(children[i], std::memory_order_relaxed);
-  pool.super->resident.store(resident, std::memory_order_relaxed);
 }
 
 }  // namespace maru

@@ -18,14 +18,15 @@
 
 namespace maru {
 
-// Candidates of one chunk size; private to the process.
+// Candidates of one chunk size (and, where shares count, for one tenant); private to the process.
 struct CandidateList {
   static constexpr uint32_t kSize = 16;
   struct Entry {
     uint64_t slot;
     uint64_t word;
   };
-  uint64_t units = 0;
+  uint64_t units = 0;   // 0: of any size.
+  uint32_t tenant = 0;  // For whom room is looked for, where that makes a difference.
   uint32_t count = 0;
   uint64_t barren_until_ns = 0;  // A whole turn of a long index saw nothing: not looked at again before.
   std::array<Entry, kSize> entries{};
@@ -63,23 +64,17 @@ void remember_missing(Pool& pool, const Key* keys, uint64_t count);
 // Count a chunk that is about to be stored, unless it was counted when it was found missing.
 void count_incoming(Pool& pool, Key key);
 
-// One more, one fewer sealed chunk.
-void count_resident(Pool& pool, int64_t by);
-
 // Instead of a unit: there is what could be evicted, but nothing that should be.
 inline constexpr uint64_t kGateClosed = UINT64_MAX - 1;
 
-// Evict one chunk of `units` units, but nothing that a chunk of this parent word would continue; its extent
-// is then owned by this process. kNoUnit: every other chunk of that size is pinned, or there is none.
+// Evict one chunk of `units` units for `tenant`, but nothing that a chunk of this parent word would continue,
+// and of others only what shares.h lets go; its extent is then owned by this process, on that tenant's
+// account. kNoUnit: every other chunk of that size is pinned, or there is none.
 // kGateClosed: what would have to go is wanted sooner than what comes in (reuse.h).
-uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t parent);
+uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t parent, uint32_t tenant);
 
-// Take chunk `slot` out of the index if nobody pins it and it still lies at `unit`; the extent is then ours.
-// False: pinned, or no longer what it was.
-bool evict_slot(Pool& pool, uint64_t slot, uint64_t unit, bool device);
-
-// As evict_slot, and give the extent back. For remove, expiry and full buckets.
-bool drop_slot(Pool& pool, uint64_t slot);
+// Free the coldest chunk of a tenant's own, of any size. False: there is none that could go.
+bool evict_own(Pool& pool, uint32_t tenant, uint64_t parent);
 
 // Where a slot stands in the order of leaving: 0 when it cannot go, higher goes sooner, leaves before
 // parents.
@@ -93,20 +88,13 @@ inline constexpr uint32_t kAgeStale = 8192;
 
 // What a sample of a slab's chunks says of it.
 struct SlabContent {
-  bool may_go = false;  // Nothing that was looked at is pinned, private to a process or half done.
+  bool may_go = false;  // Nothing that was looked at is pinned, private to a process, half done or protected.
   uint64_t load = 0;    // About so many of its chunks hold something.
   uint32_t age = 0;     // Of an average chunk that does; kAgeStale if none does. 0 when the slab may not go.
 };
-SlabContent look_at_slab(Pool& pool, uint64_t slab, uint64_t chunk_units, uint64_t sample);
+SlabContent look_at_slab(Pool& pool, uint64_t slab, uint64_t chunk_units, uint64_t sample, uint32_t tenant);
 
 // Of the coldest candidate of a chunk size: for deciding whether a slab should change its chunk size.
-uint32_t coldest_age(Pool& pool, uint64_t units);
-
-// One more, one fewer resident child of the chunk named by a parent word.
-void add_child(Pool& pool, uint64_t parent);
-void remove_child(Pool& pool, uint64_t parent);
-
-// Recount children, and sealed chunks, from the words.
-void recount_children(Pool& pool);
+uint32_t coldest_age(Pool& pool, uint64_t units, uint32_t tenant);
 
 }  // namespace maru

@@ -21,6 +21,7 @@ constexpr uint64_t kSizeBytesMin = 1 * kMiB;
 constexpr uint64_t kSizeBytesMax = 1ull << 46;  // 64 TiB: unit offsets stay far below 56 bits.
 constexpr uint64_t kIndexPage = 4096;
 constexpr uint64_t kSlabCountMax = 1u << 20;
+constexpr uint32_t kTenantRowsMax = 4096;  // Far below what an owner word can name.
 constexpr uint64_t kReuseEntriesMin = 8192, kReuseEntriesMax = 65536;
 
 [[noreturn]] void bad_size(const std::string& message, uint64_t wanted_bytes) {
@@ -111,6 +112,7 @@ Geometry plan_geometry(const CreateOptions& options, const std::vector<uint64_t>
 
   g.process_limit = options.process_limit;
   g.namespace_limit = options.namespace_limit;
+  g.tenant_limit = tenant_limit_for(g.namespace_limit);
   g.checksum = options.checksum;
   g.cooling_ns = options.cooling_ns;
   g.revoked_limit_bytes = g.data_bytes() / 8;
@@ -124,6 +126,8 @@ Geometry plan_geometry(const CreateOptions& options, const std::vector<uint64_t>
 uint64_t headers_begin(uint32_t namespace_limit) {
   return sizeof(SegmentHeader) + round_up(sizeof(NamespaceMark) * namespace_limit, kIndexPage);
 }
+
+uint32_t tenant_limit_for(uint32_t namespace_limit) { return std::min(namespace_limit + 1, kTenantRowsMax); }
 
 void place_sections(Geometry& g) {
   uint64_t at = 4096;
@@ -144,6 +148,7 @@ void place_sections(Geometry& g) {
   place(g.offset_owners, sizeof(uint64_t) * g.unit_count);
   place(g.offset_pins, sizeof(uint16_t) * g.slot_count * g.process_limit);
   place(g.offset_reuse, sizeof(ReuseTable) + sizeof(uint64_t) * g.reuse_entries);
+  place(g.offset_tenants, sizeof(TenantRow) * g.tenant_limit);
   g.index_bytes = at;
 }
 
@@ -157,6 +162,7 @@ std::string geometry_problem(const Superblock& super, uint64_t file_bytes, Geome
   g.slab_count = super.slab_count;
   g.process_limit = super.process_limit;
   g.namespace_limit = super.namespace_limit;
+  g.tenant_limit = super.tenant_limit;
   g.checksum = static_cast<ChecksumPolicy>(super.checksum_policy);
   g.cooling_ns = super.cooling_ns;
   g.revoked_limit_bytes = super.revoked_limit_bytes;
@@ -179,6 +185,7 @@ std::string geometry_problem(const Superblock& super, uint64_t file_bytes, Geome
     return "slot count";
   if (g.process_limit < 1 || g.process_limit > kProcessLimitMax) return "process limit";
   if (g.namespace_limit < 1 || g.namespace_limit > 1u << 20) return "namespace limit";
+  if (g.tenant_limit != tenant_limit_for(g.namespace_limit)) return "tenant limit";
   if (super.checksum_policy > 2) return "checksum policy";
   if (!is_power_of_two(g.reuse_entries) || g.reuse_entries < kReuseEntriesMin ||
       g.reuse_entries > kReuseEntriesMax)
@@ -190,7 +197,8 @@ std::string geometry_problem(const Superblock& super, uint64_t file_bytes, Geome
       super.offset_shards != g.offset_shards || super.offset_buckets != g.offset_buckets ||
       super.offset_slots_hot != g.offset_slots_hot || super.offset_slots_cold != g.offset_slots_cold ||
       super.offset_slabs != g.offset_slabs || super.offset_owners != g.offset_owners ||
-      super.offset_pins != g.offset_pins || super.offset_reuse != g.offset_reuse)
+      super.offset_pins != g.offset_pins || super.offset_reuse != g.offset_reuse ||
+      super.offset_tenants != g.offset_tenants)
     return "section offsets";
   if (file_bytes < g.index_bytes) return "the index file is truncated";
   *out = std::move(g);

@@ -54,6 +54,7 @@ struct Geometry {
   uint32_t slab_count = 0;
   uint32_t process_limit = 0;
   uint32_t namespace_limit = 0;
+  uint32_t tenant_limit = 0;
   ChecksumPolicy checksum = ChecksumPolicy::kBoundary;
   uint64_t cooling_ns = 0;
   uint64_t revoked_limit_bytes = 0;
@@ -62,7 +63,8 @@ struct Geometry {
   uint64_t index_bytes = 0;
   uint64_t offset_segments = 0, offset_processes = 0, offset_counters = 0, offset_classes = 0,
            offset_namespaces = 0, offset_shards = 0, offset_buckets = 0, offset_slots_hot = 0,
-           offset_slots_cold = 0, offset_slabs = 0, offset_owners = 0, offset_pins = 0, offset_reuse = 0;
+           offset_slots_cold = 0, offset_slabs = 0, offset_owners = 0, offset_pins = 0, offset_reuse = 0,
+           offset_tenants = 0;
   std::vector<SegmentGeometry> segments;
 
   uint64_t data_bytes() const { return uint64_t{slab_count} * slab_bytes; }
@@ -73,6 +75,9 @@ Geometry plan_geometry(const CreateOptions& options, const std::vector<uint64_t>
 
 // Where a segment's extent headers begin: behind its own header and the namespaces' marks.
 uint64_t headers_begin(uint32_t namespace_limit);
+
+// How many rows the table of tenants has: a tenant has at least one namespace, and nobody has a row too.
+uint32_t tenant_limit_for(uint32_t namespace_limit);
 
 // Place the sections of the index one after the other, each on its own pages.
 void place_sections(Geometry& geometry);

@@ -137,6 +137,15 @@ void NewIndex::describe_segment(uint32_t number, const SegmentSpec& spec, int nu
     for (uint32_t s = 0; s < place.slab_count; s++) slabs[s].real_bytes.store(geometry_.slab_bytes);
 }
 
+void NewIndex::name_default() {
+  auto* tenant = reinterpret_cast<TenantRow*>(base_ + geometry_.offset_tenants) + kDefaultTenant;
+  std::memcpy(tenant->name, kDefaultTenantName, sizeof kDefaultTenantName);
+  tenant->word.store(1);
+  auto* row = reinterpret_cast<NamespaceRow*>(base_ + geometry_.offset_namespaces);
+  row->tenant_number.store(kDefaultTenant);
+  row->word.store(1);
+}
+
 void NewIndex::publish(Medium medium) {
   Superblock* super = this->super();
   const Geometry& geometry = geometry_;
@@ -171,6 +180,8 @@ void NewIndex::publish(Medium medium) {
   super->offset_owners = geometry.offset_owners;
   super->offset_pins = geometry.offset_pins;
   super->offset_reuse = geometry.offset_reuse;
+  super->offset_tenants = geometry.offset_tenants;
+  super->tenant_limit = geometry.tenant_limit;
   super->reuse_entries = geometry.reuse_entries;
   super->eviction_policy = geometry.gate ? kPolicyGate : 0;
   super->state.store(static_cast<uint64_t>(PoolState::kLive));

@@ -53,6 +53,9 @@ class NewIndex {
   // The row of a segment that is added later: its slabs are planned, nothing else.
   void describe_spare(uint32_t number);
 
+  // The namespace that is there from the start, and whose it is.
+  void name_default();
+
   // Write down the geometry, and the magic last: from then on it is a pool.
   void publish(Medium medium);
 

@@ -32,8 +32,11 @@ inline constexpr uint32_t kBucketsProbed = 3;
 inline constexpr uint32_t kCounterLimit = 64;
 inline constexpr uint32_t kReuseBinCount = 64;
 inline constexpr uint32_t kHeaderExpires =
-    1u << 24;                               // Of ExtentHeader::chunk_units: it has a time of its own to go.
-inline constexpr uint32_t kPolicyGate = 1;  // Bit of Superblock::eviction_policy.
+    1u << 24;  // Of ExtentHeader::chunk_units: it has a time of its own to go.
+inline constexpr char kDefaultTenantName[] = "default";
+inline constexpr uint32_t kDefaultTenant = 1;  // Number of whoever owns what has no other owner.
+inline constexpr uint64_t kTenantRefused = 1;  // Bit of TenantRow::flags.
+inline constexpr uint32_t kPolicyGate = 1;     // Bit of Superblock::eviction_policy.
 inline constexpr uint64_t kHugePageBytes = 2ull << 20;
 
 // Bytes of the `lock` file that have a meaning of their own (open-file-description locks).
@@ -96,12 +99,16 @@ struct Superblock {
   uint64_t offset_owners;
   uint64_t offset_pins;
   uint64_t offset_reuse;
+  uint64_t offset_tenants;
+  uint32_t tenant_limit;
+  uint32_t spare_c;
   uint32_t reuse_entries;    // Of the reuse sample; a power of two.
   uint32_t eviction_policy;  // Bit 0: the gate against loops larger than the pool.
-  uint8_t spare_a[240];
+  uint8_t spare_a[224];
   // Words that change, one cache line each so that they do not disturb one another.
   alignas(64) Atomic<uint64_t> state;    // PoolState. Destroyer writes.
   Atomic<uint64_t> pool_epoch;           // Raised when everything in the pool becomes a miss.
+  Atomic<uint64_t> promised_bytes;       // Of all tenants' shares. Whoever sets a share writes, under a lock.
   alignas(64) Atomic<uint64_t> live[4];  // Bit p: process p may hold pins. Set by p, cleared by p's cleaner.
   alignas(64) Atomic<uint64_t> references;  // Chunks asked for since creation: the clock of eviction. A hint.
   Atomic<uint64_t> eviction_epoch;          // Half a pool's worth of references each. A hint.
@@ -172,11 +179,36 @@ struct NamespaceRow {
   Atomic<uint64_t> word;  // 0 free, 1 in use; stored last at registration.
   uint8_t digest[16];
   Atomic<uint64_t> epoch;  // Chunks remember the epoch they were stored in; raising it makes them all a miss.
-  Atomic<uint64_t> ttl_ns;  // 0: none.
-  Atomic<uint64_t> min_bytes;
-  Atomic<uint64_t> max_bytes;
-  Atomic<uint64_t> policy;
+  Atomic<uint64_t> ttl_ns;         // 0: none.
+  Atomic<uint32_t> tenant_number;  // Row of the table of tenants. Registrar writes, before the word.
+  Atomic<uint32_t> flags;          // NamespaceFlag bits.
+  uint8_t spare[16];
   char tenant[64];
+};
+
+// Bits of NamespaceRow::flags.
+enum NamespaceFlag : uint32_t {
+  kNamespaceWiped = 1,     // What leaves is overwritten with zeros before its memory is anybody else's.
+  kNamespaceHeld = 2,      // Nothing of it is copied below the pool or to another one.
+  kNamespaceSealed = 4,    // Below the pool only where a place encrypts.
+  kNamespaceUncached = 8,  // Nothing is stored at all.
+};
+
+// Whose namespaces they are, what that is promised and allowed, and what it takes. Row 0 is nobody, row 1
+// whoever owns the default namespace. Rows are never removed.
+struct alignas(64) TenantRow {
+  Atomic<uint64_t> word;  // 0 free, 1 in use; stored last at registration.
+  char name[64];
+  Atomic<uint64_t> share_bytes;  // Nobody else pushes it below that. 0: none.
+  Atomic<uint64_t> limit_bytes;  // It never takes more. 0: none.
+  Atomic<uint64_t> flags;        // Bit 0: at its limit what comes in is refused; else its own coldest leaves.
+  uint8_t spare_a[32];
+  Atomic<uint64_t> used_bytes;    // Of extents on its account: the sum over owner words, kept as they change,
+                                  // recounted after a death.
+  Atomic<uint64_t> made_way;      // Its chunks that were evicted for others.
+  Atomic<uint64_t> made_own_way;  // ... for its own.
+  Atomic<uint64_t> refused;       // Stores that its limit, or others' shares, left no room for.
+  uint8_t spare_b[32];
 };
 
 // Guards key uniqueness in one shard, never structure.
@@ -283,15 +315,17 @@ struct NamespaceMark {
   uint8_t digest[16];
   Atomic<uint64_t> in_use;  // 1. Registrar writes, after the digest and before the index's row.
   Atomic<uint64_t> epoch;   // At least the index's: whoever raises that one raises this one first.
+  char tenant[64];
 };
 
-static_assert(sizeof(NamespaceMark) == 32);
+static_assert(sizeof(NamespaceMark) == 96);
 static_assert(sizeof(Superblock) <= 4096);
 static_assert(sizeof(SegmentRow) == 512);
 static_assert(sizeof(ProcessRow) == 128);
 static_assert(sizeof(CounterRow) == 512);
 static_assert(sizeof(ClassRow) == 192);
 static_assert(sizeof(NamespaceRow) == 128);
+static_assert(sizeof(TenantRow) == 192);
 static_assert(sizeof(ShardRow) == 64);
 static_assert(sizeof(Bucket) == 64);
 static_assert(sizeof(SlotHot) == 64);

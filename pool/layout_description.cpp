@@ -71,10 +71,13 @@ std::string make_description() {
                    MARU_F(Superblock, offset_owners),
                    MARU_F(Superblock, offset_pins),
                    MARU_F(Superblock, offset_reuse),
+                   MARU_F(Superblock, offset_tenants),
+                   MARU_F(Superblock, tenant_limit),
                    MARU_F(Superblock, reuse_entries),
                    MARU_F(Superblock, eviction_policy),
                    MARU_F(Superblock, state),
                    MARU_F(Superblock, pool_epoch),
+                   MARU_F(Superblock, promised_bytes),
                    MARU_F(Superblock, live),
                    MARU_F(Superblock, references),
                    MARU_F(Superblock, eviction_epoch),
@@ -102,11 +105,16 @@ std::string make_description() {
   out += ", " + describe("ClassRow", sizeof(ClassRow),
                          {MARU_F(ClassRow, chunk_units), MARU_F(ClassRow, free_hint),
                           MARU_F(ClassRow, evictions), MARU_F(ClassRow, cursor)});
-  out += ", " + describe("NamespaceRow", sizeof(NamespaceRow),
-                         {MARU_F(NamespaceRow, word), MARU_F(NamespaceRow, digest),
-                          MARU_F(NamespaceRow, epoch), MARU_F(NamespaceRow, ttl_ns),
-                          MARU_F(NamespaceRow, min_bytes), MARU_F(NamespaceRow, max_bytes),
-                          MARU_F(NamespaceRow, policy), MARU_F(NamespaceRow, tenant)});
+  out +=
+      ", " + describe("NamespaceRow", sizeof(NamespaceRow),
+                      {MARU_F(NamespaceRow, word), MARU_F(NamespaceRow, digest), MARU_F(NamespaceRow, epoch),
+                       MARU_F(NamespaceRow, ttl_ns), MARU_F(NamespaceRow, tenant_number),
+                       MARU_F(NamespaceRow, flags), MARU_F(NamespaceRow, tenant)});
+  out += ", " +
+         describe("TenantRow", sizeof(TenantRow),
+                  {MARU_F(TenantRow, word), MARU_F(TenantRow, name), MARU_F(TenantRow, share_bytes),
+                   MARU_F(TenantRow, limit_bytes), MARU_F(TenantRow, flags), MARU_F(TenantRow, used_bytes),
+                   MARU_F(TenantRow, made_way), MARU_F(TenantRow, made_own_way), MARU_F(TenantRow, refused)});
   out += ", " + describe("ShardRow", sizeof(ShardRow), {MARU_F(ShardRow, owner)});
   out += ", " + describe("Bucket", sizeof(Bucket), {MARU_F(Bucket, tag), MARU_F(Bucket, overflowed)});
   out += ", " + describe("SlotHot", sizeof(SlotHot),
@@ -138,7 +146,7 @@ std::string make_description() {
                           MARU_F(SegmentHeader, segment_count)});
   out += ", " + describe("NamespaceMark", sizeof(NamespaceMark),
                          {MARU_F(NamespaceMark, digest), MARU_F(NamespaceMark, in_use),
-                          MARU_F(NamespaceMark, epoch)});
+                          MARU_F(NamespaceMark, epoch), MARU_F(NamespaceMark, tenant)});
   out += ", " + describe("ExtentHeader", sizeof(ExtentHeader),
                          {MARU_F(ExtentHeader, key_lo), MARU_F(ExtentHeader, key_hi),
                           MARU_F(ExtentHeader, namespace_digest), MARU_F(ExtentHeader, generation),
@@ -148,7 +156,8 @@ std::string make_description() {
   out +=
       "], \"words\": {\"slot\": [\"state:4\", \"suspect:1\", \"spare:3\", \"process:8\", \"generation:48\"], "
       "\"slab\": [\"state:4\", \"spare:4\", \"process:8\", \"chunk_units:24\", \"generation:24\"], "
-      "\"owner\": [\"value:61\", \"device:1\", \"kind:2\"], \"extent\": [\"offset:56\", \"segment:8\"], "
+      "\"owner\": [\"value:44\", \"tenant:16\", \"wiped:1\", \"device:1\", \"kind:2\"], \"extent\": "
+      "[\"offset:56\", \"segment:8\"], "
       "\"parent\": [\"generation:32\", \"slot_plus_one:32\"], "
       "\"parts\": [\"total:8\", \"spare:8\", \"done:16\", \"spare:32\"], "
       "\"segment\": [\"state:8\", \"generation:56\"], "

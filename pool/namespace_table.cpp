@@ -4,6 +4,7 @@
 
 #include "chunk_index.h"
 #include "failure.h"
+#include "shares.h"
 
 namespace maru {
 
@@ -19,8 +20,8 @@ uint32_t find(const Pool& pool, const uint8_t digest[16]) {
 
 }  // namespace
 
-uint32_t register_namespace(Pool& pool, const uint8_t digest[16], const std::string& tenant,
-                            uint64_t ttl_ns) {
+uint32_t register_namespace(Pool& pool, const uint8_t digest[16], const std::string& tenant, uint64_t ttl_ns,
+                            uint32_t flags) {
   uint32_t id = find(pool, digest);
   if (id == 0) {
     const uint32_t table_lock = pool.geometry.shard_count;  // The lock after the shards' locks.
@@ -29,7 +30,8 @@ uint32_t register_namespace(Pool& pool, const uint8_t digest[16], const std::str
                     "the namespace table of " + pool.folder + " is locked by a stalled process; try again",
                     {{"path", pool.folder}});
     id = find(pool, digest);
-    for (uint32_t row = 1; id == 0 && row < pool.geometry.namespace_limit; row++) {
+    const uint32_t owner = id ? 0 : register_tenant(pool, tenant);
+    for (uint32_t row = 1; id == 0 && owner != 0 && row < pool.geometry.namespace_limit; row++) {
       NamespaceRow& fresh = pool.namespaces[row];
       if (fresh.word.load() != 0) continue;
       std::memcpy(fresh.digest, digest, 16);
@@ -39,8 +41,11 @@ uint32_t register_namespace(Pool& pool, const uint8_t digest[16], const std::str
         NamespaceMark& mark = pool.namespace_marks[row];
         std::memcpy(mark.digest, digest, 16);
         mark.epoch.store(fresh.epoch.load());
+        std::memcpy(mark.tenant, fresh.tenant, sizeof mark.tenant);
         mark.in_use.store(1, std::memory_order_release);
       }
+      fresh.tenant_number.store(owner);
+      fresh.flags.store(flags);
       MARU_POINT("namespace.before_word");
       fresh.word.store(1, std::memory_order_release);
       id = row;
@@ -50,11 +55,18 @@ uint32_t register_namespace(Pool& pool, const uint8_t digest[16], const std::str
       throw Failure(
           "NamespaceTableFull",
           "all " + std::to_string(pool.geometry.namespace_limit) + " namespaces of " + pool.folder +
-              " are in use; create the pool with a larger namespace_limit",
+              ", or all rows for tenants, are in use; create the pool with a larger namespace_limit",
           {{"path", pool.folder}, {"namespace_limit", static_cast<int64_t>(pool.geometry.namespace_limit)}});
   }
   if (pool.namespaces[id].ttl_ns.load() != ttl_ns) pool.namespaces[id].ttl_ns.store(ttl_ns);
+  // What one instance asks for counts for all: the stricter of two is the safe one.
+  if (flags & ~pool.namespaces[id].flags.load()) pool.namespaces[id].flags.fetch_or(flags);
   return id;
+}
+
+uint32_t policy_of(const Pool& pool, const uint8_t digest[16]) {
+  const uint32_t id = find(pool, digest);  // 0, the default namespace, when there is none.
+  return id ? pool.namespaces[id].flags.load(std::memory_order_relaxed) : 0;
 }
 
 uint64_t bump_namespace(Pool& pool, uint32_t id) {

@@ -12,9 +12,13 @@
 
 namespace maru {
 
-// Number of the namespace with this digest, registering it if new. A TTL other than the row's replaces it.
-// Raises NamespaceTableFull, PoolBusy.
-uint32_t register_namespace(Pool& pool, const uint8_t digest[16], const std::string& tenant, uint64_t ttl_ns);
+// Number of the namespace with this digest, registering it if new. A TTL other than the row's replaces it;
+// `flags` (NamespaceFlag) are added to the row's. Raises NamespaceTableFull, PoolBusy.
+uint32_t register_namespace(Pool& pool, const uint8_t digest[16], const std::string& tenant, uint64_t ttl_ns,
+                            uint32_t flags = 0);
+
+// NamespaceFlag bits of the namespace with this digest; 0 when there is none.
+uint32_t policy_of(const Pool& pool, const uint8_t digest[16]);
 
 // Make everything stored in it so far a miss. Returns the new epoch.
 uint64_t bump_namespace(Pool& pool, uint32_t id);

@@ -6,7 +6,7 @@
 //   allocator    extents and slabs                        eviction    whose turn it is to go
 //   reservation  reserve, seal, discard, drafts, parts    cleaner     what the dead left behind
 //   space        bytes made real before they are used     housekeeper the thread that does the slow things
-//   recut        slabs that change their chunk size
+//   recut        slabs that change their chunk size      shares      what each tenant takes, and may take
 //   reading      pinned, copied, compared, let go         team        large copies by several threads
 //   check        every invariant, spelled out
 #pragma once
@@ -89,6 +89,7 @@ struct Pool final : ForkWitness {
   Atomic<uint16_t>* pins = nullptr;
   Atomic<uint16_t>* my_pins = nullptr;
   ReuseTable* reuse = nullptr;
+  TenantRow* tenants = nullptr;
   NamespaceMark* namespace_marks = nullptr;  // In the first segment.
 
   // ---- the data: one reserved address range each, segments side by side in slab order ----
@@ -113,6 +114,7 @@ struct Pool final : ForkWitness {
   Atomic<int32_t> near_node{-1};         // The NUMA node that we prefer; -1: none.
   Atomic<uint32_t> near_segments{0};     // Bit s: s lies on the NUMA node that we prefer. 0: take turns.
   uint32_t copy_threads = 1;             // Of one copy, at most.
+  Atomic<uint32_t> recounts_left{0};     // Of accounts, after a death: until nothing changes meanwhile.
   Atomic<bool> fresh_slabs_gone{false};  // Slabs are cut once and then only re-cut: no need to look again.
 
   // ---- small things every room needs ----

@@ -2,6 +2,7 @@
 
 #include "namespace_table.h"
 #include "python_hash.h"
+#include "shares.h"
 
 namespace maru {
 
@@ -58,17 +59,40 @@ void bind_namespaces(nb::module_& m) {
 void bind_namespace_methods(nb::class_<Handle>& pool) {
   pool.def(
       "_register_namespace",
-      [](nb::handle self, nb::bytes digest, const std::string& tenant, nb::handle ttl) {
+      [](nb::handle self, nb::bytes digest, const std::string& tenant, nb::handle ttl, uint32_t flags) {
         Handle& handle = nb::cast<Handle&>(self);
         if (digest.size() != 16) throw nb::value_error("a namespace digest is 16 bytes");
         const uint64_t ttl_ns = ttl.is_none() ? 0 : seconds_to_ns(nb::cast<double>(ttl), "ttl");
-        const uint32_t id =
-            register_namespace(handle.pool(), static_cast<const uint8_t*>(digest.data()), tenant, ttl_ns);
+        const uint32_t id = register_namespace(handle.pool(), static_cast<const uint8_t*>(digest.data()),
+                                               tenant, ttl_ns, flags);
         return Namespace(nb::borrow(self), id);
       },
-      nb::arg("digest"), nb::arg("tenant"), nb::arg("ttl").none(),
-      nb::sig("def _register_namespace(self, digest: bytes, tenant: str, ttl: float | None) -> Namespace"),
-      "Find or register a namespace by its digest. Raises NamespaceTableFull, PoolBusy.");
+      nb::arg("digest"), nb::arg("tenant"), nb::arg("ttl").none(), nb::arg("flags") = 0,
+      nb::sig(
+          "def _register_namespace(self, digest: bytes, tenant: str, ttl: float | None, flags: int = 0) -> "
+          "Namespace"),
+      "Find or register a namespace by its digest. `flags` are added to those that it has: 1 wiped, 2 held, "
+      "4 "
+      "sealed,\n"
+      "8 uncached. Raises NamespaceTableFull, PoolBusy.");
+  pool.def(
+      "_policy_of",
+      [](nb::handle self, nb::bytes digest) {
+        if (digest.size() != 16) throw nb::value_error("a namespace digest is 16 bytes");
+        const Pool& pool = nb::cast<Handle&>(self).pool();
+        return policy_of(pool, static_cast<const uint8_t*>(digest.data()));
+      },
+      nb::arg("digest"), nb::sig("def _policy_of(self, digest: bytes) -> int"),
+      "The flags of the namespace with this digest; 0 when there is none.");
+  pool.def(
+      "_set_share",
+      [](nb::handle self, const std::string& tenant, nb::handle share, nb::handle limit, bool refuse) {
+        Pool& pool = nb::cast<Handle&>(self).pool();
+        set_share(pool, tenant, nb::cast<uint64_t>(share), nb::cast<uint64_t>(limit), refuse);
+      },
+      nb::arg("tenant"), nb::arg("share_bytes"), nb::arg("limit_bytes"), nb::arg("refuse"),
+      nb::sig("def _set_share(self, tenant: str, share_bytes: int, limit_bytes: int, refuse: bool) -> None"),
+      "What Pool.set_share says. Raises ShareTooLarge, PoolBusy, NamespaceTableFull.");
 }
 
 }  // namespace maru

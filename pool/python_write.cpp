@@ -4,6 +4,7 @@
 #include "copy.h"
 #include "eviction.h"
 #include "python_view.h"
+#include "shares.h"
 #include "team.h"
 #include "xxh3.h"
 
@@ -162,14 +163,17 @@ nb::list put_many(Handle& handle, nb::handle keys_object, nb::sequence buffers, 
   return out;
 }
 
-nb::object allocate(Handle& handle, nb::handle size, bool device) {
+nb::object allocate(Handle& handle, nb::handle size, bool device, nb::handle namespace_object) {
   const SessionRef session = handle.session();
   const uint64_t bytes = checked_size(size);
+  const ReserveRequest request =
+      make_request(session->pool(), Key{}, namespace_object, nb::none(), nb::none());
+  const uint32_t tenant = tenant_of(session->pool(), request.namespace_id);
   Draft draft;
   Outcome outcome;
   {
     MaybeRelease no_gil(true);
-    outcome = allocate_draft(session->pool(), bytes, device, &draft);
+    outcome = allocate_draft(session->pool(), bytes, device, tenant, &draft);
   }
   if (outcome != Outcome::kReserved) return nb::none();
   return nb::cast(PyDraft{std::make_shared<Window>(session, draft)});
@@ -412,9 +416,14 @@ void bind_write_methods(nb::class_<Handle>& pool) {
           "Store a whole prefix in one call: packed keys in chain order, one buffer each; every key is the "
           "next one's parent.")
       .def("allocate", &allocate, nb::arg("size"), nb::arg("device") = false,
-           nb::sig("def allocate(self, size: int, device: bool = False) -> Draft | None"),
-           "Memory now, a name later (Draft.publish). None when nothing can be evicted for it. Raises "
-           "BadSize, ChunkTooLarge.");
+           nb::arg("namespace") = nb::none(),
+           nb::sig(
+               "def allocate(self, size: int, device: bool = False, namespace: Namespace | None = None) -> "
+               "Draft | None"),
+           "Memory now, a name later (Draft.publish). `namespace`: on whose tenant's account it is until "
+           "then. "
+           "None when\n"
+           "nothing can be evicted for it. Raises BadSize, ChunkTooLarge.");
 }
 
 }  // namespace maru

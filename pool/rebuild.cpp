@@ -13,12 +13,14 @@
 #include "chunk_index.h"
 #include "clock.h"
 #include "crash_point.h"
+#include "departure.h"
 #include "eviction.h"
 #include "failure.h"
 #include "index_file.h"
 #include "layout_description.h"
 #include "lock_file.h"
 #include "reservation.h"
+#include "shares.h"
 #include "xxh3.h"
 
 namespace maru {
@@ -145,7 +147,7 @@ void bind(Pool& pool, uint64_t i, const ExtentHeader& header, uint64_t unit, uin
   slot.flags.store(header.checksum ? uint32_t{kSlotChecksummed} : 0);
   pool.cold[i].checksum.store(header.checksum);
   pool.cold[i].parts.store(parts_word(1));
-  pool.owners[unit].store(owner_slot_word(i, false));
+  pool.owners[unit].store(owner_slot_word(i, false, tenant_of(pool, namespace_id), false));
   pool.buckets[i / kBucketSlots].tag[i % kBucketSlots].store(tag_of(key));
   slot.word.store(slot_word(SlotState::kSealed, kNobody, header.generation));
 }
@@ -210,6 +212,10 @@ std::map<std::string, uint32_t> recover_namespaces(Pool& pool, const Scanned& fi
     NamespaceRow& row = pool.namespaces[id];
     std::memcpy(row.digest, marks[id].digest, sizeof row.digest);
     row.epoch.store(marks[id].epoch.load());
+    const std::string tenant(marks[id].tenant, strnlen(marks[id].tenant, sizeof marks[id].tenant - 1));
+    std::memcpy(row.tenant, tenant.data(), tenant.size());
+    const uint32_t number = register_tenant(pool, tenant);
+    row.tenant_number.store(number ? number : kDefaultTenant);
     row.word.store(1);
     numbers.emplace(std::string(reinterpret_cast<const char*>(row.digest), 16), id);
   }
@@ -305,7 +311,7 @@ Recovered rebuild_pool(CreateOptions options) {
     map.byte_count = place.slab_count * geometry.slab_bytes;
     pool.maps.push_back(map);
   }
-  pool.namespaces[0].word.store(1);
+  index.name_default();
   Recovered out;
   const std::map<std::string, uint32_t> numbers = recover_namespaces(pool, segments[0]);
   const auto buffer = std::make_unique<ExtentHeader[]>(geometry.units_per_slab);
@@ -316,6 +322,7 @@ Recovered rebuild_pool(CreateOptions options) {
     }
   recount_free_hints(pool);
   recount_children(pool);
+  recount_shares(pool);
   pool.index = nullptr;  // Not ours to unmap.
   index.publish(options.segments[0].medium);
   return out;

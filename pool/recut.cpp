@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "allocator.h"
+#include "departure.h"
 #include "eviction.h"
 #include "space.h"
 
@@ -26,7 +27,7 @@ uint64_t first_unit(const Pool& pool, const Recut& recut) {
 }
 
 // Mark the slab: from here on nobody takes a free chunk of it.
-bool mark_draining(Pool& pool, uint64_t slab, uint64_t units, Recut* out) {
+bool mark_draining(Pool& pool, uint64_t slab, uint64_t units, uint32_t tenant, Recut* out) {
   uint64_t word = pool.slabs[slab].word.load(std::memory_order_acquire);
   if (slab_state(word) != SlabState::kActive || slab_chunk_units(word) == units ||
       !pool.segment_is_there(pool.segment_of_slab(slab)))
@@ -37,7 +38,7 @@ bool mark_draining(Pool& pool, uint64_t slab, uint64_t units, Recut* out) {
           word, slab_word(SlabState::kDraining, pool.me, old_units, generation)))
     return false;
   MARU_POINT("reclass.draining");
-  *out = {slab, old_units, units, generation};
+  *out = {slab, old_units, units, tenant, generation};
   return true;
 }
 
@@ -51,9 +52,9 @@ Claim claim_chunks(Pool& pool, Recut& recut, uint64_t limit) {
     bool ok = false;
     if (owner_kind(word) == OwnerKind::kFree ||
         (owner_kind(word) == OwnerKind::kCooling && has_cooled_down(word)))
-      ok = pool.owners[unit].compare_exchange_strong(word, owner_process_word(pool.me, false));
+      ok = pool.owners[unit].compare_exchange_strong(word, owner_process_word(pool.me, false, 0));
     else if (owner_kind(word) == OwnerKind::kSlot && owner_value(word) < pool.geometry.slot_count)
-      recut.evicted += ok = evict_slot(pool, owner_value(word), unit, false);
+      recut.evicted += ok = push_out(pool, owner_value(word), unit, false, recut.tenant, 0);
     if (!ok) return Claim::kRefused;
     MARU_POINT("reclass.chunk_claimed");
   }
@@ -74,13 +75,13 @@ void set_back(Pool& pool, Recut& recut) {
 }
 
 // Every chunk is ours: cut it anew, and keep the first chunk.
-uint64_t switch_size(Pool& pool, Recut& recut, bool device) {
+uint64_t switch_size(Pool& pool, Recut& recut, bool device, uint32_t tenant) {
   MARU_POINT("reclass.all_claimed");
   const uint64_t base = first_unit(pool, recut), slab = recut.slab, units = recut.units;
   const uint64_t old_count = chunk_count(pool, recut), old_units = recut.old_units;
   const uint64_t count = pool.geometry.units_per_slab / units;
   // The first unit heads a chunk in every class: keep it for ourselves before anybody can see the new size.
-  pool.owners[base].store(owner_process_word(pool.me, device));
+  pool.owners[base].store(owner_process_word(pool.me, device, tenant));
   pool.slabs[slab].word.store(slab_word(SlabState::kActive, kNobody, units, recut.generation + 1));
   MARU_POINT("reclass.switched");
   for (uint64_t n = 1; n < old_count; n++) pool.owners[base + n * old_units].store(0);
@@ -109,23 +110,23 @@ bool enough_are_draining(const Pool& pool) {
 
 }  // namespace
 
-uint64_t recut_at_once(Pool& pool, uint64_t slab, uint64_t units, bool device) {
+uint64_t recut_at_once(Pool& pool, uint64_t slab, uint64_t units, bool device, uint32_t tenant) {
   Recut recut;
-  if (!mark_draining(pool, slab, units, &recut)) return kNoUnit;
-  if (claim_chunks(pool, recut, UINT64_MAX) == Claim::kAll) return switch_size(pool, recut, device);
+  if (!mark_draining(pool, slab, units, tenant, &recut)) return kNoUnit;
+  if (claim_chunks(pool, recut, UINT64_MAX) == Claim::kAll) return switch_size(pool, recut, device, tenant);
   set_back(pool, recut);
   return kNoUnit;
 }
 
-void begin_recut(Pool& pool, uint64_t slab, uint64_t units) {
+void begin_recut(Pool& pool, uint64_t slab, uint64_t units, uint32_t tenant) {
   SlowRecut& slow = *pool.slow_recut;
   std::lock_guard<std::mutex> guard(slow.mutex);
   if (slow.recut.is_under_way() || enough_are_draining(pool)) return;
-  mark_draining(pool, slab, units, &slow.recut);
+  mark_draining(pool, slab, units, tenant, &slow.recut);
   slow.went_on = true;
 }
 
-uint64_t go_on_recutting(Pool& pool, uint64_t units, bool device) {
+uint64_t go_on_recutting(Pool& pool, uint64_t units, bool device, uint32_t tenant) {
   SlowRecut& slow = *pool.slow_recut;
   const std::unique_lock<std::mutex> guard(slow.mutex, std::try_to_lock);
   if (!guard || !slow.recut.is_under_way()) return kNoUnit;
@@ -135,17 +136,17 @@ uint64_t go_on_recutting(Pool& pool, uint64_t units, bool device) {
   const uint64_t limit = slow.recut.units == units ? kClaimsAtOnce : std::min(kClaimsAtOnce, left - 1);
   const Claim claim = claim_chunks(pool, slow.recut, limit);
   slow.went_on |= limit > 0;
-  if (claim == Claim::kAll) return switch_size(pool, slow.recut, device);
+  if (claim == Claim::kAll) return switch_size(pool, slow.recut, device, tenant);
   if (claim == Claim::kRefused) set_back(pool, slow.recut);
   return kNoUnit;
 }
 
-uint64_t end_recut(Pool& pool, uint64_t units, bool device) {
+uint64_t end_recut(Pool& pool, uint64_t units, bool device, uint32_t tenant) {
   SlowRecut& slow = *pool.slow_recut;
   std::lock_guard<std::mutex> guard(slow.mutex);
   if (!slow.recut.is_under_way()) return kNoUnit;
   if (slow.recut.units == units && claim_chunks(pool, slow.recut, UINT64_MAX) == Claim::kAll)
-    return switch_size(pool, slow.recut, device);
+    return switch_size(pool, slow.recut, device, tenant);
   set_back(pool, slow.recut);
   return kNoUnit;
 }

@@ -22,7 +22,8 @@ namespace maru {
 struct Recut {
   uint64_t slab = UINT64_MAX;  // None.
   uint64_t old_units = 0;
-  uint64_t units = 0;  // What its chunks will have.
+  uint64_t units = 0;   // What its chunks will have.
+  uint32_t tenant = 0;  // Who wants it: what it holds makes way for that one.
   uint64_t generation = 0;
   uint64_t claimed = 0;  // Chunks of the old size that are ours, from the first on,
   uint64_t evicted = 0;  // ... so many of which held something.
@@ -38,17 +39,17 @@ struct SlowRecut {
 };
 
 // Give a slab another chunk size and take its first chunk: kNoUnit when something in it cannot go.
-uint64_t recut_at_once(Pool& pool, uint64_t slab, uint64_t units, bool device);
+uint64_t recut_at_once(Pool& pool, uint64_t slab, uint64_t units, bool device, uint32_t tenant);
 
 // Begin to, unless as many slabs of the pool as should be are being recut already.
-void begin_recut(Pool& pool, uint64_t slab, uint64_t units);
+void begin_recut(Pool& pool, uint64_t slab, uint64_t units, uint32_t tenant);
 
 // Claim a few chunks more of what was begun. The unit of the first new chunk when that was the end of it,
 // which it only is where chunks of its size are wanted; kNoUnit otherwise.
-uint64_t go_on_recutting(Pool& pool, uint64_t units, bool device);
+uint64_t go_on_recutting(Pool& pool, uint64_t units, bool device, uint32_t tenant);
 
 // There is no time for it any more: do the rest of it now, if chunks of its size are wanted, or give it up.
-uint64_t end_recut(Pool& pool, uint64_t units, bool device);
+uint64_t end_recut(Pool& pool, uint64_t units, bool device, uint32_t tenant);
 
 // Give up what was begun. `only_idle`: if nothing was claimed since the last such call.
 void give_up_recut(Pool& pool, bool only_idle);

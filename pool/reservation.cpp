@@ -5,10 +5,12 @@
 #include "allocator.h"
 #include "chunk_index.h"
 #include "claim.h"
+#include "departure.h"
 #include "eviction.h"
 #include "failure.h"
 #include "pins.h"
 #include "process_table.h"
+#include "shares.h"
 #include "xxh3.h"
 
 namespace maru {
@@ -66,6 +68,11 @@ void write_header(Pool& pool, const SlotHot& slot, const SlotCold& cold, uint32_
   header->sealed.store(header_mark(pool, *header), std::memory_order_release);
 }
 
+// Is nothing of its namespace to be stored?
+bool is_uncached(const Pool& pool, const ReserveRequest& request) {
+  return pool.namespaces[request.namespace_id].flags.load(std::memory_order_relaxed) & kNamespaceUncached;
+}
+
 // Everything that must be true of the bytes and the slot before the word says SEALED. False: the namespace
 // was invalidated meanwhile.
 bool prepare_to_seal(Pool& pool, const Reservation& r, uint64_t word) {
@@ -77,7 +84,7 @@ bool prepare_to_seal(Pool& pool, const Reservation& r, uint64_t word) {
   const uint64_t unit = pool.unit_of_extent(extent);
   // The caller's device copies are over: that is what sealing means. A crash from here on needs no resting
   // time.
-  pool.owners[unit].store(owner_slot_word(i, false));
+  pool.owners[unit].fetch_and(~kDeviceBit);
   if (pool.geometry.checksum == ChecksumPolicy::kAlways) {
     const uint64_t sum = r.is_hashed ? r.hash : xxh3_64(pool.readable_at(extent), r.size_bytes);
     cold.checksum.store(sum, std::memory_order_relaxed);
@@ -168,6 +175,7 @@ Outcome reserve_chunk(Pool& pool, const ReserveRequest& request, Reservation* ou
   refuse_bad_size(pool, request.size_bytes);
   refuse_bad_parts(request);
   if (!pool.is_live()) return counted(pool, Outcome::kBusy);
+  if (is_uncached(pool, request)) return counted(pool, Outcome::kFull);
   if (request.parts == 1) {
     // Look before making room: what is there, or on its way, should evict nobody.
     if (is_sealed(pool, request.key)) return counted(pool, Outcome::kExists);
@@ -178,8 +186,8 @@ Outcome reserve_chunk(Pool& pool, const ReserveRequest& request, Reservation* ou
     if (outcome != Outcome::kLost) return outcome == Outcome::kReserved ? outcome : counted(pool, outcome);
   }
   count_incoming(pool, request.key);
-  const uint64_t unit =
-      allocate_extent(pool, pool.units_for(request.size_bytes), request.device, request.parent);
+  const uint64_t unit = allocate_extent(pool, pool.units_for(request.size_bytes), request.device,
+                                        request.parent, tenant_of(pool, request.namespace_id));
   if (unit == kNoUnit) return counted(pool, Outcome::kFull);
   MARU_POINT("reserve.allocated");
   const Outcome outcome = claim_key(pool, request, unit, out);
@@ -217,10 +225,10 @@ bool renew_chunk(Pool& pool, const Reservation& r, uint64_t deadline_ns) {
   return after == word;
 }
 
-Outcome allocate_draft(Pool& pool, uint64_t size_bytes, bool device, Draft* out) {
+Outcome allocate_draft(Pool& pool, uint64_t size_bytes, bool device, uint32_t tenant, Draft* out) {
   refuse_bad_size(pool, size_bytes);
   if (!pool.is_live()) return counted(pool, Outcome::kBusy);
-  const uint64_t unit = allocate_extent(pool, pool.units_for(size_bytes), device, 0);
+  const uint64_t unit = allocate_extent(pool, pool.units_for(size_bytes), device, 0, tenant);
   if (unit == kNoUnit) return counted(pool, Outcome::kFull);
   MARU_POINT("draft.allocated");
   *out = {unit, pool.extent_of_unit(unit), size_bytes, device};
@@ -229,10 +237,17 @@ Outcome allocate_draft(Pool& pool, uint64_t size_bytes, bool device, Draft* out)
 
 Outcome publish_draft(Pool& pool, const Draft& draft, const ReserveRequest& request, PinnedExtent* held) {
   if (!pool.is_live()) return counted(pool, Outcome::kBusy);
+  if (is_uncached(pool, request)) return counted(pool, Outcome::kFull);
   if (is_sealed(pool, request.key)) return counted(pool, Outcome::kExists);
   count_incoming(pool, request.key);
+  // It comes on the account of whom it is named for.
+  const uint32_t tenant = tenant_of(pool, request.namespace_id),
+                 before = owner_tenant(pool.owners[draft.unit].load(std::memory_order_relaxed));
+  const uint64_t bytes = chunk_units_at(pool, draft.unit) * pool.geometry.unit_bytes;
+  if (tenant != before && !charge(pool, tenant, bytes)) return counted(pool, Outcome::kFull);
   Reservation r;
   const Outcome outcome = claim_key(pool, request, draft.unit, &r);
+  if (tenant != before) discharge(pool, outcome == Outcome::kReserved ? before : tenant, bytes);
   if (outcome != Outcome::kReserved) return counted(pool, outcome);
   MARU_POINT("draft.named");
   // A pin on a slot that is still ours is seen by every evictor that could see it sealed.

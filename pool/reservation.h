@@ -65,8 +65,8 @@ void discard_chunk(Pool& pool, const Reservation& reservation);
 // Move the deadline to `deadline_ns` from now. False when the reservation was taken over already.
 bool renew_chunk(Pool& pool, const Reservation& reservation, uint64_t deadline_ns);
 
-// FULL when nothing can or should be evicted. Raises ChunkTooLarge, BadSize.
-Outcome allocate_draft(Pool& pool, uint64_t size_bytes, bool device, Draft* out);
+// FULL when nothing can or should be evicted for `tenant`. Raises ChunkTooLarge, BadSize.
+Outcome allocate_draft(Pool& pool, uint64_t size_bytes, bool device, uint32_t tenant, Draft* out);
 
 // Name a draft and seal it: STORED, or EXISTS, IN_FLIGHT, BUSY, FULL, LOST; unless STORED or LOST the draft
 // remains.

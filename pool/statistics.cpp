@@ -165,6 +165,31 @@ std::string processes_json(const Pool& pool, std::vector<Hold>& oldest) {
   return list.done();
 }
 
+std::string policy_json(uint32_t flags) {
+  Json list('[');
+  for (const auto& [flag, name] :
+       {std::pair{kNamespaceWiped, "zeroed"}, std::pair{kNamespaceHeld, "memory-only"},
+        std::pair{kNamespaceSealed, "encrypted-only"}, std::pair{kNamespaceUncached, "uncached"}})
+    if (flags & flag) list.raw(nullptr, quoted(name));
+  return list.done();
+}
+
+std::string tenants_json(const Pool& pool) {
+  Json list('[');
+  for (uint32_t number = 1; number < pool.geometry.tenant_limit; number++) {
+    const TenantRow& row = pool.tenants[number];
+    if (row.word.load(std::memory_order_acquire) == 0) continue;
+    Json one('{');
+    one.string("name", std::string(row.name, strnlen(row.name, sizeof row.name)));
+    one.number("used_bytes", row.used_bytes.load()).number("share_bytes", row.share_bytes.load());
+    one.number("limit_bytes", row.limit_bytes.load());
+    one.string("at_limit", row.flags.load() & kTenantRefused ? "refuse" : "evict");
+    one.number("made_way", row.made_way.load()).number("made_own_way", row.made_own_way.load());
+    list.raw(nullptr, one.number("refused", row.refused.load()).done());
+  }
+  return list.done();
+}
+
 }  // namespace
 
 std::string statistics_json(const Pool& pool, uint64_t populated_bytes, bool ready) {
@@ -247,6 +272,7 @@ std::string statistics_json(const Pool& pool, uint64_t populated_bytes, bool rea
         .string("tenant", std::string(row.tenant, strnlen(row.tenant, sizeof row.tenant)));
     one.number("epoch", row.epoch.load()).number("ttl_ns", row.ttl_ns.load());
     one.number("chunks", per_namespace[id].first).number("bytes", per_namespace[id].second);
+    one.raw("policy", policy_json(row.flags.load()));
     namespaces.raw(nullptr, one.done());
   }
 
@@ -278,6 +304,7 @@ std::string statistics_json(const Pool& pool, uint64_t populated_bytes, bool rea
   std::vector<Hold> oldest;
   out.raw("classes", classes.done())
       .raw("namespaces", namespaces.done())
+      .raw("tenants", tenants_json(pool))
       .raw("processes", processes_json(pool, oldest));
   out.raw("oldest_pins", pins_json(pool, oldest)).raw("reservations", reservations_json(pool));
   out.raw("eviction", eviction.done());

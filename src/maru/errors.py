@@ -8,6 +8,7 @@
     │   ├── PoolBusy              in use, being created, or every process slot taken
     │   ├── NoSpace               the medium has no room for it
     │   ├── NamespaceTableFull    more namespaces than the pool was made for
+    │   ├── ShareTooLarge         more promised to a tenant than there is
     │   ├── LeaseEnded            what another host held here is not held for it any more
     │   ├── NoDaemon              another host is asked, and no daemon answers
     │   └── NotAttached           this handle was closed
@@ -101,6 +102,13 @@ class NoSpace(PoolError):
         "ask for a smaller size, free some memory, or enlarge the medium "
         "(a container: --shm-size=8g or --ipc=host; a host: mount -o remount,size=8G /dev/shm)"
     )
+
+
+class ShareTooLarge(PoolError):
+    """A tenant was to be promised more than the pool has left, or more than its limit."""
+
+    wanted_bytes: int = 0
+    hint = "`maru tenants list POOL` shows who was promised what"
 
 
 class NamespaceTableFull(PoolError):

@@ -24,11 +24,14 @@ from maru.key import Identity
 from maru.native import core
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from typing_extensions import Buffer
 
 _log = logging.getLogger("maru")
 
 OPEN_DEADLINE_S = 5.0
+TENANT_BYTES_MAX = 63
 
 Outcome = core.Outcome
 Namespace = core.Namespace
@@ -39,6 +42,23 @@ ReservationBatch = core.ReservationBatch
 IS_THERE = (Outcome.STORED, Outcome.EXISTS, Outcome.IN_FLIGHT)
 """A chunk is there, or will be: somebody else storing it right now is as good as our storing it."""
 Draft = core.Draft
+
+
+Policy = Literal["zeroed", "memory-only", "encrypted-only", "uncached"]
+POLICIES: dict[str, int] = {"zeroed": 1, "memory-only": 2, "encrypted-only": 4, "uncached": 8}
+"""What a namespace may ask for, with its bit in the pool's table. zeroed: what leaves is overwritten before its memory
+is anybody else's. memory-only: nothing is copied to places below the pool or to a far one. encrypted-only: below the
+pool only where a place encrypts. uncached: nothing is stored at all; what is asked for is a miss."""
+
+
+def policy_flags(policy: Iterable[str]) -> int:
+    """The bits of POLICIES. Raises ValueError."""
+    flags = 0
+    for one in policy:
+        if one not in POLICIES:
+            raise ValueError(f"there is no policy {one!r}; there are: {', '.join(POLICIES)}")
+        flags |= POLICIES[one]
+    return flags
 
 
 def _process_name() -> str:
@@ -193,14 +213,34 @@ class Pool(core.PoolCore):
             _log.warning("%s", note)
         return cls(config)
 
-    def namespace(self, identity: Identity, ttl: float | None = None) -> Namespace:
+    def namespace(self, identity: Identity, ttl: float | None = None, policy: Iterable[Policy] = ()) -> Namespace:
         """Register everything that must match for bytes to be reusable; the same identity gives the same namespace.
 
         `ttl`: seconds a chunk lives from its store, None for no limit; the latest caller's counts for new chunks.
-        Raises NamespaceTableFull, PoolBusy, NotAttached.
+        `policy`: how its content is to be handled (POLICIES); what one caller asks for counts for all, and stays.
+        Raises NamespaceTableFull, PoolBusy, NotAttached, ValueError for a policy that there is none of.
         """
         digest = core.blake3(identity.encode(), 16)
-        return self._register_namespace(digest, identity.tenant, ttl)
+        return self._register_namespace(digest, identity.tenant, ttl, policy_flags(policy))
+
+    def set_share(
+        self, tenant: str, share_bytes: int = 0, limit_bytes: int = 0, at_limit: Literal["evict", "refuse"] = "evict"
+    ) -> None:
+        """Promise a tenant `share_bytes` of the pool and allow it `limit_bytes` (0: as much as there is).
+
+        Nobody else pushes it below its share. Above it a tenant borrows room that nobody was promised, and gives it
+        back first when others need theirs: a burst evicts its own before anything of those who have borrowed less. At
+        the limit what it stores takes the place of its own coldest chunks ("evict"), or is answered FULL ("refuse").
+        Counts at once, in every process; stats()["tenants"] says what each takes.
+
+        Raises ShareTooLarge (not so much is left to promise, or the limit is below the share), PoolBusy,
+        NamespaceTableFull, NotAttached.
+        """
+        if not tenant or len(tenant.encode()) > TENANT_BYTES_MAX:
+            raise ValueError(f"a tenant's name has 1 to {TENANT_BYTES_MAX} bytes, not {len(tenant.encode())}")
+        if share_bytes < 0 or limit_bytes < 0:
+            raise ValueError("a share and a limit are 0 or more bytes")
+        self._set_share(tenant, share_bytes, limit_bytes, at_limit == "refuse")
 
     def find(self, keys: Buffer) -> list[bool]:
         """Which of these chunks (n x 16 bytes) are readable now, whatever stands between them? A hint, as lookup.
@@ -233,7 +273,7 @@ class Pool(core.PoolCore):
         """The pool's figures: sizes in bytes, chunks by state, counters since creation, processes, namespaces.
 
         Walks the whole index (milliseconds on a large pool). `chunks`, `counters`, `segments`, `classes`,
-        `namespaces`, `processes` and `eviction` are nested.
+        `namespaces`, `tenants`, `processes` and `eviction` are nested.
         """
         figures: dict[str, Any] = json.loads(self._statistics().decode("utf-8", "replace"))
         return figures

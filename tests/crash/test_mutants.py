@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import test_mutants_of_recovery
+import test_mutants_of_shares
 
 import maru
 from maru import Identity, Outcome
@@ -250,4 +251,7 @@ def test_an_allocator_that_was_slow_to_claim_looks_again(mutant: str | None, url
 def test_every_mutant_is_hunted() -> None:
     in_company = {"no_recheck_after_pin", "no_pin_recheck_after_evicting"}
     in_company |= {"evicting_treated_as_absent", "slab_word_not_rechecked"}
-    assert set(mutants()) == set(LONE) | in_company | set(test_mutants_of_recovery.SCENARIOS)
+    assert (
+        set(mutants())
+        == set(LONE) | in_company | set(test_mutants_of_recovery.SCENARIOS) | test_mutants_of_shares.SCENARIOS
+    )

@@ -73,6 +73,7 @@ class Image:
             table("CounterRow", "offset_counters", word("process_limit"), 1),
             table("ClassRow", "offset_classes", FORMAT["constants"]["class_limit"], 5),
             table("NamespaceRow", "offset_namespaces", word("namespace_limit"), 4),
+            table("TenantRow", "offset_tenants", word("tenant_limit"), 4),
             table("ShardRow", "offset_shards", word("shard_count") + 1, 3),
             table("Bucket", "offset_buckets", slots // FORMAT["constants"]["bucket_slots"], 6),
             table("SlotHot", "offset_slots_hot", slots, 26),

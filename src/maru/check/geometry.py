@@ -26,11 +26,12 @@ _SLOTS_MAX = 1 << 31
 _SLAB_BYTES_MAX = 16 << 30
 _DATA_BYTES_MAX = 1 << 47
 _FILE_BYTES_MAX = 1 << 50
+_TENANT_ROWS_MAX = 4096
 _REUSE_ENTRIES_MIN, _REUSE_ENTRIES_MAX = 1 << 13, 1 << 16
 
 _ADDS_UP = (
     "index_bytes", "unit_bytes", "slab_bytes", "slot_count", "buckets_per_shard", "shard_count", "slab_count",
-    "process_limit", "namespace_limit", "checksum_policy", "reuse_entries",
+    "process_limit", "namespace_limit", "tenant_limit", "checksum_policy", "reuse_entries",
 )  # fmt: skip
 
 
@@ -187,6 +188,7 @@ def _refuse_unbounded(index: PoolFile, g: dict[str, int], layout: Layout) -> Non
         and g["slot_count"] <= _SLOTS_MAX + (1 << 20),
         "process_limit": 1 <= g["process_limit"] <= _PROCESSES_MAX,
         "namespace_limit": 1 <= g["namespace_limit"] <= _NAMESPACES_MAX,
+        "tenant_limit": g["tenant_limit"] == min(g["namespace_limit"] + 1, _TENANT_ROWS_MAX),
         "checksum_policy": g["checksum_policy"] <= 2,
         "reuse_entries": _is_power(g["reuse_entries"])
         and _REUSE_ENTRIES_MIN <= g["reuse_entries"] <= _REUSE_ENTRIES_MAX,
@@ -217,6 +219,7 @@ def _sections(g: dict[str, int], layout: Layout) -> dict[str, Section]:
         "owners": (8, units),
         "pins": (2, g["slot_count"] * g["process_limit"]),
         "reuse": (1, layout.sizes["ReuseTable"] + 8 * g["reuse_entries"]),
+        "tenants": (layout.sizes["TenantRow"], g["tenant_limit"]),
     }
     sections, at = {}, SUPERBLOCK_SECTION_BYTES
     for name, (row_bytes, count) in rows.items():

@@ -39,8 +39,10 @@ class SlotRules:
         self._buckets_probed = layout.constants["buckets_probed"]
         self._bucket_words = layout.sizes["Bucket"] // 4
         self._overflowed = layout.offset("Bucket", "overflowed") // 4
-        self._device = layout.words["owner"].make(device=1)
-        self._slot_owner = layout.words["owner"].make(kind=layout.owner_kinds.index("SLOT"))
+        owner = layout.words["owner"]
+        self._slot_owner = owner.make(kind=layout.owner_kinds.index("SLOT"))
+        # What an owner word says of an extent besides whose it is.
+        self._aside = owner.make(device=1, wiped=1, tenant=owner.field("tenant")[1])
         self._total, self._done = layout.words["parts"].field("total"), layout.words["parts"].field("done")
         self._slab_state, self._slab_units = (layout.words["slab"].field(n) for n in ("state", "chunk_units"))
         self._segment, self._offset = (layout.words["extent"].field(n) for n in ("segment", "offset"))
@@ -178,7 +180,7 @@ class SlotRules:
 
     def _is_bound(self, i: int, row: Row) -> bool:
         unit = self.unit_of(row[3], row[4])
-        return unit >= 0 and self.tables.owners[unit] & ~self._device == self._slot_owner | i
+        return unit >= 0 and self.tables.owners[unit] & ~self._aside == self._slot_owner | i
 
     def _look_at_extent(self, i: int, row: Row) -> None:
         word, _, _, extent, size, namespace, *_ = row
@@ -193,7 +195,7 @@ class SlotRules:
             self._say("error", "slot.extent", i, what, "extent", word, extent, size)
             return
         owner = tables.owners[unit]
-        if owner & ~self._device != self._slot_owner | i:
+        if owner & ~self._aside != self._slot_owner | i:
             what = f"the owner word of its extent (unit {unit}) is {owner:#018x}, not this slot"
             self._say("error", "slot.owner", i, what, "extent", word, extent, owner)
         slab, within = divmod(unit, geometry.units_per_slab)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from maru.client.holds import RemotePrefix
@@ -21,7 +21,7 @@ from maru.config import PoolConfig
 from maru.errors import MaruError
 from maru.key import Identity
 from maru.native import core
-from maru.pool import IS_THERE, Namespace, Outcome, Pool
+from maru.pool import IS_THERE, Namespace, Outcome, Policy, Pool
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -44,8 +44,8 @@ class NearPool(Pool):
         self._near_namespace: Namespace | None = None
         self._sender = Sender(self, far)
 
-    def namespace(self, identity: Identity, ttl: float | None = None) -> Namespace:
-        namespace = super().namespace(identity, ttl)
+    def namespace(self, identity: Identity, ttl: float | None = None, policy: Iterable[Policy] = ()) -> Namespace:
+        namespace = super().namespace(identity, ttl, policy)
         self._near_namespace = namespace
         return namespace
 

@@ -20,7 +20,7 @@ from maru.client.remote import RemoteNamespace, RemotePool
 from maru.errors import MaruError, NotAttached
 from maru.inherited import give_back, take_byte
 from maru.native import core
-from maru.pool import Outcome, Pool
+from maru.pool import POLICIES, Outcome, Pool
 
 _log = logging.getLogger("maru")
 
@@ -104,7 +104,7 @@ class Sender:
         """Look, and send some. True when nothing is left to do for now."""
         changes, whole = scan.look(CHANGES_A_LOOK)
         for key, parent, digest, size, kind, has_parent in _CHANGE.iter_unpack(changes):
-            if kind == _CAME:
+            if kind == _CAME and not self._near._policy_of(digest) & POLICIES["memory-only"]:
                 self._pending.append((key, parent if has_parent else None, digest, size))
         run = [] if self._far.channel.is_down else self._next_run()
         try:

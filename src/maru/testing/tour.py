@@ -27,6 +27,7 @@ TINY, SMALL, LARGE = 4_000, 9_000, 60_000
 # What a tour may leave, and how many keys there are of each kind.
 FAMILIES = {
     "prefix": 8, "tour": 10, "batch": 4, "parts": 8, "large": 160, "small": 500, "tiny": 1200, "dead": 20, "left": 1,
+    "shared": 40,
 }  # fmt: skip
 TRANSIENT = ("reserved", "evicting", "revoked", "releasing")
 
@@ -134,6 +135,17 @@ def visit_namespaces(pool: Pool) -> None:
     pool.put(key, bytes_of(key, SMALL), namespace=ns)
 
 
+def visit_shares(pool: Pool) -> None:
+    """A tenant with a share and a limit, whose chunks are overwritten as they leave."""
+    with contextlib.suppress(PoolBusy):
+        pool.set_share("shared", 64 << 10, 128 << 10)
+    ns = pool.namespace(Identity(model="tour", kv_layout="bytes", tenant="shared"), policy=["zeroed"])
+    for number in range(40):
+        key = key_of(number, "shared")
+        pool.put(key, bytes_of(key, SMALL), namespace=ns)
+    pool.remove(key_of(39, "shared"))
+
+
 def visit_eviction(pool: Pool) -> None:
     """More than fits, in three sizes, with chunks pinned: eviction, and slabs that change their size or cannot."""
     pinned = pool.get(key_of(0, "prefix"))
@@ -209,6 +221,7 @@ def see_everything(url: str, wait_for_sweep: bool = False) -> None:
         visit_parts(pool)
         visit_deadlines(pool)
         visit_namespaces(pool)
+        visit_shares(pool)
         visit_eviction(pool)
         visit_the_dead(pool)
         visit_segments(pool)

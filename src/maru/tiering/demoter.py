@@ -211,7 +211,9 @@ class Demoter:
         return absent
 
     def _which(self, chunk: Leaving) -> Which:
-        return Which(chunk.key, chunk.digest, chunk.epoch, self._tenants.of(chunk.namespace))
+        return Which(
+            chunk.key, chunk.digest, chunk.epoch, self._tenants.of(chunk.namespace), self._pool._policy_of(chunk.digest)
+        )
 
     async def _demote(self, scan: core.LeavingScan, chunk: Leaving) -> None:
         try:

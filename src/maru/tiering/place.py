@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from maru.errors import MaruError, NoSuchObject, TierFull, TornObject
+from maru.pool import POLICIES
 from maru.tier.codec import Codec, PlainCodec, open_codec
 from maru.tier.contract import Tier, name_of
 from maru.tier.envelope import HEADER_BYTES, ChunkFacts, Unwrapping, expiry_of, wrap
@@ -62,6 +63,8 @@ class Which:
     epoch: int
     """The namespace's in this pool, as whoever asks goes by it."""
     tenant: str = ""
+    policy: int = 0
+    """The namespace's (maru.pool.POLICIES), as bits."""
 
 
 @dataclass
@@ -137,7 +140,11 @@ class Place:
         return not self._storing.is_open
 
     def write_of(self, chunk: Which) -> Write:
-        """When a chunk goes down here, if at all."""
+        """When a chunk goes down here, if at all. What its namespace forbids counts before what this place is told."""
+        if chunk.policy & POLICIES["memory-only"]:
+            return "never"
+        if chunk.policy & POLICIES["encrypted-only"] and self._keyring is None:
+            return "never"
         return self.policy.write_of(chunk.tenant, chunk.digest)
 
     def _codec_of(self, chunk: Which) -> Codec:

@@ -88,9 +88,9 @@ class Promoter:
         self, keys: bytes, namespace: Namespace, epoch: int, before: int, deadline_s: float
     ) -> list[Place]:
         """For each leading chunk that is below, the place to take it from; empty when computing is quicker."""
-        tenant = self._tenants.of(namespace.id)
+        tenant, policy = self._tenants.of(namespace.id), self._pool._policy_of(namespace.digest)
         asked = [
-            Which(keys[at : at + KEY_BYTES], namespace.digest, epoch, tenant)
+            Which(keys[at : at + KEY_BYTES], namespace.digest, epoch, tenant, policy)
             for at in range(0, self._bounded(keys, namespace.digest), KEY_BYTES)
         ]
         if not asked or self._is_absent(asked[0]):
@@ -142,7 +142,9 @@ class Promoter:
         held = [self._held(parent)] if parent is not None else []
         for number, place in enumerate(found):
             key, done = keys[number * KEY_BYTES : (number + 1) * KEY_BYTES], asyncio.Event()
-            which = Which(key, namespace.digest, epoch, self._tenants.of(namespace.id))
+            which = Which(
+                key, namespace.digest, epoch, self._tenants.of(namespace.id), self._pool._policy_of(namespace.digest)
+            )
             tasks.append(
                 asyncio.create_task(
                     self._bring_one(which, place, namespace, parent, room, (before, done), deadline_s, held, brought)

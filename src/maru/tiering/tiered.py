@@ -9,14 +9,14 @@ Leaves:     what goes down and comes up to the ladder. Keys belong to the namesp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from maru.config import PoolConfig
 from maru.key import Identity
 from maru.native import core
-from maru.pool import Namespace, Pool
+from maru.pool import Namespace, Policy, Pool
 from maru.tiering.ladder import Ladder, LadderSettings
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class TieredPool(Pool):
             raise
         self.ladder.sources.is_told_all = True
 
-    def namespace(self, identity: Identity, ttl: float | None = None) -> Namespace:
-        self._namespace = super().namespace(identity, ttl)
+    def namespace(self, identity: Identity, ttl: float | None = None, policy: Iterable[Policy] = ()) -> Namespace:
+        self._namespace = super().namespace(identity, ttl, policy)
         return self._namespace
 
     def lookup(self, keys: Buffer) -> int:
