@@ -14,9 +14,8 @@ namespace maru {
 
 namespace {
 
-// In a busy pool each recount is some chunks off, of which the next one finds most; no more of them than
-// that.
-constexpr uint32_t kRecountsMax = 40;
+// In a busy pool a recount may not come to an end; no more of them than that.
+constexpr uint64_t kRecountsMax = 40;
 
 // Has the slot got its extent? Before that its fields are those of its last life, and the living process that
 // is just claiming it would be robbed in the middle.
@@ -138,7 +137,7 @@ void clean_locks(Pool& pool, uint32_t process) {
 }  // namespace
 
 void clean_process(Pool& pool, uint32_t process) {
-  pool.recounts_left.store(kRecountsMax);  // It may have died between a word and its account.
+  pool.super->recounts_left.store(kRecountsMax);  // It may have died between a word and its account.
   MARU_POINT("clean.begin");
   // Pins first: a slot that only the dead one pinned can then be freed. A memset on atomics nobody else
   // writes.
@@ -179,8 +178,6 @@ uint32_t clean_dead_processes(Pool& pool) {
     recount_free_hints(pool);
     recount_children(pool);
   }
-  const uint32_t left = pool.recounts_left.load(std::memory_order_relaxed);
-  if (left > 0) pool.recounts_left.store(recount_shares(pool) ? 0 : left - 1);
   return cleaned;
 }
 
@@ -197,6 +194,8 @@ void resolve_word(Pool& pool, uint64_t i, uint64_t word) {
 
 void sweep(Pool& pool, uint64_t slot_budget, uint64_t* cursor) {
   clean_dead_processes(pool);
+  const uint64_t left = pool.super->recounts_left.load(std::memory_order_relaxed);
+  if (left > 0) pool.super->recounts_left.store(recount_shares(pool) ? 0 : left - 1);
   for (uint64_t n = 0; n < slot_budget && n < pool.geometry.slot_count; n++) {
     const uint64_t i = (*cursor)++ % pool.geometry.slot_count;
     const uint64_t word = pool.hot[i].word.load(std::memory_order_acquire);

@@ -106,9 +106,10 @@ struct Superblock {
   uint32_t eviction_policy;  // Bit 0: the gate against loops larger than the pool.
   uint8_t spare_a[224];
   // Words that change, one cache line each so that they do not disturb one another.
-  alignas(64) Atomic<uint64_t> state;    // PoolState. Destroyer writes.
-  Atomic<uint64_t> pool_epoch;           // Raised when everything in the pool becomes a miss.
-  Atomic<uint64_t> promised_bytes;       // Of all tenants' shares. Whoever sets a share writes, under a lock.
+  alignas(64) Atomic<uint64_t> state;  // PoolState. Destroyer writes.
+  Atomic<uint64_t> pool_epoch;         // Raised when everything in the pool becomes a miss.
+  Atomic<uint64_t> recounts_left;   // Of accounts, after a death, until one comes to an end. Cleaners write.
+  Atomic<uint64_t> promised_bytes;  // Of all tenants' shares. Whoever sets a share writes, under a lock.
   alignas(64) Atomic<uint64_t> live[4];  // Bit p: process p may hold pins. Set by p, cleared by p's cleaner.
   alignas(64) Atomic<uint64_t> references;  // Chunks asked for since creation: the clock of eviction. A hint.
   Atomic<uint64_t> eviction_epoch;          // Half a pool's worth of references each. A hint.

@@ -77,6 +77,7 @@ std::string make_description() {
                    MARU_F(Superblock, eviction_policy),
                    MARU_F(Superblock, state),
                    MARU_F(Superblock, pool_epoch),
+                   MARU_F(Superblock, recounts_left),
                    MARU_F(Superblock, promised_bytes),
                    MARU_F(Superblock, live),
                    MARU_F(Superblock, references),

@@ -114,7 +114,6 @@ struct Pool final : ForkWitness {
   Atomic<int32_t> near_node{-1};         // The NUMA node that we prefer; -1: none.
   Atomic<uint32_t> near_segments{0};     // Bit s: s lies on the NUMA node that we prefer. 0: take turns.
   uint32_t copy_threads = 1;             // Of one copy, at most.
-  Atomic<uint32_t> recounts_left{0};     // Of accounts, after a death: until nothing changes meanwhile.
   Atomic<bool> fresh_slabs_gone{false};  // Slabs are cut once and then only re-cut: no need to look again.
 
   // ---- small things every room needs ----

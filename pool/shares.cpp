@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "chunk_index.h"
+#include "clock.h"
 #include "failure.h"
 
 namespace maru {
@@ -13,6 +14,11 @@ namespace {
 TenantRow& row_of(const Pool& pool, uint32_t tenant) {
   return pool.tenants[tenant < pool.geometry.tenant_limit ? tenant : 0];
 }
+
+// Between putting bytes on an account and taking their extent there are some microseconds. What is still the
+// same at the next look is no such thing.
+constexpr uint32_t kLooks = 4;
+constexpr uint64_t kBetweenLooksNs = 200'000;
 
 // How far above its share, in bytes; negative below it.
 int64_t above_share(const TenantRow& row) {
@@ -147,20 +153,26 @@ void put_back(Pool& pool, uint32_t from, uint64_t bytes) {
 
 bool recount_shares(Pool& pool) {
   const uint32_t limit = pool.geometry.tenant_limit;
-  std::vector<uint64_t> before(limit, 0);
-  for (uint32_t t = 1; t < limit; t++) before[t] = pool.tenants[t].used_bytes.load(std::memory_order_relaxed);
-  const std::vector<uint64_t> counted = used_by_owners(pool);
-  bool is_exact = true;
-  for (uint32_t t = 1; t < limit; t++) {
-    Atomic<uint64_t>& account = pool.tenants[t].used_bytes;
-    uint64_t now = account.load(std::memory_order_relaxed);
-    is_exact &= now == before[t];
-    // By what was found to be wrong: what others add and take meanwhile stays.
-    while (!account.compare_exchange_weak(
-        now, now + counted[t] > before[t] ? now + counted[t] - before[t] : 0, std::memory_order_relaxed)) {
+  std::vector<int64_t> off_before;
+  for (uint32_t look = 0; look < kLooks; look++) {
+    if (look > 0) sleep_ns(kBetweenLooksNs);
+    std::vector<uint64_t> account(limit, 0);
+    std::vector<int64_t> off(limit, 0);
+    for (uint32_t t = 1; t < limit; t++) account[t] = pool.tenants[t].used_bytes.load();
+    const std::vector<uint64_t> used = used_by_owners(pool);
+    bool is_right = true;
+    for (uint32_t t = 1; t < limit; t++) {
+      off[t] = static_cast<int64_t>(used[t] - account[t]);
+      is_right &= off[t] == 0;
+      // By swap against what was looked at: two who see the same do not both mend it.
+      if (look > 0 && off[t] != 0 && off[t] == off_before[t] &&
+          pool.tenants[t].used_bytes.compare_exchange_strong(account[t], used[t]))
+        off[t] = 0;
     }
+    if (is_right && look > 0) return true;
+    off_before = off;
   }
-  return is_exact;
+  return false;
 }
 
 }  // namespace maru

@@ -63,8 +63,8 @@ void put_back(Pool& pool, uint32_t from, uint64_t bytes);
 // Bytes of the extents on each account, by the owner words: what the accounts should say.
 std::vector<uint64_t> used_by_owners(const Pool& pool);
 
-// Make every account the sum over the owner words again. False: something changed meanwhile, so it may be
-// some chunks off.
+// Make every account the sum over the owner words again: some tenths of a millisecond, not for a caller's
+// path. False: so much changed meanwhile that it cannot be told what is right.
 bool recount_shares(Pool& pool);
 
 }  // namespace maru
