@@ -32,6 +32,7 @@ from maru.selftest_commands import selftest_app
 from maru.serve_commands import serve
 from maru.stat_view import SeenPool, plain, show_pool, table_of_pools
 from maru.survey import look_at, pool_folders, survey
+from maru.tenants_commands import tenants_app
 from maru.terminal import SETTINGS, JsonFlag, PlaceOption, complain, config_of, console, print_json, say_none
 from maru.tier_commands import tier_app
 from maru.top_command import top
@@ -55,6 +56,7 @@ app = typer.Typer(cls=_MaruGroup, name="maru", add_completion=False, pretty_exce
 app.add_typer(pool_app, name="pool", help="Create, list, rebuild and destroy pools.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(tier_app, name="tier")
+app.add_typer(tenants_app, name="tenants")
 app.add_typer(bench_app, name="bench", help="Measure the published figures here, beside what you would use instead.")
 app.command()(serve)
 app.command()(top)

@@ -101,7 +101,8 @@ def view_of_pool(stats: Mapping[str, Any]) -> Group:
     title = Text.assemble(("pool ", "dim"), plain(Path(stats["folder"]).name))
     parts: list[RenderableType] = [title, occupancy, _summary(stats)]
     views = (
-        _chunks, _counters, _places, _decisions, _processes, _pins, _reservations, _namespaces, _segments, _chunk_sizes,
+        _chunks, _counters, _places, _decisions, _processes, _pins, _reservations, _tenants, _namespaces, _segments,
+        _chunk_sizes,
     )  # fmt: skip
     for table in (view(stats) for view in views):
         if table.row_count:
@@ -296,13 +297,40 @@ def _reservations(stats: Mapping[str, Any]) -> Table:
     return table
 
 
+def tenants_table(stats: Mapping[str, Any]) -> Table:
+    """What each tenant takes, was promised and may take, and how often its chunks made way."""
+    heads = ("tenant", ">uses", ">of the pool", ">share", ">limit", ">made way for others", ">for its own", ">refused")
+    table = _table("Tenants", *heads)
+    for row in stats["tenants"]:
+        limit = format_size(row["limit_bytes"]) if row["limit_bytes"] else "none"
+        table.add_row(
+            plain(row["name"]),
+            format_size(row["used_bytes"]),
+            share(row["used_bytes"], stats["size_bytes"]),
+            format_size(row["share_bytes"]) if row["share_bytes"] else "none",
+            f"{limit}, refuses" if row["at_limit"] == "refuse" else limit,
+            f"{row['made_way']:,}",
+            f"{row['made_own_way']:,}",
+            f"{row['refused']:,}",
+        )
+    return table
+
+
+def _tenants(stats: Mapping[str, Any]) -> Table:
+    """Only where there is more to say than that everything is one tenant's."""
+    if len(stats["tenants"]) > 1 or any(row["share_bytes"] or row["limit_bytes"] for row in stats["tenants"]):
+        return tenants_table(stats)
+    return _table("Tenants")
+
+
 def _namespaces(stats: Mapping[str, Any]) -> Table:
-    table = _table("Namespaces", ">id", "tenant", "digest", ">epoch", ">ttl", ">chunks", ">bytes")
+    table = _table("Namespaces", ">id", "tenant", "digest", "rules", ">epoch", ">ttl", ">chunks", ">bytes")
     for row in stats["namespaces"]:
         table.add_row(
             str(row["id"]),
             plain(row["tenant"] or "-"),
             row["digest"][:12],
+            ", ".join(row["policy"]) or "-",
             str(row["epoch"]),
             _seconds(row["ttl_ns"]) if row["ttl_ns"] else "none",
             f"{row['chunks']:,}",

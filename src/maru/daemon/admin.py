@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import msgspec
+
 from maru.daemon import admin_bodies as bodies
 from maru.daemon.answers import Refused
 from maru.daemon.facts import Facts
@@ -20,7 +22,7 @@ from maru.daemon.keeps import KeptPrefixes
 from maru.daemon.looks import Looks
 from maru.daemon.prewarm import Prewarmer
 from maru.daemon.promotions import Promotions
-from maru.errors import NotAttached
+from maru.errors import NotAttached, ShareTooLarge
 from maru.native import core
 from maru.pool import Namespace, Pool
 
@@ -67,6 +69,10 @@ class Admin:
 
     def pool(self, pool: str) -> bodies.PoolDetail:
         return bodies.PoolDetail(pool, self._stats(pool))
+
+    def tenants(self, pool: str) -> bodies.Tenants:
+        rows = sorted(self._stats(pool)["tenants"], key=lambda row: -row["used_bytes"])
+        return bodies.Tenants([msgspec.convert(row, bodies.TenantLine) for row in rows])
 
     def namespaces(self, pool: str) -> bodies.Namespaces:
         rows = sorted(self._stats(pool)["namespaces"], key=lambda row: -row["bytes"])
@@ -131,6 +137,16 @@ class Admin:
         return found
 
     # ---- Changing -------------------------------------------------------------------------------------------------
+
+    def set_share(self, pool: str, tenant: str, body: bodies.ShareBody) -> bodies.Tenants:
+        try:
+            self._pool(pool).set_share(tenant, body.share_bytes, body.limit_bytes, body.at_limit)
+        except ValueError as error:
+            raise Refused(400, "BadTenant", str(error)) from None
+        except ShareTooLarge as error:
+            raise Refused(409, "ShareTooLarge", error.message, error.hint) from None
+        self._done("a tenant of pool %s was promised %d bytes, of %d", pool, body.share_bytes, body.limit_bytes)
+        return self.tenants(pool)
 
     def expire(self, pool: str, body: bodies.ExpireBody) -> bodies.Expired:
         if (body.namespace is None) == (body.tenant is None):

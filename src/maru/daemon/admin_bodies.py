@@ -113,6 +113,34 @@ class Namespaces(Struct):
     namespaces: list[NamespaceLine]
 
 
+class TenantLine(Struct):
+    name: str
+    used_bytes: int
+    share_bytes: int
+    """Nobody else pushes it below. 0: none."""
+    limit_bytes: int
+    """It never takes more. 0: none."""
+    at_limit: Literal["evict", "refuse"]
+    made_way: int
+    """Its chunks that were evicted for others."""
+    made_own_way: int
+    refused: int
+
+
+class Tenants(Struct):
+    """What each tenant takes of a pool, was promised and may take."""
+
+    tenants: list[TenantLine]
+
+
+class ShareBody(Struct, forbid_unknown_fields=True):
+    """What a tenant is promised and may take; what was said before is replaced."""
+
+    share_bytes: Annotated[int, Meta(ge=0, lt=1 << 62)] = 0
+    limit_bytes: Annotated[int, Meta(ge=0, lt=1 << 62)] = 0
+    at_limit: Literal["evict", "refuse"] = "evict"
+
+
 class ProcessLine(Struct):
     number: int
     """Of its row in the pool's table."""

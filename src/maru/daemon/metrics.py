@@ -243,6 +243,20 @@ def _occupancy(looks: Mapping[str, Look]) -> Iterator[Metric]:
             ),
         )  # fmt: skip
     for field, metric, told in (
+        ("used_bytes", "maru_tenant_bytes", "Bytes that a tenant takes of the pool, reservations and drafts included."),
+        ("share_bytes", "maru_tenant_share_bytes", "Bytes that a tenant was promised; 0: none."),
+        ("limit_bytes", "maru_tenant_limit_bytes", "Bytes that a tenant may take; 0: no limit."),
+        ("made_way", "maru_tenant_made_way", "A tenant's chunks that were evicted for others, since creation."),
+        ("made_own_way", "maru_tenant_made_own_way", "A tenant's chunks that were evicted for its own."),
+        ("refused", "maru_tenant_refused", "Stores that a tenant's limit or others' shares left no room for."),
+    ):
+        yield _gauge(
+            metric, told, ["tenant"], looks,
+            lambda stats, field=field: (  # type: ignore[misc]
+                ([_plain(row["name"])], row[field]) for row in stats["tenants"]
+            ),
+        )  # fmt: skip
+    for field, metric, told in (
         ("slabs", "maru_class_slabs", "Slabs cut into chunks of one size."),
         ("free_chunks", "maru_class_free_chunks", "Free chunks in these slabs."),
     ):

@@ -34,6 +34,11 @@ ROUTES = (
     Route("GET", "/v1/pools", "pools", "The pools that this daemon serves", bodies.Pools),
     Route("GET", "/v1/pools/{pool}", "pool", "Everything about one pool", bodies.PoolDetail),
     Route("GET", "/v1/pools/{pool}/namespaces", "namespaces", "Who takes up how much of it", bodies.Namespaces),
+    Route("GET", "/v1/pools/{pool}/tenants", "tenants", "What each tenant takes and was promised", bodies.Tenants),
+    Route(
+        "POST", "/v1/pools/{pool}/tenants/{tenant}", "set_share", "Promise a tenant a share, allow it a limit",
+        bodies.Tenants, bodies.ShareBody,
+    ),
     Route("GET", "/v1/pools/{pool}/processes", "processes", "Who is attached and holds what", bodies.Processes),
     Route(
         "POST", "/v1/pools/{pool}/expire", "expire", "Make everything in a namespace, or of a tenant, a miss",
