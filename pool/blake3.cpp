@@ -15,6 +15,7 @@ constexpr size_t kRunChunks = kBlake3RunSize / kChunkSize;
 constexpr size_t kLaneCountMax = 16;
 
 constexpr uint32_t kParent = 1 << 2;
+constexpr uint32_t kKeyedHash = 1 << 4;
 
 // The path of that name, or the best one if `name` is null; null if this CPU has none of that name.
 const Blake3Path* find_path(const char* name) {
@@ -230,6 +231,15 @@ void Blake3Runs::finish(const uint8_t* tail, size_t tail_size, uint8_t* out, siz
 
 void blake3(const void* data, size_t size, uint8_t* out, size_t out_size) {
   hash_one(best_path(), static_cast<const uint8_t*>(data), size, out, out_size);
+}
+
+void blake3_keyed(const uint8_t key[32], const void* data, size_t size, uint8_t* out, size_t out_size) {
+  Node node{};
+  std::memcpy(node.cv, key, sizeof node.cv);
+  if (size > 0) std::memcpy(node.block, data, size);
+  node.block_size = static_cast<uint32_t>(size);
+  node.flags = kChunkStart | kChunkEnd | kKeyedHash;
+  node.root_output(out, out_size);
 }
 
 void blake3_equal_inputs(const uint8_t* inputs, size_t input_size, size_t count, uint8_t* out32) {

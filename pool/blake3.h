@@ -1,4 +1,5 @@
-// BLAKE3 in hash mode, written from the published specification (unkeyed, no key derivation).
+// BLAKE3 in hash mode, and keyed for a single block, written from the published specification (no key
+// derivation).
 //
 // Promises: the digests of the official test vectors on every CPU, whichever path is chosen at run time.
 // Leaves to others: what is hashed and how digests become chunk keys (chunk_keys.h).
@@ -19,6 +20,10 @@ struct Blake3Path;
 
 // Writes the first `out_size` bytes of BLAKE3's output for `size` bytes of data.
 void blake3(const void* data, size_t size, uint8_t* out, size_t out_size = kBlake3DigestSize);
+
+// The same with a key, of one block of data: who has not the key can neither make nor foresee the output.
+inline constexpr size_t kBlake3KeyedMax = 64;
+void blake3_keyed(const uint8_t key[32], const void* data, size_t size, uint8_t* out, size_t out_size);
 
 // Hashes `count` inputs of `input_size` bytes each that lie back to back; writes `count` digests of 32 bytes.
 // Inputs of whole 64-byte blocks up to 1 KiB run one per lane; longer ones share the lanes by their chunks.

@@ -11,24 +11,38 @@ namespace {
 constexpr int kSpinsBeforeYield = 100, kYieldsBeforeAsking = 20;
 constexpr uint64_t kAskPauseNs = 50'000;
 
-}  // namespace
-
-uint64_t count_leading(const Pool& pool, const Key* keys, uint64_t count) {
+template <class Mine>
+uint64_t count_sealed(const Pool& pool, const Key* keys, uint64_t count, const Mine& mine) {
   for (uint64_t i = 0; i < count && i < kBucketsAhead; i++) prefetch_bucket(pool, keys[i]);
   for (uint64_t i = 0; i < count; i++) {
     if (i + kBucketsAhead < count) prefetch_bucket(pool, keys[i + kBucketsAhead]);
     if (i + kSlotsAhead < count) prefetch_slot(pool, keys[i + kSlotsAhead], false);
-    if (!is_sealed(pool, keys[i])) return i;
+    if (!is_sealed(pool, keys[i], mine)) return i;
   }
   return count;
 }
 
-bool is_reserved(const Pool& pool, Key key) {
+template <class Mine>
+bool is_written(const Pool& pool, Key key, const Mine& mine) {
   return probe(pool, key, [&](uint64_t i) {
     const uint64_t word = pool.hot[i].word.load(std::memory_order_acquire);
-    return slot_state(word) == SlotState::kReserved && key_equals(pool.hot[i], key);
+    return slot_state(word) == SlotState::kReserved && key_equals(pool.hot[i], key) && mine.owns(pool.hot[i]);
   });
 }
+
+}  // namespace
+
+uint64_t count_leading(const Pool& pool, const Key* keys, uint64_t count) {
+  return count_sealed(pool, keys, count, Everybody{});
+}
+
+uint64_t count_leading(const Pool& pool, const Key* keys, uint64_t count, const NamespaceSet& mine) {
+  return count_sealed(pool, keys, count, mine);
+}
+
+bool is_reserved(const Pool& pool, Key key) { return is_written(pool, key, Everybody{}); }
+
+bool is_reserved(const Pool& pool, Key key, const NamespaceSet& mine) { return is_written(pool, key, mine); }
 
 uint64_t find_parent(const Pool& pool, Key key) {
   uint64_t found = 0;

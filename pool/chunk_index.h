@@ -57,6 +57,21 @@ inline bool is_readable(const Pool& pool, const SlotHot& slot, uint64_t slot_num
          segment_state(pool.segments[segment].word.load(std::memory_order_relaxed)) != SegmentState::kLost;
 }
 
+// Whose chunks a caller may know of: handed to the calls below, which treat every other chunk as absent. The
+// number is read between the two readings of the slot's word, so it belongs to the chunk that was found.
+struct Everybody {
+  constexpr bool owns(const SlotHot&) const { return true; }
+};
+struct NamespaceSet {
+  const uint8_t* bits;  // Bit n of byte n / 8, lowest first: namespace n. Those beyond the end are not in it.
+  uint64_t byte_count;
+
+  bool owns(const SlotHot& slot) const {
+    const uint32_t id = slot.namespace_id.load(std::memory_order_relaxed);
+    return id / 8 < byte_count && (bits[id / 8] >> (id % 8) & 1);
+  }
+};
+
 // Keys come from anywhere: BLAKE3 chains are uniform, but a caller may also count 0, 1, 2. So all 128 bits
 // are mixed first, and tag, shard and home bucket are taken from different bits of the mixture.
 inline uint64_t mix_key(Key key) {
@@ -124,11 +139,13 @@ inline bool probe(const Pool& pool, Key key, Look look) {
 }
 
 // Is the chunk sealed and current? No pin is taken: only a hint.
-inline bool is_sealed(const Pool& pool, Key key) {
+template <class Mine = Everybody>
+inline bool is_sealed(const Pool& pool, Key key, const Mine& mine = {}) {
   return probe(pool, key, [&](uint64_t i) {
     const SlotHot& slot = pool.hot[i];
     const uint64_t word = slot.word.load(std::memory_order_acquire);
-    if (slot_state(word) != SlotState::kSealed || !key_equals(slot, key) || !is_readable(pool, slot, i))
+    if (slot_state(word) != SlotState::kSealed || !key_equals(slot, key) || !mine.owns(slot) ||
+        !is_readable(pool, slot, i))
       return false;
     std::atomic_thread_fence(std::memory_order_acquire);
     return slot.word.load(std::memory_order_relaxed) == word;
@@ -149,9 +166,11 @@ inline void prefetch_slot(const Pool& pool, Key key, bool with_pins) {
 
 // How many leading keys are sealed and current.
 uint64_t count_leading(const Pool& pool, const Key* keys, uint64_t count);
+uint64_t count_leading(const Pool& pool, const Key* keys, uint64_t count, const NamespaceSet& mine);
 
 // Is somebody writing this key?
 bool is_reserved(const Pool& pool, Key key);
+bool is_reserved(const Pool& pool, Key key, const NamespaceSet& mine);
 
 // The slot that binds `key` (sealed or being written) as a parent word; 0 when there is none.
 uint64_t find_parent(const Pool& pool, Key key);

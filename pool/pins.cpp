@@ -13,15 +13,16 @@ bool bytes_are_intact(Pool& pool, const PinnedExtent& chunk) {
 }
 
 // Pin the leading run of `keys` as far as `is_good` agrees with each chunk.
-template <class IsGood>
-uint64_t pin_while(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out, IsGood is_good) {
+template <class IsGood, class Mine = Everybody>
+uint64_t pin_while(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out, IsGood is_good,
+                   const Mine& mine = {}) {
   const uint32_t epoch = count_references(pool, keys, count);
   uint64_t bytes = 0, n = 0;
   for (uint64_t i = 0; i < count && i < kBucketsAhead; i++) prefetch_bucket(pool, keys[i]);
   for (; n < count; n++) {
     if (n + kBucketsAhead < count) prefetch_bucket(pool, keys[n + kBucketsAhead]);
     if (n + kSlotsAhead < count) prefetch_slot(pool, keys[n + kSlotsAhead], true);
-    if (!pin_key(pool, keys[n], epoch, &out[n])) break;
+    if (!pin_key(pool, keys[n], epoch, &out[n], mine)) break;
     if (!is_good(out[n])) {
       unpin(pool, out[n].slot);
       break;
@@ -89,6 +90,12 @@ bool pin_in_passing(Pool& pool, uint64_t i, uint64_t generation, PinnedExtent* o
 uint64_t pin_leading(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out) {
   return pin_while(pool, keys, count, out,
                    [&](const PinnedExtent& chunk) { return bytes_are_intact(pool, chunk); });
+}
+
+uint64_t pin_leading(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out,
+                     const NamespaceSet& mine) {
+  return pin_while(
+      pool, keys, count, out, [&](const PinnedExtent& chunk) { return bytes_are_intact(pool, chunk); }, mine);
 }
 
 uint64_t pin_leading_unverified(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out) {

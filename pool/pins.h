@@ -57,7 +57,8 @@ inline void touch(SlotHot& slot, uint32_t epoch) {
 }
 
 // Pin `key` when it is sealed and current. `epoch` is the eviction epoch that marks the hit.
-inline bool pin_key(Pool& pool, Key key, uint32_t epoch, PinnedExtent* out) {
+template <class Mine = Everybody>
+inline bool pin_key(Pool& pool, Key key, uint32_t epoch, PinnedExtent* out, const Mine& mine = {}) {
   return probe(pool, key, [&](uint64_t i) {
     SlotHot& slot = pool.hot[i];
     for (int n = 0; n < kPinTries; n++) {
@@ -68,7 +69,7 @@ inline bool pin_key(Pool& pool, Key key, uint32_t epoch, PinnedExtent* out) {
       MARU_POINT("pin.taken");
       const uint64_t extent = slot.extent.load(std::memory_order_relaxed);
       const uint64_t size = slot.size_bytes.load(std::memory_order_relaxed);
-      const bool usable = is_readable(pool, slot, i) && pool.extent_is_sane(extent, size);
+      const bool usable = mine.owns(slot) && is_readable(pool, slot, i) && pool.extent_is_sane(extent, size);
       std::atomic_thread_fence(std::memory_order_acquire);
       if (slot.word.load() == word || MARU_MUTANT("no_recheck_after_pin")) {
         if (!usable) {
@@ -88,6 +89,8 @@ inline bool pin_key(Pool& pool, Key key, uint32_t epoch, PinnedExtent* out) {
 // Pin the leading run of `keys`; returns how many. With the `always` checksum policy each is verified first
 // and a chunk whose bytes changed is quarantined: it, and everything after it, is a miss.
 uint64_t pin_leading(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out);
+uint64_t pin_leading(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out,
+                     const NamespaceSet& mine);
 
 // The same without looking at any byte: for whoever compares them on the way, as is_hashed and has_hash say.
 uint64_t pin_leading_unverified(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out);

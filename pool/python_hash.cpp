@@ -137,6 +137,23 @@ void bind_functions(nb::module_& m) {
       "The first `size` bytes of BLAKE3's output for the bytes of `data`, a C-contiguous buffer.\n\n"
       "Raises ValueError if `size` is negative, TypeError if `data` has no buffer.");
   m.def(
+      "blake3_keyed",
+      [](nb::object key, nb::object data, int64_t size) {
+        const Buffer secret(key), buffer(data);
+        if (size < 0)
+          throw nb::value_error(("size is " + std::to_string(size) + ", must not be negative").c_str());
+        if (secret.size() != 32) throw nb::value_error("a key of BLAKE3 is 32 bytes");
+        if (buffer.size() > kBlake3KeyedMax) throw nb::value_error("at most 64 bytes are hashed with a key");
+        nb::bytes out = new_bytes(static_cast<size_t>(size));
+        blake3_keyed(secret.data(), buffer.data(), buffer.size(), fresh_content(out),
+                     static_cast<size_t>(size));
+        return out;
+      },
+      "key"_a, "data"_a, "size"_a = 32,
+      nb::sig("def blake3_keyed(key: object, data: object, size: int = 32) -> bytes"),
+      "The first `size` bytes of BLAKE3's keyed hash: `key` of 32 bytes, `data` of at most 64.\n\n"
+      "Raises ValueError for other sizes, TypeError for what has no buffer.");
+  m.def(
       "xxh3_64",
       [](nb::object data, uint64_t seed) {
         const Buffer buffer(data);

@@ -22,19 +22,43 @@ namespace {
 
 constexpr uint64_t kWaitPauseMinNs = 20'000, kWaitPauseMaxNs = 2 * kMillisecond;
 
-uint64_t lookup(Handle& handle, nb::handle keys_object) {
+// A caller's bitmap of namespaces; the whole of them when there is none. Holds the bytes while it lives.
+class Mine {
+ public:
+  explicit Mine(std::optional<nb::bytes> bits) : bits_(std::move(bits)) {
+    if (bits_) set_ = {static_cast<const uint8_t*>(bits_->data()), bits_->size()};
+  }
+  Mine(const Mine&) = delete;
+  const NamespaceSet* set() const { return bits_ ? &set_ : nullptr; }
+
+ private:
+  std::optional<nb::bytes> bits_;
+  NamespaceSet set_{};
+};
+
+uint64_t lookup(Handle& handle, nb::handle keys_object, std::optional<nb::bytes> namespaces) {
   Pool& pool = handle.pool();
   const PackedKeys keys(keys_object);
   if (!pool.is_live()) return 0;
-  const uint64_t found = count_leading(pool, keys.data(), keys.count());
+  const Mine mine(std::move(namespaces));
+  const uint64_t found = mine.set() ? count_leading(pool, keys.data(), keys.count(), *mine.set())
+                                    : count_leading(pool, keys.data(), keys.count());
   pool.count(Counter::kLookupKeys, keys.count());
   pool.count(Counter::kHitKeys, found);
   return found;
 }
 
-bool exists(Handle& handle, nb::handle key) {
+bool exists(Handle& handle, nb::handle key, std::optional<nb::bytes> namespaces) {
   Pool& pool = handle.pool();
-  return pool.is_live() && is_sealed(pool, one_key(key));
+  const Mine mine(std::move(namespaces));
+  if (!pool.is_live()) return false;
+  return mine.set() ? is_sealed(pool, one_key(key), *mine.set()) : is_sealed(pool, one_key(key));
+}
+
+bool being_written(Handle& handle, nb::handle key, std::optional<nb::bytes> namespaces) {
+  Pool& pool = handle.pool();
+  const Mine mine(std::move(namespaces));
+  return mine.set() ? is_reserved(pool, one_key(key), *mine.set()) : is_reserved(pool, one_key(key));
 }
 
 nb::object get(Handle& handle, nb::handle key_object) {
@@ -136,9 +160,25 @@ uint32_t reap(Handle& handle) {
   return cleaned;
 }
 
-bool remove(Handle& handle, nb::handle key) {
+bool remove(Handle& handle, nb::handle key, std::optional<nb::bytes> namespaces) {
   Pool& pool = handle.pool();
-  return pool.is_live() && remove_key(pool, one_key(key));
+  const Mine mine(std::move(namespaces));
+  return pool.is_live() && remove_key(pool, one_key(key), mine.set());
+}
+
+// The namespaces in use: (number, digest, tenant, ns that a chunk lives). One with a torn registration is
+// not.
+nb::list namespace_rows(Handle& handle) {
+  Pool& pool = handle.pool();
+  nb::list out;
+  for (uint32_t id = 0; id < pool.geometry.namespace_limit; id++) {
+    const NamespaceRow& row = pool.namespaces[id];
+    if (row.word.load(std::memory_order_acquire) == 0) continue;
+    const std::string tenant(row.tenant, strnlen(row.tenant, sizeof row.tenant));
+    out.append(nb::make_tuple(id, nb::bytes(row.digest, sizeof row.digest),
+                              nb::bytes(tenant.data(), tenant.size()), row.ttl_ns.load()));
+  }
+  return out;
 }
 
 }  // namespace
@@ -171,27 +211,35 @@ void bind_pool(nb::module_& m) {
           nb::arg("seconds"), "The row lives so many seconds from now, 600 at most. Raises NotAttached.")
       .def("_leave_behind", &Handle::leave_behind,
            "Let go of the row with everything it holds, for the next process to adopt within its lease.")
-      .def("lookup", &lookup, nb::arg("keys"),
-           nb::sig("def lookup(self, keys: typing_extensions.Buffer) -> int"),
+      .def("lookup", &lookup, nb::arg("keys"), nb::kw_only(), nb::arg("namespaces").none() = nb::none(),
+           nb::sig("def lookup(self, keys: typing_extensions.Buffer, *, namespaces: bytes | None = None) -> "
+                   "int"),
            "Count the leading chunks of `keys` (n x 16 bytes) that are sealed and readable now.\n\n"
-           "Only a hint: another process may evict before you return. Pin, then read. Raises BadKey, "
-           "NotAttached.")
-      .def("exists", &exists, nb::arg("key"),
-           nb::sig("def exists(self, key: typing_extensions.Buffer) -> bool"),
-           "Is this one chunk sealed and readable now? A hint, as lookup.")
-      .def(
-          "being_written",
-          [](Handle& handle, nb::handle key) { return is_reserved(handle.pool(), one_key(key)); },
-          nb::arg("key"), nb::sig("def being_written(self, key: typing_extensions.Buffer) -> bool"),
-          "Is somebody writing this one chunk now? A hint: whoever writes may die, or be too late. Raises "
-          "BadKey, NotAttached.")
+           "Only a hint: another process may evict before you return. Pin, then read. `namespaces`: a bitmap "
+           "of their numbers,\n"
+           "bit n % 8 of byte n // 8; chunks of all others count as absent. Raises BadKey, NotAttached.")
+      .def("exists", &exists, nb::arg("key"), nb::kw_only(), nb::arg("namespaces").none() = nb::none(),
+           nb::sig("def exists(self, key: typing_extensions.Buffer, *, namespaces: bytes | None = None) -> "
+                   "bool"),
+           "Is this one chunk sealed and readable now? A hint; `namespaces` as of lookup.")
+      .def("being_written", &being_written, nb::arg("key"), nb::kw_only(),
+           nb::arg("namespaces").none() = nb::none(),
+           nb::sig("def being_written(self, key: typing_extensions.Buffer, *, namespaces: bytes | None = "
+                   "None) -> bool"),
+           "Is somebody writing this one chunk now? A hint: whoever writes may die, or be too late. "
+           "`namespaces` as of lookup.\n"
+           "Raises BadKey, NotAttached.")
       .def(
           "pin",
-          [](Handle& handle, nb::handle keys) {
-            return std::make_unique<PinnedPrefix>(handle.session(), PackedKeys(keys));
+          [](Handle& handle, nb::handle keys, std::optional<nb::bytes> namespaces) {
+            const Mine mine(std::move(namespaces));
+            return std::make_unique<PinnedPrefix>(handle.session(), PackedKeys(keys), mine.set());
           },
-          nb::arg("keys"), nb::sig("def pin(self, keys: typing_extensions.Buffer) -> PinnedPrefix"),
-          "Pin the leading run of `keys` that is there; use as a context manager. Raises BadKey, "
+          nb::arg("keys"), nb::kw_only(), nb::arg("namespaces").none() = nb::none(),
+          nb::sig("def pin(self, keys: typing_extensions.Buffer, *, namespaces: bytes | None = None) -> "
+                  "PinnedPrefix"),
+          "Pin the leading run of `keys` that is there; use as a context manager. `namespaces` as of lookup. "
+          "Raises BadKey,\n"
           "NotAttached.")
       .def("get", &get, nb::arg("key"),
            nb::sig("def get(self, key: typing_extensions.Buffer) -> memoryview | None"),
@@ -215,9 +263,14 @@ void bind_pool(nb::module_& m) {
       .def("wait", &wait, nb::arg("key"), nb::arg("timeout"),
            nb::sig("def wait(self, key: typing_extensions.Buffer, timeout: float) -> bool"),
            "Wait until somebody seals `key` (True) or gives it up (False), at most `timeout` seconds.")
-      .def("remove", &remove, nb::arg("key"),
-           nb::sig("def remove(self, key: typing_extensions.Buffer) -> bool"),
-           "Remove one chunk. False when it is absent, or pinned by somebody: then nothing changed.")
+      .def("remove", &remove, nb::arg("key"), nb::kw_only(), nb::arg("namespaces").none() = nb::none(),
+           nb::sig("def remove(self, key: typing_extensions.Buffer, *, namespaces: bytes | None = None) -> "
+                   "bool"),
+           "Remove one chunk. False when it is absent, or pinned by somebody: then nothing changed. "
+           "`namespaces` as of lookup.")
+      .def("_namespace_rows", &namespace_rows,
+           nb::sig("def _namespace_rows(self) -> list[tuple[int, bytes, bytes, int]]"),
+           "The namespaces in use: number, digest (16 bytes), tenant (UTF-8), time to live in ns (0: none).")
       .def("reap", &reap,
            "Clean up now after processes that died, and give up segments whose file was cut off; returns how "
            "many "

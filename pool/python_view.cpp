@@ -56,7 +56,8 @@ nb::object make_view(const SessionRef& session, const PinnedExtent& chunk) {
   return nb::steal(memory);
 }
 
-PinnedPrefix::PinnedPrefix(SessionRef session, const PackedKeys& keys) : session_(std::move(session)) {
+PinnedPrefix::PinnedPrefix(SessionRef session, const PackedKeys& keys, const NamespaceSet* mine)
+    : session_(std::move(session)) {
   chunks_.resize(keys.count());
   Pool& pool = session_->pool();
   if (!pool.is_live()) {
@@ -64,7 +65,8 @@ PinnedPrefix::PinnedPrefix(SessionRef session, const PackedKeys& keys) : session
     return;
   }
   MaybeRelease no_gil(pool.geometry.checksum == ChecksumPolicy::kAlways);
-  chunks_.resize(pin_leading(pool, keys.data(), keys.count(), chunks_.data()));
+  chunks_.resize(mine ? pin_leading(pool, keys.data(), keys.count(), chunks_.data(), *mine)
+                      : pin_leading(pool, keys.data(), keys.count(), chunks_.data()));
   count_ = chunks_.size();
 }
 

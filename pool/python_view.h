@@ -1,6 +1,7 @@
 // Reading from Python: views that hold a pin as long as they, or anything made from them, live.
 #pragma once
 
+#include "chunk_index.h"
 #include "python_session.h"
 
 namespace maru {
@@ -11,7 +12,8 @@ nb::object make_view(const SessionRef& session, const PinnedExtent& chunk);
 // The leading run of a batch of keys, pinned until exit.
 class PinnedPrefix {
  public:
-  PinnedPrefix(SessionRef session, const PackedKeys& keys);
+  // `mine`: chunks of other namespaces are absent; null: there are none such.
+  PinnedPrefix(SessionRef session, const PackedKeys& keys, const NamespaceSet* mine = nullptr);
   ~PinnedPrefix() { release(); }
   PinnedPrefix(const PinnedPrefix&) = delete;
 

@@ -264,11 +264,12 @@ void discard_draft(Pool& pool, const Draft& draft) {
   if (owned_by_process(pool.owners[draft.unit].load(), pool.me)) free_extent(pool, draft.unit, draft.device);
 }
 
-bool remove_key(Pool& pool, Key key) {
+bool remove_key(Pool& pool, Key key, const NamespaceSet* mine) {
   bool removed = false;
   probe(pool, key, [&](uint64_t i) {
     const uint64_t word = pool.hot[i].word.load(std::memory_order_acquire);
     if (slot_state(word) != SlotState::kSealed || !key_equals(pool.hot[i], key)) return false;
+    if (mine && !mine->owns(pool.hot[i])) return false;
     removed = drop_slot(pool, i);
     return true;
   });

@@ -13,6 +13,7 @@
 //   free at once, and the extent goes when the last pin does, because the others may still be writing.
 #pragma once
 
+#include "chunk_index.h"
 #include "pool.h"
 
 namespace maru {
@@ -76,7 +77,7 @@ Outcome publish_draft(Pool& pool, const Draft& draft, const ReserveRequest& requ
 void discard_draft(Pool& pool, const Draft& draft);
 
 // REMOVE a sealed chunk. False when it is absent, or pinned (then nothing changed).
-bool remove_key(Pool& pool, Key key);
+bool remove_key(Pool& pool, Key key, const NamespaceSet* mine = nullptr);
 
 // What `sealed` of an extent header says: a check of the 60 bytes before it, mixed with the pool's identity,
 // so that what an earlier pool left on a device is not taken for ours. Never 0.

@@ -313,3 +313,14 @@ def test_other_bad_arguments_are_refused() -> None:
 def test_arrays_of_the_standard_library_are_tokens_too(typecode: str) -> None:
     tokens = array.array(typecode, range(64))
     assert _native.chunk_keys(tokens, 16, SEED) == reference_keys(tokens, 16, SEED)
+
+
+@given(key=st.binary(min_size=32, max_size=32), data=st.binary(max_size=64), size=st.integers(0, 100))
+def test_a_keyed_hash_is_that_of_the_specification(key: bytes, data: bytes, size: int) -> None:
+    assert _native.blake3_keyed(key, data, size) == blake3_reference.blake3(data, key=key).digest(size)
+
+
+@pytest.mark.parametrize(("key", "data", "size"), [(31, 16, 32), (33, 16, 32), (32, 65, 32), (32, 16, -1)])
+def test_a_keyed_hash_of_other_sizes_is_refused(key: int, data: int, size: int) -> None:
+    with pytest.raises(ValueError, match=r"32 bytes|64 bytes|negative"):
+        _native.blake3_keyed(bytes(key), bytes(data), size)

@@ -49,12 +49,16 @@ class NearPool(Pool):
         self._near_namespace = namespace
         return namespace
 
-    def lookup(self, keys: Buffer) -> int:
+    def lookup(self, keys: Buffer, *, namespaces: bytes | None = None) -> int:
+        if namespaces is not None:  # Numbers of this host's table: the far pool has others.
+            return super().lookup(keys, namespaces=namespaces)
         packed = bytes(memoryview(keys).cast("B"))
         near = super().lookup(packed)
         return near if near * KEY_BYTES == len(packed) else near + self.far.lookup(packed[near * KEY_BYTES :])
 
-    def exists(self, key: Buffer) -> bool:
+    def exists(self, key: Buffer, *, namespaces: bytes | None = None) -> bool:
+        if namespaces is not None:
+            return super().exists(key, namespaces=namespaces)
         return super().exists(key) or self.far.exists(bytes(memoryview(key).cast("B")))
 
     def find(self, keys: Buffer) -> list[bool]:
@@ -67,9 +71,10 @@ class NearPool(Pool):
                 found[at] = is_there
         return found
 
-    def pin(self, keys: Buffer) -> core.PinnedPrefix:
-        self.bring(bytes(memoryview(keys).cast("B")))
-        return super().pin(keys)
+    def pin(self, keys: Buffer, *, namespaces: bytes | None = None) -> core.PinnedPrefix:
+        if namespaces is None:
+            self.bring(bytes(memoryview(keys).cast("B")))
+        return super().pin(keys, namespaces=namespaces)
 
     def get(self, key: Buffer) -> memoryview | None:
         view = super().get(key)
@@ -81,7 +86,9 @@ class NearPool(Pool):
         self.bring(bytes(memoryview(keys).cast("B")))
         return super().read_into(keys, buffers)
 
-    def remove(self, key: Buffer) -> bool:
+    def remove(self, key: Buffer, *, namespaces: bytes | None = None) -> bool:
+        if namespaces is not None:
+            return super().remove(key, namespaces=namespaces)
         near = super().remove(key)
         return self.far.remove(bytes(memoryview(key).cast("B"))) or near
 

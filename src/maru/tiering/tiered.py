@@ -54,7 +54,9 @@ class TieredPool(Pool):
         self._namespace = super().namespace(identity, ttl, policy)
         return self._namespace
 
-    def lookup(self, keys: Buffer) -> int:
+    def lookup(self, keys: Buffer, *, namespaces: bytes | None = None) -> int:
+        if namespaces is not None:  # What lies below has names, not numbers: whoever limits a call means the pool.
+            return super().lookup(keys, namespaces=namespaces)
         packed = bytes(memoryview(keys).cast("B"))
         count, below = super().lookup(packed), 1
         while below and count * KEY_BYTES < len(packed):  # Parts of a prefix may be here and parts below.
@@ -63,7 +65,9 @@ class TieredPool(Pool):
             count += super().lookup(packed[count * KEY_BYTES :])
         return count
 
-    def exists(self, key: Buffer) -> bool:
+    def exists(self, key: Buffer, *, namespaces: bytes | None = None) -> bool:
+        if namespaces is not None:
+            return super().exists(key, namespaces=namespaces)
         return super().exists(key) or self._below(bytes(memoryview(key).cast("B"))) > 0
 
     def find(self, keys: Buffer) -> list[bool]:
@@ -72,10 +76,10 @@ class TieredPool(Pool):
         rest = [packed[at : at + KEY_BYTES] for at in range(leading * KEY_BYTES, len(packed), KEY_BYTES)]
         return [True] * leading + [super(TieredPool, self).exists(key) for key in rest]
 
-    def pin(self, keys: Buffer) -> core.PinnedPrefix:
-        if not self._is_explicit:
+    def pin(self, keys: Buffer, *, namespaces: bytes | None = None) -> core.PinnedPrefix:
+        if namespaces is None and not self._is_explicit:
             self.bring(bytes(memoryview(keys).cast("B")))
-        return super().pin(keys)
+        return super().pin(keys, namespaces=namespaces)
 
     def get(self, key: Buffer) -> memoryview | None:
         view = super().get(key)
@@ -88,8 +92,10 @@ class TieredPool(Pool):
             self.bring(bytes(memoryview(keys).cast("B")))
         return super().read_into(keys, buffers)
 
-    def remove(self, key: Buffer) -> bool:
+    def remove(self, key: Buffer, *, namespaces: bytes | None = None) -> bool:
         """As Pool.remove; what lies below goes too, in the background, unless somebody reads the chunk here."""
+        if namespaces is not None:
+            return super().remove(key, namespaces=namespaces)
         packed = bytes(memoryview(key).cast("B"))
         is_gone = super().remove(packed)
         if self._namespace is not None and (is_gone or not super().exists(packed)):
