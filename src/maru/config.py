@@ -2,9 +2,12 @@
 
     maru:///NAME?size=64GiB&data=PATH[,PATH...]&medium=shm|hugetlb|file|devdax&dir=PLACE&...
 
+`tenant_secret=file:PATH` (or `env:NAME`, `command:PROGRAM ARGUMENT...`) gives a tenant's processes the secret which
+seeds its keys, as `maru keys tenant-secret` writes it.
+
 NAME alone means `/dev/shm/maru-<uid>/NAME`, private to this user; `dir=` puts the folder elsewhere, for pools that
-several users or containers share. What matters to whoever attaches is the name, `populate` and `copy_threads`; the rest
-only to whoever creates the pool.
+several users or containers share. What matters to whoever attaches is the name, `populate`, `copy_threads` and
+`tenant_secret`; the rest only to whoever creates the pool.
 """
 
 from __future__ import annotations
@@ -92,6 +95,8 @@ class PoolConfig:
     populate: bool = True
     copy_threads: int = 1
     spare: tuple[int, ...] = ()
+    tenant_secret: str = field(default="", repr=False)
+    """Where tenants' secrets are read from; see maru.credentials."""
 
     @property
     def url(self) -> str:
@@ -131,7 +136,7 @@ def _count(query: dict[str, str], name: str, default: int, limit: int) -> int:
 
 _KNOWN = (
     "size", "data", "medium", "dir", "checksum", "unit_bytes", "slab_bytes", "chunk_bytes", "slots", "processes",
-    "namespaces", "cooling", "gate", "share", "populate", "copy_threads", "spare",
+    "namespaces", "cooling", "gate", "share", "populate", "copy_threads", "spare", "tenant_secret",
 )  # fmt: skip
 
 
@@ -209,7 +214,16 @@ def parse_url(url: str) -> PoolConfig:
         populate=_choice(query, "populate", ("background", "off"), "background") == "background",
         spare=tuple(parse_size(size) for size in query["spare"].split(",")) if "spare" in query else (),
         copy_threads=_count(query, "copy_threads", default_copy_threads(), 64),
+        tenant_secret=_source(query, "tenant_secret"),
     )
+
+
+def _source(query: dict[str, str], name: str) -> str:
+    """Where a secret is read from. What is written there is not shown: it may be the secret itself."""
+    source = query.get(name, "")
+    if name in query and not re.fullmatch(r"(file:/|env:|command:).+", source):
+        raise BadUrl(f"{name}= says where the secret is: file:/PATH, env:NAME or command:PROGRAM ARGUMENT...")
+    return source
 
 
 def default_copy_threads() -> int:

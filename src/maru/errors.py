@@ -13,6 +13,7 @@
     │   ├── NoDaemon              another host is asked, and no daemon answers
     │   └── NotAttached           this handle was closed
     ├── CannotListen              a daemon's address is taken, or its certificate cannot be used
+    ├── Forbidden                 a daemon knows who asks, and it is not theirs to ask
     ├── NotProtected              a daemon would show pools, or tokens, to a network
     ├── BadUrl (ValueError)       a pool URL that cannot be read
     ├── BadSize (ValueError)      a size that cannot be laid out
@@ -139,6 +140,12 @@ class CannotListen(MaruError):
 
     host: str = ""
     port: int = 0
+
+
+class Forbidden(MaruError):
+    """The daemon knows by its key who asks, and what was asked is not theirs: another tenant's, or not granted."""
+
+    hint = "`maru keys list`, where the daemon runs, shows whose client this is and what it may"
 
 
 class NotProtected(MaruError):

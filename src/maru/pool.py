@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from maru.credentials import TenantSecrets
+
 _log = logging.getLogger("maru")
 
 OPEN_DEADLINE_S = 5.0
@@ -61,6 +63,13 @@ def policy_flags(policy: Iterable[str]) -> int:
     return flags
 
 
+def seeded_digest(secret: bytes, digest: bytes) -> bytes:
+    """A namespace's digest (16 bytes) as its tenant's secret (32 bytes) makes it: nobody else can compute it, nor any
+    key that it seeds.
+    """
+    return core.blake3_keyed(secret, digest, 16)
+
+
 def _process_name() -> str:
     program = Path(sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-", "-c", "-m") else sys.executable)
     return program.parent.name if program.name == "__main__.py" else program.name
@@ -78,6 +87,11 @@ class Pool(core.PoolCore):
         """Attach to an existing pool; Pool.open, Pool.attach and Pool.create are the ways in."""
         self.config = config
         self._was_measured = False
+        self._secrets: TenantSecrets | None = None
+        if config.tenant_secret:
+            from maru.credentials import read_tenant_secrets  # Late: nobody else needs that room.
+
+            self._secrets = read_tenant_secrets(config.tenant_secret)
         super().__init__(str(config.folder), _process_name(), config.populate, copy_threads=config.copy_threads)
 
     @classmethod
@@ -218,9 +232,14 @@ class Pool(core.PoolCore):
 
         `ttl`: seconds a chunk lives from its store, None for no limit; the latest caller's counts for new chunks.
         `policy`: how its content is to be handled (POLICIES); what one caller asks for counts for all, and stays.
-        Raises NamespaceTableFull, PoolBusy, NotAttached, ValueError for a policy that there is none of.
+        Where the pool's URL gives the secret of the identity's tenant, the digest is seeded with it, as the daemon does
+        for that tenant's clients. Raises NamespaceTableFull, PoolBusy, NotAttached, ValueError for a policy that there
+        is none of.
         """
         digest = core.blake3(identity.encode(), 16)
+        secret = self._secrets.of(identity.tenant) if self._secrets else None
+        if secret is not None:
+            digest = seeded_digest(secret, digest)
         return self._register_namespace(digest, identity.tenant, ttl, policy_flags(policy))
 
     def set_share(

@@ -71,10 +71,11 @@ class Hello(Message, tag=1):
 
 
 class Register(Message, tag=2):
-    """A namespace by its digest. Answer: Done with its id."""
+    """A namespace by its digest. Answer: Done with its id, and the digest that seeds its keys."""
 
     digest: bytes
     tenant: str
+    """Of a client with a key: its own, or nothing. The key says who it is."""
     ttl_s: float | None = None
 
 
@@ -246,6 +247,8 @@ class Done(Message, tag=65):
     """A number, as the request says."""
 
     value: int
+    digest: bytes = b""
+    """Of Register: the namespace's in the pool, which is not the one that was sent where a tenant has a secret."""
 
 
 class Leased(Message, tag=66):

@@ -13,13 +13,16 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import maru
 from maru import wire
 from maru.client.remote import RemotePool
+from maru.credentials import Authorised, Client, load_server_keys, read_grants
 from maru.daemon.control import Control
 from maru.daemon.server import RpcServer
 from maru.daemon.sessions import Limits, Session
+from maru.native import core
 from pools import with_force_gone
 
 CHUNK_TOKENS = 16
@@ -54,13 +57,17 @@ class Talker:
     """A client without a socket: what it asks goes to a Control, as frames would."""
 
     def __init__(
-        self, control: Control, mapped: bool = False, user: str = "", rows: list[tuple[int, int]] = ()
-    ) -> None:  # type: ignore[assignment]
+        self,
+        control: Control,
+        mapped: bool = False,
+        client: Client | None = None,
+        rows: list[tuple[int, int]] = (),  # type: ignore[assignment]
+    ) -> None:
         self.control = control
         self.number = 0
         hello = wire.Hello(0, (1, 1), "test", os.urandom(16), "talker", "some-boot", mapped, list(rows))
         self.session: Session
-        self.session, self.welcome = control.greet(user, hello)
+        self.session, self.welcome = control.greet(client, hello)
 
     def ask(self, request: wire.Request, body: bytes = b"") -> tuple[wire.Answer, bytes]:
         self.number += 1
@@ -68,6 +75,15 @@ class Talker:
         decoded = wire.decode_request(wire.encode(request))
         answer, out = self.control.answer(self.session, decoded, body)
         return wire.decode_answer(wire.encode(answer)), bytes(out)
+
+    def write(self, hold: int, data: bytes, offset: int = 0) -> None:
+        """Bytes of a hold, in one piece."""
+        self.ask(wire.Write(0, hold, offset, core.xxh3_64(data)), data)
+
+
+def client_named(name: str, tenant: str = "default", *grants: str, may_map: bool = True) -> Client:
+    """As a daemon knows it by its key. `grants`: as `maru keys` takes them; none: all."""
+    return Client(name, "x" * 40, tenant, 0, may_map, read_grants(grants))
 
 
 @contextmanager
@@ -85,6 +101,25 @@ def remote(server: RpcServer, way: str, **more: object) -> RemotePool:
     found = maru.connect(address_of(server), mode=way, **more)  # type: ignore[arg-type]
     assert isinstance(found, RemotePool)
     assert found.kind == way
+    return found
+
+
+@contextmanager
+def guarded(pool: maru.Pool, keys: Path, control: Control | None = None) -> Iterator[RpcServer]:
+    """A daemon that knows its clients by their keys."""
+    control = control or Control(pool, LIMITS, os.urandom(16), "test")
+    server = RpcServer(control, "tcp://127.0.0.1:0", load_server_keys(keys), Authorised(keys))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def client_of(server: RpcServer, key: Path | None, deadline: float = 5.0) -> RemotePool:
+    """A client over the wire, with this key file or none."""
+    found = maru.connect(address_of(server), mode="wire", key=str(key) if key else None, deadline=deadline)
+    assert isinstance(found, RemotePool)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from serving import IDENTITY, LIMITS, Clock, Talker, bytes_for, keys_of
+from serving import IDENTITY, LIMITS, Clock, Talker, bytes_for, client_named, keys_of
 
 import maru
 from maru import Outcome, wire
@@ -178,6 +178,7 @@ def test_a_draft_whose_key_is_taken_can_be_given_another(pool: maru.Pool, contro
 def test_a_draft_that_was_refused_a_name_is_still_the_clients(pool: maru.Pool, control: Control) -> None:
     talker = Talker(control)
     credits, _ = talker.ask(wire.Allocate(0, SIZE, 1))
+    talker.write(credits.holds[0], b"z" * SIZE)
     with pytest.raises(BadMessage):
         talker.ask(wire.Publish(0, credits.holds, ttl_s=-1.0), bytes(16))
     assert talker.ask(wire.Publish(0, credits.holds), bytes(16))[0].outcomes == [Outcome.STORED.value]
@@ -244,7 +245,7 @@ def test_one_key_gets_no_more_by_opening_more_sessions(pool: maru.Pool, clock: C
     keys = put_prefix(pool, 4)
     share = 3.5 * SIZE / pool.stats()["size_bytes"]
     control = Control(pool, Limits(pinned_share=share, reserved_share=share), os.urandom(16), "test", clock)
-    first, second, other = (Talker(control, user=user) for user in ("alice", "alice", "bob"))
+    first, second, other = (Talker(control, client=client_named(user)) for user in ("alice", "alice", "bob"))
     assert first.ask(wire.Pin(0, 1 << 30), keys[:32])[0].count == 2
     assert second.ask(wire.Pin(0, 1 << 30), keys)[0].count == 1
     assert other.ask(wire.Pin(0, 1 << 30), keys)[0].count == 3
@@ -268,7 +269,7 @@ def test_a_lease_of_a_forgotten_session_never_means_the_next_ones_chunk(
     before, _ = talker.ask(wire.Pin(0, 1 << 30), keys[:16])
     clock.go(60)
     assert control.expire() == 1
-    talker.session, _ = control.greet("", wire.Hello(0, (1, 1), "test", talker.session.session, "talker", "boot"))
+    talker.session, _ = control.greet(None, wire.Hello(0, (1, 1), "test", talker.session.session, "talker", "boot"))
     after, _ = talker.ask(wire.Pin(0, 1 << 30), keys[16:])
     assert after.count == 1
     with pytest.raises(LeaseEnded):
@@ -280,22 +281,22 @@ def test_a_greeting_renews_what_a_row_holds(pool: maru.Pool, control: Control) -
     talker = Talker(control, mapped=True)
     talker.session.pool._renew_lease(0.001)
     hello = wire.Hello(0, (1, 1), "test", talker.session.session, "talker", "boot", True)
-    control.greet("", hello)
+    control.greet(None, hello)
     row = next(row for row in pool.stats()["processes"] if row["number"] == talker.session.row_number)
     assert row["lease_ns"] > pool.stats()["now_ns"] + 10**9
 
 
 def test_a_session_belongs_to_who_began_it(control: Control) -> None:
     hello = wire.Hello(0, (1, 1), "test", bytes(16), "a", "boot")
-    control.greet("alice", hello)
+    control.greet(client_named("alice"), hello)
     with pytest.raises(BadMessage, match="somebody else"):
-        control.greet("bob", hello)
-    assert control.greet("alice", hello)[0].user == "alice"
+        control.greet(client_named("bob"), hello)
+    assert control.greet(client_named("alice"), hello)[0].user == "alice"
 
 
 def test_versions_without_a_common_protocol_are_refused_with_both(control: Control) -> None:
     with pytest.raises(VersionSkew, match=r"speaks protocol 1, the client .maru 9. 7 to 9"):
-        control.greet("", wire.Hello(0, (7, 9), "maru 9", bytes(16), "a", "boot"))
+        control.greet(None, wire.Hello(0, (7, 9), "maru 9", bytes(16), "a", "boot"))
 
 
 def test_there_is_a_limit_to_clients(pool: maru.Pool, clock: Clock) -> None:

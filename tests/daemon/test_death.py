@@ -17,6 +17,7 @@ from serving import IDENTITY, LIMITS, bytes_for, keys_of, until
 import maru
 from maru import Outcome, wire
 from maru.client.remote import RemotePool
+from maru.credentials import Client
 from maru.daemon.control import Control
 from maru.daemon.server import RpcServer
 from maru.native import core
@@ -57,8 +58,8 @@ class Mortal(Control):
 
     fate = ("", "")
 
-    def greet(self, user: str, hello: wire.Hello) -> object:  # type: ignore[override]
-        return self._meet("Hello", lambda: super(Mortal, self).greet(user, hello))
+    def greet(self, client: Client | None, hello: wire.Hello) -> object:  # type: ignore[override]
+        return self._meet("Hello", lambda: super(Mortal, self).greet(client, hello))
 
     def answer(self, session: object, request: wire.Request, body: object) -> object:  # type: ignore[override]
         return self._meet(type(request).__name__, lambda: super(Mortal, self).answer(session, request, body))  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ import maru
 from maru import Outcome, wire
 from maru.client import holds
 from maru.client.remote import RemotePool
+from maru.credentials import Client
 from maru.daemon.control import Control
 from maru.daemon.server import RpcServer
 from maru.errors import (
@@ -300,9 +301,9 @@ def test_memory_that_cannot_be_mapped_here_is_fetched(pool: maru.Pool, monkeypat
 class Newer(Control):
     """A daemon of a time when nobody speaks today's protocol any more."""
 
-    def greet(self, user: str, hello: wire.Hello) -> object:  # type: ignore[override]
+    def greet(self, client: Client | None, hello: wire.Hello) -> object:  # type: ignore[override]
         hello.protocols = (0, 0)
-        return super().greet(user, hello)
+        return super().greet(client, hello)
 
 
 def test_memory_of_another_pool_is_not_mapped(pool: maru.Pool) -> None:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import zmq
-from serving import LIMITS, address_of, until
+from serving import LIMITS, client_of, guarded, until
 
 import maru
 from maru import Outcome, wire
-from maru.client.remote import RemotePool
 from maru.credentials import (
-    Authorised,
     generate_client,
     generate_server,
     load_client_key,
-    load_server_keys,
     revoke_client,
 )
 from maru.daemon.control import Control
@@ -35,23 +30,6 @@ def keys(tmp_path: Path) -> Path:
     folder = tmp_path / "keys"
     generate_server(folder)
     return folder
-
-
-@contextmanager
-def guarded(pool: maru.Pool, keys: Path) -> Iterator[RpcServer]:
-    control = Control(pool, LIMITS, os.urandom(16), "test")
-    server = RpcServer(control, "tcp://127.0.0.1:0", load_server_keys(keys), Authorised(keys))
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
-def client_of(server: RpcServer, key: Path | None, deadline: float = 5.0) -> RemotePool:
-    found = maru.connect(address_of(server), mode="wire", key=str(key) if key else None, deadline=deadline)
-    assert isinstance(found, RemotePool)
-    return found
 
 
 def test_whoever_has_a_key_is_served_under_its_name(pool: maru.Pool, keys: Path) -> None:

@@ -126,11 +126,13 @@ class Channel:
             self.is_down = self.breaks and not self._closed and self.answered == answered
             raise
 
-    def register(self, digest: bytes, tenant: str, ttl_s: float | None) -> int:
-        """The id of a namespace; another daemon is told of it when it answers first."""
+    def register(self, digest: bytes, tenant: str, ttl_s: float | None) -> tuple[int, bytes]:
+        """The id of a namespace, and the digest that seeds its keys: where the daemon has secrets of its tenants, that
+        is not the one it was asked for by. Another daemon is told of it when it answers first.
+        """
         answer, _ = self.call(wire.Register(0, digest, tenant, ttl_s))
         self._namespaces[digest, tenant] = ttl_s
-        return int(answer.value)
+        return int(answer.value), answer.digest if len(answer.digest) == len(digest) else digest
 
     def renew(self, rows: list[tuple[int, int]], deadline_s: float) -> None:
         """Tell the daemon that we live, and which rows of an earlier one to keep. Raises as call()."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from maru.address import Address
 from maru.config import redact
@@ -90,6 +91,8 @@ def settled(address: Address, pool: Pool) -> Address:
     url = pool.config.url
     if not address.pool.populate:
         url += ("&" if "?" in url else "?") + "populate=off"
+    if address.pool.tenant_secret:
+        url += ("&" if "?" in url else "?") + f"tenant_secret={quote(address.pool.tenant_secret)}"
     return replace(address, url=url, daemon="", needs_daemon=False)
 
 

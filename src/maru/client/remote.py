@@ -127,10 +127,14 @@ class RemotePool:
     # ---- reading ----
 
     def namespace(self, identity: Identity, ttl: float | None = None) -> RemoteNamespace:
-        """Register everything that must match for bytes to be reusable. Raises NoDaemon and what the daemon refuses."""
+        """Register everything that must match for bytes to be reusable.
+
+        Raises NoDaemon and what the daemon refuses: Forbidden for a tenant that is not this client's key's.
+        """
         self._need_open()
-        digest = core.blake3(identity.encode(), 16)
-        return RemoteNamespace(self, self.channel.register(digest, identity.tenant, ttl), digest, ttl)
+        plain = core.blake3(identity.encode(), 16)
+        number, digest = self.channel.register(plain, identity.tenant, ttl)
+        return RemoteNamespace(self, number, digest, ttl)
 
     def lookup(self, keys: Body) -> int:
         """Count the leading chunks of `keys` (n x 16 bytes) that are readable now. A hint. 0 when nobody answers."""

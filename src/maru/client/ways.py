@@ -12,7 +12,7 @@ from maru.client.remote import MEMORY_BYTES, RemotePool
 from maru.client.segments import SegmentsMemory
 from maru.config import redact
 from maru.credentials import load_client_key
-from maru.errors import BadUrl, MaruError, PoolMismatch
+from maru.errors import BadUrl, Forbidden, MaruError, PoolMismatch
 from maru.pool import Pool
 
 MODES = ("auto", "local", "mapped", "wire")
@@ -78,8 +78,14 @@ def connect_to_daemon(
                     raise
             else:
                 channel.close()
-                channel = _greeted(Channel(way.endpoint, client_key, True, deadline_s), welcome.pool_uuid)
-                return RemotePool(channel, memory, memory_bytes)
+                try:
+                    channel = _greeted(Channel(way.endpoint, client_key, True, deadline_s), welcome.pool_uuid)
+                    return RemotePool(channel, memory, memory_bytes)
+                except BaseException as error:
+                    memory.close()
+                    if mode == "mapped" or not isinstance(error, Forbidden):
+                        raise
+                channel = _greeted(Channel(way.endpoint, client_key, False, deadline_s), welcome.pool_uuid)
     except BaseException:
         channel.close()
         raise

@@ -3,13 +3,16 @@
 Everything lies in one folder that only its owner can read (`default_folder()` unless told otherwise):
 
     server.key        the daemon's CURVE pair
-    clients.json      who may speak to it: names, public keys, tenants
+    pool.secret       what the tenants' secrets are made of
+    clients.json      who may speak to it: names, public keys, tenants, grants
     clients/NAME.key  pairs that were made here, each to be handed to its client
     tokens.json       names, roles and SHA-256 of bearer tokens
     tls.pem           the daemon's TLS key and certificate; certificate.pem: the certificate alone, for clients
 
     folder       files that nobody else reads, written whole       curve      the pairs, and sockets that use them
     records      what the lists have in common                     clients    the list of those let in
+    grants       what a client may do with its tenant's namespaces
+    tenant_secrets  what makes a tenant's keys its own              sources    where a secret is read from
     authorised   asking all of it while a daemon runs              tokens     bearer tokens
                                                                    certificate   TLS
 """
@@ -23,7 +26,6 @@ from maru.credentials.certificate import (
     read_certificate,
 )
 from maru.credentials.clients import (
-    DEFAULT_TENANT,
     Client,
     add_client,
     generate_client,
@@ -42,17 +44,34 @@ from maru.credentials.curve import (
     secure_server,
 )
 from maru.credentials.folder import default_folder
+from maru.credentials.grants import EVERYTHING, Grant, Level, level_anywhere, level_for, read_grants
+from maru.credentials.records import DEFAULT_TENANT, TENANT_BYTES_MAX
+from maru.credentials.tenant_secrets import (
+    PoolSecret,
+    TenantSecrets,
+    load_pool_secret,
+    make_pool_secret,
+    read_tenant_secrets,
+    tenant_secret_line,
+    write_tenant_secret,
+)
 from maru.credentials.tokens import Role, Token, add_token, list_tokens, revoke_token
 
 __all__ = [
     "DEFAULT_TENANT",
+    "EVERYTHING",
+    "TENANT_BYTES_MAX",
     "ZAP_DOMAIN",
     "Authorised",
     "Certificate",
     "Client",
     "ClientKey",
+    "Grant",
+    "Level",
+    "PoolSecret",
     "Role",
     "ServerKeys",
+    "TenantSecrets",
     "Token",
     "ZapCallback",
     "add_client",
@@ -62,15 +81,23 @@ __all__ = [
     "generate_client",
     "generate_remote",
     "generate_server",
+    "level_anywhere",
+    "level_for",
     "list_clients",
     "list_tokens",
     "load_certificate",
     "load_client_key",
+    "load_pool_secret",
     "load_server_keys",
     "make_certificate",
+    "make_pool_secret",
     "read_certificate",
+    "read_grants",
+    "read_tenant_secrets",
     "revoke_client",
     "revoke_token",
     "secure_client",
     "secure_server",
+    "tenant_secret_line",
+    "write_tenant_secret",
 ]

@@ -10,15 +10,25 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from maru.credentials.curve import CLIENTS_FOLDER, checked_key, client_file, load_server_keys, make_client_key
 from maru.credentials.folder import LOCK_DEADLINE_S, KeyFolder
-from maru.credentials.records import checked_name, decode, encode, rows_of, seconds_of, text_of
-from maru.errors import CredentialError, CredentialExists, CredentialNotFound
+from maru.credentials.grants import EVERYTHING, Grant, read_grants
+from maru.credentials.records import (
+    DEFAULT_TENANT,
+    checked_name,
+    checked_tenant,
+    decode,
+    encode,
+    rows_of,
+    seconds_of,
+    text_of,
+)
+from maru.errors import BadCredential, CredentialError, CredentialExists, CredentialNotFound
 
 CLIENTS_FILE = "clients.json"
 CLIENT_LIMIT = 4096
-DEFAULT_TENANT = "default"
 _KIND = "list of clients"
 
 
@@ -30,6 +40,10 @@ class Client:
     public_z85: str
     tenant: str
     added_unix_s: int
+    may_map: bool = True
+    """May it map the pool's memory? Then it sees the bytes of every tenant, and can change them."""
+    grants: tuple[Grant, ...] = EVERYTHING
+    """What it may do with its tenant's namespaces. No other tenant's are anything to it."""
 
 
 def read_clients(raw: bytes | None, path: Path) -> list[Client]:
@@ -42,6 +56,8 @@ def read_clients(raw: bytes | None, path: Path) -> list[Client]:
             checked_key(text_of(row, "public", path), "public", path),
             checked_name(text_of(row, "tenant", path)),
             seconds_of(row, "added_unix_s", path),
+            _may_map(row, path),
+            _grants(row, path),
         )
         for row in rows_of(decode(_KIND, raw, path), "clients", CLIENT_LIMIT, path)
     ]
@@ -58,13 +74,18 @@ def add_client(
     public_z85: str,
     tenant: str = DEFAULT_TENANT,
     deadline_s: float = LOCK_DEADLINE_S,
+    may_map: bool | None = None,
+    grants: tuple[Grant, ...] = EVERYTHING,
 ) -> Client:
     """Let in whoever holds the other half of `public_z85`, under this name.
 
+    `may_map`: may it map the pool's memory; None: only if its tenant is the default one.
     Raises BadCredential, CredentialExists (the name or the key is there), CredentialsBusy, UnsafeCredentials.
     """
     keys = KeyFolder(folder)
-    fresh = Client(checked_name(name), checked_key(public_z85, "PUBLIC_KEY"), checked_name(tenant), int(time.time()))
+    public = checked_key(public_z85, "PUBLIC_KEY")
+    maps = tenant == DEFAULT_TENANT if may_map is None else may_map
+    fresh = Client(checked_name(name), public, checked_tenant(tenant), int(time.time()), maps, grants)
     keys.make()
     with keys.locked(deadline_s):
         _write(keys, [*_without(keys, fresh.name, fresh.public_z85), fresh])
@@ -72,15 +93,22 @@ def add_client(
 
 
 def generate_client(
-    folder: Path, name: str, tenant: str = DEFAULT_TENANT, deadline_s: float = LOCK_DEADLINE_S
+    folder: Path,
+    name: str,
+    tenant: str = DEFAULT_TENANT,
+    deadline_s: float = LOCK_DEADLINE_S,
+    may_map: bool | None = None,
+    grants: tuple[Grant, ...] = EVERYTHING,
 ) -> tuple[Client, Path]:
     """Make a pair for a client and let it in. Returns the client and its key file, which is to be handed over.
+
+    `may_map`: as of add_client.
 
     Raises CredentialNotFound (the daemon has no keys yet), CredentialExists, BadCredential, CredentialsBusy,
     UnsafeCredentials, MissingPackage.
     """
     keys = KeyFolder(folder)
-    checked_name(name), checked_name(tenant)
+    checked_name(name), checked_tenant(tenant)
     server = load_server_keys(folder)
     with keys.locked(deadline_s):
         clients = _without(keys, name, "")
@@ -88,7 +116,8 @@ def generate_client(
         handed = KeyFolder(folder / CLIENTS_FOLDER)
         handed.make()
         path, public = make_client_key(handed, name, server.public_z85)
-        fresh = Client(name, public, tenant, int(time.time()))
+        maps = tenant == DEFAULT_TENANT if may_map is None else may_map
+        fresh = Client(name, public, tenant, int(time.time()), maps, grants)
         _write(keys, [*clients, fresh])
     return fresh, path
 
@@ -113,6 +142,21 @@ def _list(keys: KeyFolder) -> list[Client]:
     return read_clients(keys.read(CLIENTS_FILE), keys.path / CLIENTS_FILE)
 
 
+def _may_map(row: dict[str, Any], path: Path) -> bool:
+    """Lists of before there was this question do not answer it: then the default tenant's may, and no others."""
+    value = row.get("may_map", row["tenant"] == DEFAULT_TENANT)
+    if not isinstance(value, bool):
+        raise BadCredential(f"{path} cannot be read: 'may_map' is not true or false", path=str(path))
+    return value
+
+
+def _grants(row: dict[str, Any], path: Path) -> tuple[Grant, ...]:
+    texts = row.get("grants", [str(grant) for grant in EVERYTHING])
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise BadCredential(f"{path} cannot be read: 'grants' is not a list of texts", path=str(path))
+    return read_grants(texts)
+
+
 def _without(keys: KeyFolder, name: str, public_z85: str) -> list[Client]:
     """The list, in which neither this name nor this key stands and there is room for one more."""
     clients = _list(keys)
@@ -130,7 +174,14 @@ def _without(keys: KeyFolder, name: str, public_z85: str) -> list[Client]:
 
 def _write(keys: KeyFolder, clients: list[Client]) -> None:
     rows = [
-        {"name": one.name, "public": one.public_z85, "tenant": one.tenant, "added_unix_s": one.added_unix_s}
+        {
+            "name": one.name,
+            "public": one.public_z85,
+            "tenant": one.tenant,
+            "added_unix_s": one.added_unix_s,
+            "may_map": one.may_map,
+            "grants": [str(grant) for grant in one.grants],
+        }
         for one in clients
     ]
     keys.write(CLIENTS_FILE, encode(_KIND, {"clients": rows}))

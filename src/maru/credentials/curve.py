@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from maru.credentials.folder import LOCK_DEADLINE_S, KeyFolder, read_private_file
 from maru.credentials.records import checked_name, decode, encode, text_of
+from maru.credentials.tenant_secrets import make_pool_secret
 from maru.errors import BadCredential, CredentialExists, CredentialNotFound, MissingPackage
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ def _number(group: str) -> int:
 
 
 def generate_server(folder: Path, deadline_s: float = LOCK_DEADLINE_S) -> ServerKeys:
-    """Make the daemon's pair. Raises CredentialExists, CredentialsBusy, UnsafeCredentials, MissingPackage."""
+    """Make the daemon's pair, and its pool secret unless there is one.
+
+    Raises CredentialExists, CredentialsBusy, UnsafeCredentials, MissingPackage.
+    """
     keys = KeyFolder(folder)
     keys.make()
     with keys.locked(deadline_s):
@@ -81,6 +85,7 @@ def generate_server(folder: Path, deadline_s: float = LOCK_DEADLINE_S) -> Server
             )
         public, secret = _new_pair()
         keys.write(SERVER_FILE, encode(_SERVER_KIND, {"public": public, "secret": secret}))
+    make_pool_secret(folder, deadline_s)
     return ServerKeys(public, secret)
 
 

@@ -16,6 +16,9 @@ from typing import Any
 from maru.errors import BadCredential
 
 FORMAT = 1
+DEFAULT_TENANT = "default"
+TENANT_BYTES_MAX = 63
+"""As much as a pool's table of namespaces holds of a name: no two tenants may look alike there."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")  # None is taken for an option, or for a folder.
 
 
@@ -25,6 +28,13 @@ def checked_name(name: str) -> str:
         raise BadCredential(
             f"{name!r} is not a name: 1 to 64 letters, digits, '_', '-' or '.', beginning with none of the last two"
         )
+    return name
+
+
+def checked_tenant(name: str) -> str:
+    """The name, if it is one of a tenant. Raises BadCredential."""
+    if len(checked_name(name)) > TENANT_BYTES_MAX:
+        raise BadCredential(f"a tenant's name has at most {TENANT_BYTES_MAX} characters; {name!r} has {len(name)}")
     return name
 
 

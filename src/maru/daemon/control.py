@@ -22,11 +22,13 @@ import msgspec
 
 from maru import wire
 from maru.coherence import Memory, hand_out, publishable, show_to_others
+from maru.credentials import Client, Level
 from maru.daemon.checksums import Checksums
 from maru.daemon.parts import KEY_BYTES, fitting, keys_of, one_key_of, parent_of, plain_extents, ttl_of
 from maru.daemon.pool_memory import PoolMemory
 from maru.daemon.sessions import Hold, Lease, Limits, Session
-from maru.errors import BadMessage, LeaseEnded, MaruError, PoolBusy, VersionSkew
+from maru.daemon.tenancy import Seed, Tenancy
+from maru.errors import BadMessage, Forbidden, LeaseEnded, MaruError, PoolBusy, VersionSkew
 from maru.native import core
 from maru.pool import Namespace, Outcome, Pool
 
@@ -65,10 +67,12 @@ class Control:
         clock: Callable[[], float] = time.monotonic,
         memory: Memory | None = None,
         begin_rise: Rise | None = None,
+        seed: Seed | None = None,
     ) -> None:
         """`daemon`: 16 random bytes of this start. `memory`: how the pool's bytes are reached (tests emulate it).
 
         `begin_rise`: bring chunks from places below the pool, in the background: keys, namespace, key before them.
+        `seed`: what a tenant's digests become, so that no other tenant can compute its keys.
         """
         self.pool = pool
         self.limits = limits
@@ -78,10 +82,11 @@ class Control:
         self._clock = clock
         self._memory = memory or PoolMemory(pool)
         self._begin_rise = begin_rise
-        self._namespaces: dict[int, Namespace] = {}
         self._watches: list[_Watch] = []
         self._shown_sums, self._sent_sums = Checksums(CHECKSUMS_MAX), Checksums(CHECKSUMS_MAX)
         self._figures = pool.stats()
+        namespaces_max = int(limits.namespaces_share * self._figures["namespace_limit"])
+        self._tenancy = Tenancy(pool, namespaces_max, clock, seed)
         self._host = BOOT_ID.read_text().strip()
         self._meaning: dict[type, Callable[..., tuple[wire.Answer, Out]]] = {
             wire.Register: self._register, wire.Lookup: self._lookup, wire.Pin: self._pin, wire.Read: self._read,
@@ -94,8 +99,11 @@ class Control:
 
     # Who is there
 
-    def greet(self, user: str, hello: wire.Hello) -> tuple[Session, wire.Welcome]:
-        """The session of a client, new or known. Raises VersionSkew, BadMessage, PoolBusy (no room for more)."""
+    def greet(self, client: Client | None, hello: wire.Hello) -> tuple[Session, wire.Welcome]:
+        """The session of a client, new or known. `client`: as its key proved; None where nobody asks.
+
+        Raises VersionSkew, BadMessage, Forbidden (it may not map the pool), PoolBusy (no room for more).
+        """
         oldest, newest = hello.protocols
         if not oldest <= wire.PROTOCOL <= newest:
             raise VersionSkew(
@@ -105,15 +113,22 @@ class Control:
         if len(hello.session) != 16:
             raise BadMessage(f"a session is 16 bytes, not {len(hello.session)}")
         session = self.sessions.get(hello.session)
-        if session is not None and (session.user != user or session.is_mapped != hello.mapped):
+        if session is not None and (
+            session.user != (client.name if client else "") or session.is_mapped != hello.mapped
+        ):
             raise BadMessage("this session is somebody else's, or of another kind")
+        if hello.mapped and client is not None and not client.may_map:
+            raise Forbidden("this client may not map the pool's memory, where it would see every tenant's bytes")
+        if session is not None and session.client != client:  # What it may has changed: it begins anew.
+            self._close(session)
+            session = None
         if session is None:
-            session = self._new_session(user, hello)
+            session = self._new_session(client, hello)
         session.heard_s = self._clock()
         session.renew(self.limits.lease_s + self.limits.guard_s)
         return session, self._welcome(session, hello)
 
-    def _new_session(self, user: str, hello: wire.Hello) -> Session:
+    def _new_session(self, client: Client | None, hello: wire.Hello) -> Session:
         if len(self.sessions) >= self.limits.sessions:
             raise PoolBusy(f"this daemon has its {self.limits.sessions} clients already")
         name = "".join(char if char.isprintable() else "?" for char in hello.name)[:47] or "client"
@@ -123,7 +138,7 @@ class Control:
             if self._rows_held() >= int(self.limits.rows_share * self._figures["process_limit"]):
                 raise PoolBusy("clients that map the pool have as many rows of its process table as they may")
             pool = core.PoolCore(self.pool.folder, name, False, lease=held)
-        session = Session(hello.session, user, name, hello.host[:64], pool, self._clock(), hello.mapped)
+        session = Session(hello.session, client, name, hello.host[:64], pool, self._clock(), hello.mapped)
         if hello.mapped:
             session.row_number = pool._row()[0]
             for row in hello.rows[:OLD_ROWS_MAX]:  # They are in the table already, whoever holds them.
@@ -207,8 +222,10 @@ class Control:
             return
         now, waiting = self._clock(), []
         for watch in self._watches:
-            is_written = self.pool.being_written(watch.key)  # Before the look: a seal between the two is seen.
-            if self.pool.exists(watch.key):
+            mine = self._tenancy.visible(watch.session.client, Level.LOOKUP)
+            # Before the look: a seal between the two is seen.
+            is_written = self.pool.being_written(watch.key, namespaces=mine)
+            if self.pool.exists(watch.key, namespaces=mine):
                 yield watch.peer, wire.Done(watch.number, 1)
             elif not is_written:
                 yield watch.peer, wire.Done(watch.number, 0)
@@ -225,25 +242,27 @@ class Control:
     def _register(self, session: Session, request: wire.Register, __: Body) -> tuple[wire.Answer, Body]:
         if len(request.digest) != 16 or len(request.tenant.encode()) > 63:
             raise BadMessage("a namespace is a digest of 16 bytes and a tenant of at most 63")
-        namespace = self.pool._register_namespace(request.digest, request.tenant, ttl_of(request.ttl_s))
-        self._namespaces[namespace.id] = session.namespace = namespace
-        return wire.Done(request.number, namespace.id), b""
+        ttl_s = ttl_of(request.ttl_s)
+        namespace = self._tenancy.register(session.client, request.digest, request.tenant, ttl_s)
+        session.namespace = namespace
+        return wire.Done(request.number, namespace.id, namespace.digest), b""
 
     def _lookup(self, session: Session, request: wire.Lookup, body: Body) -> tuple[wire.Answer, Body]:
         keys = keys_of(body)
-        found = self.pool.lookup(keys)
+        found = self.pool.lookup(keys, namespaces=self._tenancy.visible(session.client, Level.LOOKUP))
         self._rise(session, keys, found)
         return wire.Done(request.number, found), b""
 
     def _rise(self, session: Session, keys: bytes, found: int) -> None:
         """What this client missed may lie below: it is there when the client asks again. Nobody waits here."""
-        missing = keys[found * KEY_BYTES :]
-        if self._begin_rise and session.namespace and missing:
+        missing, namespace = keys[found * KEY_BYTES :], session.namespace
+        if self._begin_rise and namespace and missing and self._tenancy.may(session.client, Level.READ, namespace.id):
             before = keys[(found - 1) * KEY_BYTES : found * KEY_BYTES] if found else None
-            self._begin_rise(missing, session.namespace, before)
+            self._begin_rise(missing, namespace, before)
 
-    def _find(self, _: Session, request: wire.Find, body: Body) -> tuple[wire.Answer, Body]:
-        keys, exists = keys_of(body), self.pool.exists
+    def _find(self, session: Session, request: wire.Find, body: Body) -> tuple[wire.Answer, Body]:
+        keys, mine = keys_of(body), self._tenancy.visible(session.client, Level.LOOKUP)
+        exists = partial(self.pool.exists, namespaces=mine)
         found = bytes(exists(keys[at : at + KEY_BYTES]) for at in range(0, len(keys), KEY_BYTES))
         return wire.Piece(request.number, core.xxh3_64(found)), found
 
@@ -256,12 +275,13 @@ class Control:
         room = max(0, min(room, request.bytes_max))
         if len(session.leases) >= wire.HOLDS_MAX:
             raise PoolBusy(f"this client has {wire.HOLDS_MAX} leases already")
-        prefix = session.pool.pin(keys)
+        mine = self._tenancy.visible(session.client, Level.READ)
+        prefix = session.pool.pin(keys, namespaces=mine)
         self._rise(session, keys, len(prefix))
         while prefix.nbytes > room:
             count = fitting(prefix, room)
             prefix.release()
-            prefix = session.pool.pin(keys[: count * KEY_BYTES])
+            prefix = session.pool.pin(keys[: count * KEY_BYTES], namespaces=mine)
         if len(prefix) == 0:
             prefix.release()
             return wire.Leased(request.number, 0, 0), b""
@@ -326,7 +346,8 @@ class Control:
         if not 0 < request.deadline_s <= 600:
             raise BadMessage("a reservation's deadline is above 0 and at most 600 seconds")
         count = min(len(keys) // KEY_BYTES, self._reservable(session, request.size))
-        namespace, parent, ttl_s = self._namespace(request.namespace), parent_of(request.parent), ttl_of(request.ttl_s)
+        namespace = self._tenancy.to_store(session.client, request.namespace)
+        parent, ttl_s = self._tenancy.parent(session.client, parent_of(request.parent)), ttl_of(request.ttl_s)
         outcomes: list[int] = []
         holds: list[int] = []
         offsets = bytearray()
@@ -335,8 +356,9 @@ class Control:
             held = session.pool.reserve(
                 key, request.size, namespace, parent, ttl_s, request.deadline_s, device=session.is_mapped
             )
-            outcomes.append(held.outcome.value)
-            if held.outcome is Outcome.FULL:
+            outcome = self._tenancy.told(session.client, key, held.outcome)
+            outcomes.append(outcome.value)
+            if outcome is Outcome.FULL:
                 break
             if held.outcome is Outcome.RESERVED:
                 holds.append(self._handed_out(session, Hold(held, request.size, self._taken(request.size))))
@@ -346,6 +368,7 @@ class Control:
         return wire.Reserved(request.number, outcomes, holds), bytes(offsets)
 
     def _allocate(self, session: Session, request: wire.Allocate, _: Body) -> tuple[wire.Answer, Body]:
+        self._tenancy.need_anywhere(session.client, Level.WRITE)
         self._refuse_size(request.size)
         if not 0 < request.count <= wire.HOLDS_MAX:
             raise BadMessage(f"1 to {wire.HOLDS_MAX} drafts can be asked for, not {request.count}")
@@ -376,7 +399,9 @@ class Control:
         # Nobody reads them before the seal, which only this client can ask for.
         with memoryview(hold.held.buffer) as whole, whole[request.offset : request.offset + size] as here:  # type: ignore[arg-type]
             if core.xxh3_64_copying(here, body) != request.checksum:
+                hold.written.forget()  # Some of it may have been right before.
                 raise BadMessage("the bytes are not those that their checksum is of")
+        hold.written.add(request.offset, request.offset + size)
         return wire.Done(request.number, size), b""
 
     def _seal(self, session: Session, request: wire.Seal, _: Body) -> tuple[wire.Answer, Body]:
@@ -398,7 +423,8 @@ class Control:
         keys = keys_of(body)
         if len(keys) != KEY_BYTES * len(request.holds):
             raise BadMessage(f"{len(request.holds)} drafts need as many keys, not {len(keys) // KEY_BYTES}")
-        namespace, parent, ttl_s = self._namespace(request.namespace), parent_of(request.parent), ttl_of(request.ttl_s)
+        namespace = self._tenancy.to_store(session.client, request.namespace)
+        parent, ttl_s = parent_of(request.parent), ttl_of(request.ttl_s)
         outcomes = []
         for at, number in enumerate(request.holds):
             key = keys[at * KEY_BYTES : at * KEY_BYTES + KEY_BYTES]
@@ -406,7 +432,9 @@ class Control:
             outcome = Outcome.LOST
             if hold is not None and isinstance(hold.held, core.Draft):
                 if self._is_whole(session, hold, request.checksums, at):
+                    parent = self._tenancy.parent(session.client, parent)
                     outcome = hold.held.publish(key, namespace, parent, ttl_s)
+                    outcome = self._tenancy.told(session.client, key, outcome)
                 if outcome not in (Outcome.STORED, Outcome.LOST):
                     session.holds[number] = hold  # Still the client's, for another name.
                     session.reserved_bytes += hold.taken_bytes
@@ -419,9 +447,11 @@ class Control:
         return wire.Outcomes(request.number, outcomes), b""
 
     def _is_whole(self, session: Session, hold: Hold, checksums: list[int], at: int) -> bool:
-        """Bytes written in place by another host: do we read what it wrote? Those that came over the wire we wrote."""
+        """Bytes written in place by another host: do we read what it wrote? Over the wire: did all of them come? What
+        did not is what lay there before, maybe another tenant's: whoever published that could read it.
+        """
         if not session.is_mapped:
-            return True
+            return hold.written.is_whole(hold.size_bytes)
         return at < len(checksums) and publishable(self._memory, hold.held.offset, hold.size_bytes, checksums[at])
 
     def _discard(self, session: Session, request: wire.Discard, _: Body) -> tuple[wire.Answer, Body]:
@@ -433,24 +463,17 @@ class Control:
                 count += 1
         return wire.Done(request.number, count), b""
 
-    def _remove(self, _: Session, request: wire.Remove, body: Body) -> tuple[wire.Answer, Body]:
-        return wire.Done(request.number, int(self.pool.remove(one_key_of(body)))), b""
+    def _remove(self, session: Session, request: wire.Remove, body: Body) -> tuple[wire.Answer, Body]:
+        mine = self._tenancy.visible(session.client, Level.WRITE)
+        return wire.Done(request.number, int(self.pool.remove(one_key_of(body), namespaces=mine))), b""
 
-    def _stats(self, _: Session, request: wire.Stats, __: Body) -> tuple[wire.Answer, Body]:
-        text = msgspec.json.encode(self.pool.stats())
+    def _stats(self, session: Session, request: wire.Stats, _: Body) -> tuple[wire.Answer, Body]:
+        text = msgspec.json.encode(self._tenancy.figures(session.client))
         return wire.Piece(request.number, core.xxh3_64(text)), text
 
     def _goodbye(self, session: Session, request: wire.Goodbye, _: Body) -> tuple[wire.Answer, Body]:
         self._close(session)
         return wire.Done(request.number, 0), b""
-
-    def _namespace(self, number: int) -> Namespace | None:
-        if number == 0:
-            return None
-        namespace = self._namespaces.get(number)
-        if namespace is None:
-            raise BadMessage(f"namespace {number} was not registered with this daemon")
-        return namespace
 
     def _reservable(self, session: Session, size: int) -> int:
         """How many more chunks of this size the client may have under way."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import maru
-from maru.credentials import Authorised, load_certificate, load_server_keys, secure_server
+from maru.credentials import Authorised, load_certificate, load_pool_secret, load_server_keys, secure_server
 from maru.daemon.control import Control
 from maru.daemon.facts import DaemonIdentity, Histogram, LeaseFigures, PeerFigures, RpcFigures
 from maru.daemon.kv_publisher import EventPublisher, EventSettings
@@ -27,6 +27,7 @@ from maru.daemon.peers import NamedPeers, PeerSettings, PeerWatch, Source
 from maru.daemon.registry import Registry
 from maru.daemon.server import SECONDS_BOUNDS, RpcServer
 from maru.daemon.sessions import Limits
+from maru.daemon.tenancy import tenants_seed
 from maru.daemon.web import WebServer, make_app
 from maru.daemon.web_settings import WebSettings
 from maru.errors import CredentialNotFound
@@ -75,7 +76,12 @@ class Daemon:
             if config.tiers:
                 self.ladder = Ladder(self.pool, config.tiers)
             self.control = Control(
-                self.pool, config.limits, os.urandom(16), f"maru {maru.__version__}", begin_rise=self.rise
+                self.pool,
+                config.limits,
+                os.urandom(16),
+                f"maru {maru.__version__}",
+                begin_rise=self.rise,
+                seed=tenants_seed(load_pool_secret(config.keys)) if config.keys else None,
             )
             self.rpc_server = RpcServer(self.control, config.rpc_url, keys, authorised, config.plain)
             self.web_server = WebServer(make_app(self, web), web) if web else None

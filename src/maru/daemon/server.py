@@ -26,7 +26,7 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from maru import wire
 from maru.config import redact
-from maru.credentials import ZAP_DOMAIN, Authorised, ServerKeys, ZapCallback, secure_server
+from maru.credentials import ZAP_DOMAIN, Authorised, Client, ServerKeys, ZapCallback, secure_server
 from maru.daemon.control import Control, Out
 from maru.daemon.sessions import Session
 from maru.daemon.web_settings import is_loopback
@@ -220,13 +220,12 @@ class RpcServer:
         if not 2 <= len(frames) <= 3:
             self.counts.dropped += 1
             return
-        user = ""
+        client = None
         if self._authorised is not None:
             client = self._authorised.who_sent(frames[1])
             if client is None:  # Revoked since it connected: it learns nothing any more.
                 self.counts.dropped += 1
                 return
-            user = client.name
         body: memoryview | bytes = frames[2].buffer if len(frames) == 3 else b""
         self.counts.bytes_in += len(body)
         begun_s = time.perf_counter()
@@ -238,7 +237,7 @@ class RpcServer:
             return
         name = type(request).__name__
         try:
-            answer = self._answer(peer, request, body, user)
+            answer = self._answer(peer, request, body, client)
         except MaruError as error:
             self.counts.failed(type(error).__name__)
             self._send(socket, peer, wire.Refused(request.number, type(error).__name__, error.message), b"")
@@ -253,14 +252,14 @@ class RpcServer:
         self.counts.took(name, time.perf_counter() - begun_s)
 
     def _answer(
-        self, peer: bytes, request: wire.Request, body: memoryview | bytes, user: str
+        self, peer: bytes, request: wire.Request, body: memoryview | bytes, client: Client | None
     ) -> tuple[wire.Answer, Out] | None:
         if isinstance(request, wire.Hello):
-            session, welcome = self.control.greet(user, request)
+            session, welcome = self.control.greet(client, request)
             self._remember(peer, session)
             return welcome, b""
         known = self._connections.get(peer)
-        if known is None or self.control.sessions.get(known.session) is not known or known.user != user:
+        if known is None or self.control.sessions.get(known.session) is not known or known.client != client:
             raise SessionUnknown("say hello first: this daemon does not know the session")
         if self.control.pool.destroyed:
             raise NotAttached("the pool was destroyed")

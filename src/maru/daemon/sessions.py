@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from maru import wire
+from maru.credentials import Client
+from maru.daemon.coverage import Coverage
 from maru.native import core
 from maru.pool import Namespace
 
@@ -42,6 +44,8 @@ class Limits:
     """Of each session's remembered bodies: more than what all its connections have under way."""
     watches: int = 4096
     """Of all sessions together."""
+    namespaces_share: float = 0.25
+    """Of the pool's table of namespaces, that the clients of one tenant may fill."""
 
 
 @dataclass
@@ -75,6 +79,8 @@ class Hold:
     size_bytes: int
     taken_bytes: int
     """Of the pool: whole units."""
+    written: Coverage = field(default_factory=Coverage)
+    """What came over the wire of it. The rest is somebody's old bytes."""
 
     @property
     def is_draft(self) -> bool:
@@ -86,8 +92,8 @@ class Session:
     """One client, whatever connection it has just now."""
 
     session: bytes
-    user: str
-    """Who it is by its CURVE key; empty where nobody asks."""
+    client: Client | None
+    """Who it is by its CURVE key, with what it may, as it was let in; None where nobody asks."""
     name: str
     host: str
     pool: core.PoolCore
@@ -109,6 +115,11 @@ class Session:
     _answers_bytes: int = 0
     _next_id: int = field(default_factory=lambda: secrets.randbits(62))
     """Begins anywhere: a lease of a session that was forgotten must not be read as one of the next."""
+
+    @property
+    def user(self) -> str:
+        """The name of its key; empty where nobody asks."""
+        return self.client.name if self.client else ""
 
     @property
     def rows(self) -> list[tuple[int, int]]:

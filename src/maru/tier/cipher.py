@@ -27,20 +27,13 @@ id is known by the first eight digits of its fingerprint, which `Keyring.ids` sh
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import secrets
-import select
-import shlex
-import signal
 import struct
-import subprocess
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maru.errors import BadCredential, CredentialError, CredentialNotFound, TornObject
+from maru.errors import BadCredential, TornObject
 from maru.tier.codec import needed
 
 if TYPE_CHECKING:
@@ -54,7 +47,6 @@ ID_BYTES_MAX = 16
 TAG_BYTES = 16
 """How much longer a sealed frame is."""
 KEYS_MAX = 64
-SOURCE_BYTES_MAX = 1 << 16
 COMMAND_DEADLINE_S = 10.0
 _HASH_BYTES = 8
 _FRAME_FACTS = struct.Struct("<II?")
@@ -156,21 +148,10 @@ class Keyring:
         Raises BadCredential, CredentialNotFound, UnsafeCredentials (a file that others can read), CredentialError
         (a program that fails, says too much, or takes longer than `deadline_s`), MissingPackage.
         """
-        kind, _, place = source.partition(":")
-        if kind == "file" and place:
-            # Late, for what it is kept beside: the rest of that room is about daemons.
-            from maru.credentials.folder import read_private_file
+        # Late, for what it is kept beside: the rest of that room is about daemons.
+        from maru.credentials.sources import read_source
 
-            content = read_private_file(Path(place))
-        elif kind == "env" and place:
-            if place not in os.environ:
-                raise CredentialNotFound(f"the environment has no variable {place}")
-            content = os.environb[os.fsencode(place)]
-        elif kind == "command" and place:
-            content = _said_by(place, deadline_s)
-        else:
-            raise BadCredential("keys come from file:PATH, env:NAME or command:PROGRAM ARGUMENT...")
-        return cls(_keys_in(content, f"{kind}:{place.split()[0] if kind == 'command' else place}"))
+        return cls(_keys_in(*read_source(source, deadline_s)))
 
     def __repr__(self) -> str:
         return f"Keyring(ids={list(self._keys)})"
@@ -189,8 +170,6 @@ def _nonce(number: int) -> bytes:
 
 def _keys_in(content: bytes, place: str) -> dict[str, bytes]:
     """The keys of a source's lines. No message repeats a word of them, since any word may be a key in a wrong place."""
-    if len(content) > SOURCE_BYTES_MAX:
-        raise BadCredential(f"{place} holds more than {SOURCE_BYTES_MAX} bytes: those are not keys")
     keys: dict[str, bytes] = {}
     for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
         words = line.partition("#")[0].split()
@@ -208,48 +187,3 @@ def _keys_in(content: bytes, place: str) -> dict[str, bytes]:
     if not keys:
         raise BadCredential(f"{place} holds no key: {_FORM}")
     return keys
-
-
-def _said_by(command: str, deadline_s: float) -> bytes:
-    """What a program writes to its standard output. Its other output is dropped, for it may hold secrets as well."""
-    deadline = time.monotonic() + deadline_s
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        words = []
-    if not words:
-        raise BadCredential("command: is not followed by a program and its arguments")
-    try:
-        program = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise CredentialError(f"the program {words[0]} for keys cannot be run: {error.strerror}") from None
-    said = bytearray()
-    assert program.stdout is not None
-    try:
-        while len(said) <= SOURCE_BYTES_MAX:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0 or not select.select([program.stdout], [], [], left_s)[0]:
-                raise CredentialError(f"the program {words[0]} for keys took longer than {deadline_s:g} s")
-            piece = os.read(program.stdout.fileno(), SOURCE_BYTES_MAX)
-            if not piece:
-                break
-            said += piece
-        else:
-            raise CredentialError(f"the program {words[0]} for keys said more than {SOURCE_BYTES_MAX} bytes")
-        code = program.wait(max(deadline - time.monotonic(), 0.1))
-    except subprocess.TimeoutExpired:
-        raise CredentialError(f"the program {words[0]} for keys took longer than {deadline_s:g} s") from None
-    finally:
-        program.stdout.close()
-        if program.poll() is None:  # Its whole session: a program of keys may have started others.
-            os.killpg(program.pid, signal.SIGKILL)
-            program.wait()
-    if code:
-        raise CredentialError(f"the program {words[0]} for keys ended with {code}")
-    return bytes(said)
