@@ -31,6 +31,24 @@ FolderOption = Annotated[
 ]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="What the client is called here, say its host.")]
 TenantOption = Annotated[str, typer.Option(metavar="TENANT", help="Whose client it is.")]
+MayOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--may",
+        metavar="LEVEL[=DIGEST]",
+        help="lookup, read or write; with the first digits of a namespace's digest only there. May be given often. "
+        "Without it: everything, within its tenant.",
+    ),
+]
+MapOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--may-map/--no-map",
+        help="May it map the pool's memory, where it sees every tenant's bytes? Unless told, only a client of the "
+        "tenant default may.",
+        show_default=False,
+    ),
+]
 
 
 @keys_app.callback()
@@ -60,6 +78,8 @@ def generate(
         ),
     ] = None,
     tenant: TenantOption = credentials.DEFAULT_TENANT,
+    may: MayOption = None,
+    may_map: MapOption = None,
     folder: FolderOption = None,
     json_output: JsonFlag = False,
 ) -> None:
@@ -73,9 +93,11 @@ def generate(
 
     [cyan]maru keys generate[/cyan]   the daemon's, before its first start
     [cyan]maru keys generate node7[/cyan]   a client's; then scp what it wrote to node7
+    [cyan]maru keys generate node8 --tenant blue --may read[/cyan]   one that reads what blue has, and stores nothing
     [cyan]maru keys generate node7 --server '…40 characters…'[/cyan]   on node7 itself
     """
     place = _place(folder)
+    grants = credentials.read_grants(may or [])
     if name is None and server is not None:
         raise typer.BadParameter("--server makes a client's key file; say its NAME")
     if name is None:
@@ -90,13 +112,13 @@ def generate(
         _tell(json_output, told, f"Made a key file for {name}", {"public key": public, "file": str(path)})
         _advise(json_output, f"maru keys add {name} '{public}'", "where the daemon runs, lets it in")
         return
-    client, path = credentials.generate_client(place, name, tenant)
+    client, path = credentials.generate_client(place, name, tenant, may_map=may_map, grants=grants)
     told = {**_client_json(client), "kind": "client", "file": str(path), "is_authorised": True}
     _tell(
         json_output,
         told,
         f"{name} may speak to the daemon",
-        {"public key": client.public_z85, "tenant": client.tenant, "key file": str(path)},
+        {**_client_facts(client), "key file": str(path)},
     )
     if not json_output:
         console().print("Copy the key file to that host, readable by its user alone (mode 0600), then remove it here.")
@@ -107,6 +129,8 @@ def add(
     name: NameArgument,
     public_key: Annotated[str, typer.Argument(metavar="PUBLIC_KEY", help="40 characters; put single quotes around.")],
     tenant: TenantOption = credentials.DEFAULT_TENANT,
+    may: MayOption = None,
+    may_map: MapOption = None,
     folder: FolderOption = None,
     json_output: JsonFlag = False,
 ) -> None:
@@ -116,13 +140,9 @@ def add(
 
     [cyan]maru keys add node7 '…40 characters…'[/cyan]   what `maru keys generate node7 --server` said there
     """
-    client = credentials.add_client(_place(folder), name, public_key, tenant)
-    _tell(
-        json_output,
-        _client_json(client),
-        f"{name} may speak to the daemon",
-        {"public key": client.public_z85, "tenant": client.tenant},
-    )
+    grants = credentials.read_grants(may or [])
+    client = credentials.add_client(_place(folder), name, public_key, tenant, may_map=may_map, grants=grants)
+    _tell(json_output, _client_json(client), f"{name} may speak to the daemon", _client_facts(client))
 
 
 @keys_app.command("list")
@@ -157,8 +177,8 @@ def list_keys(folder: FolderOption = None, json_output: JsonFlag = False) -> Non
     if not clients:
         console().print("No client may speak to it. [cyan]maru keys generate NAME[/cyan] lets one in.", style="yellow")
     else:
-        rows = [(one.name, one.tenant, one.public_z85, _day(one.added_unix_s)) for one in clients]
-        _show_table(("client", "tenant", "public key", "added"), rows)
+        rows = [(one.name, one.tenant, _may(one), one.public_z85, _day(one.added_unix_s)) for one in clients]
+        _show_table(("client", "tenant", "may", "public key", "added"), rows)
     if tokens:
         _show_tokens(tokens)
 
@@ -173,6 +193,34 @@ def revoke(name: NameArgument, folder: FolderOption = None, json_output: JsonFla
     """
     client = credentials.revoke_client(_place(folder), name)
     _tell(json_output, _client_json(client), f"{name} may not speak to the daemon any more", {})
+
+
+# ---- maru keys tenant-secret ------------------------------------------------------------------------------
+
+
+@keys_app.command("tenant-secret")
+def tenant_secret(
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Whose; the tenant default has none.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it into this new file, which only you can read.")
+    ] = None,
+    folder: FolderOption = None,
+) -> None:
+    """Show the secret that seeds a tenant's keys, for that tenant's processes on this host.
+
+    Its clients on other hosts need none: the daemon seeds their keys. A process here that is to share with them
+    attaches with [cyan]maru:///NAME?tenant_secret=file:/PATH[/cyan]. Who has the secret can compute the tenant's keys.
+
+    [bold]Examples[/bold]
+
+    [cyan]maru keys tenant-secret blue --out blue.secret[/cyan]   into a file of mode 0600
+    [cyan]maru keys tenant-secret blue | ssh node7 'umask 077; cat > blue.secret'[/cyan]   to another host of one pool
+    """
+    if out is None:
+        typer.echo(credentials.tenant_secret_line(_place(folder), tenant))
+        return
+    credentials.write_tenant_secret(_place(folder), tenant, out)
+    console(json_output=True).print(f"The secret of {tenant} is in {out}", soft_wrap=True)
 
 
 # ---- maru keys token --------------------------------------------------------------------------------------
@@ -346,11 +394,22 @@ def _is_expired(certificate: Certificate) -> bool:
     return certificate.expires_unix_s <= time.time()
 
 
+def _may(client: Client) -> str:
+    """What it may, in one word for each grant."""
+    return " ".join([*map(str, client.grants), *(["map"] if client.may_map else [])])
+
+
+def _client_facts(client: Client) -> dict[str, str]:
+    return {"public key": client.public_z85, "tenant": client.tenant, "may": _may(client)}
+
+
 def _client_json(client: Client) -> dict[str, Any]:
     return {
         "name": client.name,
         "public_key": client.public_z85,
         "tenant": client.tenant,
+        "may": [str(grant) for grant in client.grants],
+        "may_map": client.may_map,
         "added_unix_s": client.added_unix_s,
     }
 

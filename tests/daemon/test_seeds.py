@@ -1,0 +1,102 @@
+"""Keys of tenants with secrets, from a daemon with real clients: shared within a tenant, unknown outside of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from serving import LIMITS, bytes_for, client_of, guarded, keys_of, serve_process
+
+import maru
+from maru import Outcome
+from maru.credentials import generate_client, generate_server, load_pool_secret, write_tenant_secret
+from maru.daemon.control import Control
+from maru.daemon.tenancy import tenants_seed
+from maru.native import core
+
+SIZE = 20_000
+BLUE = maru.Identity(model="m", kv_layout="l", tenant="blue")
+PLAIN_DIGEST = core.blake3(BLUE.encode(), 16)
+
+
+def keys_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "keys"
+    generate_server(folder)
+    return folder
+
+
+def seeded_control(pool: maru.Pool, folder: Path) -> Control:
+    return Control(pool, LIMITS, os.urandom(16), "test", seed=tenants_seed(load_pool_secret(folder)))
+
+
+def test_clients_of_one_tenant_and_its_local_processes_share_what_nobody_else_can_name(
+    pool: maru.Pool, pool_url: str, tmp_path: Path
+) -> None:
+    folder, secret = keys_folder(tmp_path), tmp_path / "blue.secret"
+    (_, first), (_, second) = generate_client(folder, "a", "blue"), generate_client(folder, "b", "blue")
+    write_tenant_secret(folder, "blue", secret)
+    with (
+        guarded(pool, folder, seeded_control(pool, folder)) as server,
+        client_of(server, first) as one,
+        client_of(server, second) as other,
+        maru.Pool.attach(f"{pool_url}&tenant_secret=file:{secret}") as local,
+        maru.Pool.attach(pool_url) as unaware,
+    ):
+        spaces = [who.namespace(BLUE) for who in (one, other, local)]
+        keys = keys_of(spaces[0], 2)
+        assert [keys_of(space, 2) for space in spaces] == [keys] * 3
+        assert one.put_many(keys, [bytes_for(n, SIZE) for n in range(2)], spaces[0]) == [Outcome.STORED] * 2
+        assert other.lookup(keys) == local.lookup(keys) == 2
+        computed = keys_of(unaware.namespace(BLUE), 2)
+        assert computed != keys
+        assert unaware.lookup(computed) == 0
+
+
+def test_a_tenant_that_sends_anothers_digest_gets_a_namespace_of_its_own(pool: maru.Pool, tmp_path: Path) -> None:
+    """Not even that somebody has it is told."""
+    folder = keys_folder(tmp_path)
+    (_, red_key), (_, blue_key) = generate_client(folder, "a", "red"), generate_client(folder, "b", "blue")
+    with (
+        guarded(pool, folder, seeded_control(pool, folder)) as server,
+        client_of(server, red_key) as red,
+        client_of(server, blue_key) as blue,
+    ):
+        number, digest = blue.channel.register(PLAIN_DIGEST, "blue", None)
+        for sent in (PLAIN_DIGEST, digest):
+            mine = red.channel.register(sent, "red", None)
+            assert mine[0] != number
+            assert mine[1] not in (sent, digest)
+        assert blue.channel.register(PLAIN_DIGEST, "blue", None) == (number, digest)
+
+
+def test_the_default_tenants_keys_are_those_of_the_pools_own_processes(pool: maru.Pool, tmp_path: Path) -> None:
+    folder = keys_folder(tmp_path)
+    _, key = generate_client(folder, "a")
+    identity = maru.Identity(model="m", kv_layout="l")
+    with guarded(pool, folder, seeded_control(pool, folder)) as server, client_of(server, key) as client:
+        assert client.namespace(identity).digest == pool.namespace(identity).digest
+
+
+def test_no_secret_is_seen_from_outside(pool: maru.Pool, pool_url: str, tmp_path: Path) -> None:
+    """Not in process lists, environments, answers, figures or what commands print; but it is in use."""
+    folder, file = keys_folder(tmp_path), tmp_path / "blue.secret"
+    _, key = generate_client(folder, "a", "blue")
+    write_tenant_secret(folder, "blue", file)
+    of_blue = file.read_text().split()[1]
+    secrets = (of_blue, json.loads((folder / "pool.secret").read_text())["secret"])
+    with serve_process(pool_url, "--keys", str(folder), "--http", "off") as daemon:
+        client = maru.connect(daemon.address, mode="wire", key=str(key))
+        with client:
+            namespace = client.namespace(BLUE)
+            assert namespace.digest == core.blake3_keyed(bytes.fromhex(of_blue), PLAIN_DIGEST, 16)
+            proc = Path("/proc") / str(daemon.process.pid)
+            seen = [(proc / name).read_bytes().decode("utf-8", "replace") for name in ("cmdline", "environ")]
+            seen += [json.dumps(client.stats()), repr(client), repr(namespace), json.dumps(pool.stats())]
+            for words in (["stat", pool_url, "--json"], ["keys", "list", "--dir", str(folder), "--json"]):
+                command = [sys.executable, "-m", "maru", *words]
+                seen.append(subprocess.run(command, capture_output=True, text=True, timeout=60).stdout)
+                assert len(seen[-1]) > 100
+    assert [text for text in seen if any(secret in text for secret in secrets)] == []
