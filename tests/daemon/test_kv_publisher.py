@@ -18,7 +18,7 @@ from zmq.auth.thread import ThreadAuthenticator
 
 import maru
 from maru import credentials
-from maru.credentials import ZAP_DOMAIN, Authorised, ZapCallback, secure_client, secure_server
+from maru.credentials import EVENTS_ZAP_DOMAIN, Authorised, ZapCallback, secure_client, secure_server
 from maru.daemon import kv_publisher
 from maru.daemon.kv_events import AllBlocksCleared
 from maru.daemon.kv_publisher import END_NUMBER, STOP_DEADLINE_S, EventPublisher, EventSettings, Journal
@@ -302,9 +302,9 @@ class Guarded:
     folder: Path
     publisher: EventPublisher
 
-    def client(self, name: str) -> Callable[[zmq.Socket[Any]], None]:
+    def client(self, name: str, tenant: str = "default") -> Callable[[zmq.Socket[Any]], None]:
         """Gives a socket the keys of a client that is let in under this name."""
-        _, path = credentials.generate_client(self.folder, name)
+        _, path = credentials.generate_client(self.folder, name, tenant)
         key = credentials.load_client_key(path)
         return lambda one: secure_client(one, key)
 
@@ -316,9 +316,9 @@ def guarded(pool: maru.Pool, context: zmq.Context[Any], tmp_path: Path) -> Itera
     authorised = Authorised(folder)
     zap = ThreadAuthenticator(context)
     zap.start()
-    zap.configure_curve_callback(ZAP_DOMAIN, ZapCallback(authorised))
+    zap.configure_curve_callback(EVENTS_ZAP_DOMAIN, ZapCallback(authorised, onlookers=True))
     try:
-        secure = partial(secure_server, keys=server)
+        secure = partial(secure_server, keys=server, domain=EVENTS_ZAP_DOMAIN)
         with EventPublisher(pool, settings(), context, secure, authorised=authorised) as publisher:
             yield Guarded(folder, publisher)
             assert publisher.is_running
@@ -342,6 +342,20 @@ def test_with_keys_only_who_is_let_in_reads_along(
         router.wait_for(keys)
         router.catch_up()
         assert not any(one.has_anything() for one in (plain, foreign))
+
+
+def test_who_may_not_know_of_every_tenant_reads_no_events(
+    pool: maru.Pool, context: zmq.Context[Any], guarded: Guarded
+) -> None:
+    keys = put(pool, 0)
+    with (
+        reading(context, guarded.publisher, secure=guarded.client("router")) as router,
+        reading(context, guarded.publisher, secure=guarded.client("blue", "blue")) as of_a_tenant,
+    ):
+        of_a_tenant.send_request(bytes(8))
+        router.wait_for(keys)
+        router.catch_up()
+        assert not of_a_tenant.has_anything()
 
 
 def test_who_is_revoked_reads_along_no_more_and_the_others_do(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from serving import LIMITS, Clock, Talker, bytes_for, client_named, client_of, guarded, keys_of
+from serving import LIMITS, Clock, Talker, address_of, bytes_for, client_named, client_of, guarded, keys_of
 
 import maru
 from maru import Outcome, wire
@@ -176,6 +176,14 @@ def test_a_digest_leads_nobody_into_another_tenants_namespace(two: Two) -> None:
     assert two.red.channel.register(two.red_space.digest, "red", None)[0] == two.red_space.id
 
 
+def test_a_refused_registration_changes_nothing_of_the_namespace(two: Two, pool: maru.Pool) -> None:
+    space = pool._register_namespace(two.red_space.digest, "red", 60.0)
+    assert two.of_blue(wire.Register(0, two.red_space.digest, "blue", 1.0))[0] is Forbidden  # type: ignore[index]
+    assert space.ttl == pytest.approx(60)
+    two.red.channel.register(two.red_space.digest, "red", 1.0)
+    assert space.ttl == pytest.approx(1)
+
+
 def test_a_request_number_of_another_session_brings_nothing_of_its_answer(two: Two) -> None:
     asked = wire.Pin(7_000_000, 1 << 30)
     red, blue = (session_of(two.control, name) for name in ("r", "b"))
@@ -232,8 +240,10 @@ def test_a_chunk_of_another_tenant_is_nobodys_parent(two: Two, pool: maru.Pool) 
     leaves = pool.stats()["chunks"]["leaves"]
     two.blue.put(ABSENT, b"y" * SIZE, two.blue_space, parent=last)
     assert pool.stats()["chunks"]["leaves"] == leaves + 1
+    two.blue.allocate(SIZE, 1).put_many(bytes([1] * 16), [b"y" * SIZE], two.blue_space, parent=last)
+    assert pool.stats()["chunks"]["leaves"] == leaves + 2
     two.red.put(bytes(16), b"y" * SIZE, two.red_space, parent=last)
-    assert pool.stats()["chunks"]["leaves"] == leaves + 1  # One more, and `last` is none any more.
+    assert pool.stats()["chunks"]["leaves"] == leaves + 2  # One more, and `last` is none any more.
 
 
 def session_of(control: Control, user: str) -> object:
@@ -250,8 +260,12 @@ def test_what_a_client_misses_comes_up_in_its_own_namespaces_alone(pool: maru.Po
     numbers = [who.ask(wire.Register(0, bytes([n] * 16), ""))[0].value for n, who in enumerate((red, blue))]
     space = pool._register_namespace(bytes(16), "red", None)
     pool.put(ABSENT, b"x" * SIZE, space)
-    for who in (red, blue, idle):
+    onlooker = Talker(control, client=client_named("onlooker", "blue", "lookup"))
+    onlooker.ask(wire.Register(0, bytes([1] * 16), ""))
+    for who in (red, idle, onlooker):
         who.ask(wire.Lookup(0), ABSENT)
+    assert risen == []
+    blue.ask(wire.Lookup(0), ABSENT)
     assert risen == [(ABSENT, numbers[1])]
 
 
@@ -337,6 +351,21 @@ def test_only_a_client_that_may_maps_the_pool(pool: maru.Pool) -> None:
     with pytest.raises(Forbidden, match="may not map"):
         Talker(control, mapped=True, client=client_named("a", "red", may_map=False))
     assert Talker(control, mapped=True, client=client_named("b", "red", may_map=True)).session.is_mapped
+
+
+def test_a_client_that_may_not_map_gets_its_bytes_over_the_wire(pool: maru.Pool, tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    generate_server(folder)
+    with guarded(pool, folder) as server:
+        server.control._host = "of another machine"
+        for name, may_map, kind in (("a", True, "mapped"), ("b", None, "wire")):
+            _, key = generate_client(folder, name, "blue", may_map=may_map)
+            with maru.connect(address_of(server), key=str(key)) as client:
+                assert isinstance(client, RemotePool)
+                assert client.kind == kind
+                assert client.put(bytes([len(kind)] * 16), b"x" * SIZE, client.namespace(BLUE)) is Outcome.STORED
+        with pytest.raises(Forbidden, match="may not map"):
+            maru.connect(address_of(server), mode="mapped", key=str(key))
 
 
 # ---- grants ---------------------------------------------------------------------------------------------------

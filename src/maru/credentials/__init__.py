@@ -33,6 +33,7 @@ from maru.credentials.clients import (
     revoke_client,
 )
 from maru.credentials.curve import (
+    EVENTS_ZAP_DOMAIN,
     ZAP_DOMAIN,
     ClientKey,
     ServerKeys,
@@ -59,6 +60,7 @@ from maru.credentials.tokens import Role, Token, add_token, list_tokens, revoke_
 
 __all__ = [
     "DEFAULT_TENANT",
+    "EVENTS_ZAP_DOMAIN",
     "EVERYTHING",
     "TENANT_BYTES_MAX",
     "ZAP_DOMAIN",

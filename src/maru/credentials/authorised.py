@@ -96,9 +96,9 @@ class Authorised:
         """The client with this public key, with its tenant; None: it may not speak."""
         return self._clients.value().get(public_z85)
 
-    def public_keys(self) -> frozenset[str]:
-        """The keys of all clients that may speak."""
-        return frozenset(self._clients.value())
+    def onlookers(self) -> frozenset[str]:
+        """The keys of all clients that may know of every tenant's chunks: those that may map the pool."""
+        return frozenset(key for key, client in self._clients.value().items() if client.may_map)
 
     def who_sent(self, frame: zmq.Frame) -> Client | None:
         """Who sent a frame that a CURVE socket received with copy=False; None: it may not speak any more.
@@ -126,11 +126,14 @@ def _clients_by_key(raw: bytes | None, path: Path) -> dict[str, Client]:
 class ZapCallback:
     """What zmq.auth asks about a client's key: configure_curve_callback(ZAP_DOMAIN, ZapCallback(authorised))."""
 
-    def __init__(self, authorised: Authorised) -> None:
+    def __init__(self, authorised: Authorised, onlookers: bool = False) -> None:
+        """`onlookers`: only clients that may know of every tenant's chunks, for EVENTS_ZAP_DOMAIN."""
         self._authorised = authorised
+        self._onlookers = onlookers
 
     def callback(self, domain: str, key: bytes) -> bool:
         """May the holder of this key (Z85) connect? Never raises."""
-        name = self._authorised.is_authorised(key.decode("ascii", "replace"))
+        client = self._authorised.client(key.decode("ascii", "replace"))
+        name = client.name if client and (client.may_map or not self._onlookers) else None
         _log.debug("%s: %s", domain, f"{name} connects" if name else "refused a key that is not in the list")
         return name is not None

@@ -41,7 +41,8 @@ class Client:
     tenant: str
     added_unix_s: int
     may_map: bool = True
-    """May it map the pool's memory? Then it sees the bytes of every tenant, and can change them."""
+    """May it map the pool's memory? Then it sees the bytes of every tenant, and can change them, whatever its grants.
+    It may read the pool's KV events too, for they tell of every tenant's chunks."""
     grants: tuple[Grant, ...] = EVERYTHING
     """What it may do with its tenant's namespaces. No other tenant's are anything to it."""
 
@@ -79,12 +80,12 @@ def add_client(
 ) -> Client:
     """Let in whoever holds the other half of `public_z85`, under this name.
 
-    `may_map`: may it map the pool's memory; None: only if its tenant is the default one.
+    `may_map`: may it map the pool's memory; None: only one of the default tenant that nobody limits.
     Raises BadCredential, CredentialExists (the name or the key is there), CredentialsBusy, UnsafeCredentials.
     """
     keys = KeyFolder(folder)
     public = checked_key(public_z85, "PUBLIC_KEY")
-    maps = tenant == DEFAULT_TENANT if may_map is None else may_map
+    maps = _maps_untold(tenant, grants) if may_map is None else may_map
     fresh = Client(checked_name(name), public, checked_tenant(tenant), int(time.time()), maps, grants)
     keys.make()
     with keys.locked(deadline_s):
@@ -116,7 +117,7 @@ def generate_client(
         handed = KeyFolder(folder / CLIENTS_FOLDER)
         handed.make()
         path, public = make_client_key(handed, name, server.public_z85)
-        maps = tenant == DEFAULT_TENANT if may_map is None else may_map
+        maps = _maps_untold(tenant, grants) if may_map is None else may_map
         fresh = Client(name, public, tenant, int(time.time()), maps, grants)
         _write(keys, [*clients, fresh])
     return fresh, path
@@ -142,9 +143,13 @@ def _list(keys: KeyFolder) -> list[Client]:
     return read_clients(keys.read(CLIENTS_FILE), keys.path / CLIENTS_FILE)
 
 
+def _maps_untold(tenant: str, grants: tuple[Grant, ...]) -> bool:
+    return tenant == DEFAULT_TENANT and grants == EVERYTHING
+
+
 def _may_map(row: dict[str, Any], path: Path) -> bool:
     """Lists of before there was this question do not answer it: then the default tenant's may, and no others."""
-    value = row.get("may_map", row["tenant"] == DEFAULT_TENANT)
+    value = row.get("may_map", _maps_untold(row["tenant"], _grants(row, path)))
     if not isinstance(value, bool):
         raise BadCredential(f"{path} cannot be read: 'may_map' is not true or false", path=str(path))
     return value

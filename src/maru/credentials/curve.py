@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import zmq
 
 ZAP_DOMAIN = "maru"
+EVENTS_ZAP_DOMAIN = "maru-events"
+"""Of sockets that tell of every tenant's chunks."""
 SERVER_FILE = "server.key"
 CLIENTS_FOLDER = "clients"
 _SERVER_KIND, _CLIENT_KIND = "server key", "client key"
@@ -142,12 +144,12 @@ def load_client_key(path: Path) -> ClientKey:
     return ClientKey(checked_name(text_of(document, "name", path)), public, server, secret)
 
 
-def secure_server(socket: zmq.Socket[Any], keys: ServerKeys) -> None:
-    """Let a socket take only encrypted connections that were asked about. Call it before bind().
+def secure_server(socket: zmq.Socket[Any], keys: ServerKeys, domain: str = ZAP_DOMAIN) -> None:
+    """Let a socket take only encrypted connections that were asked about. Call it before bind(). `domain`: whom to ask.
 
     Without a ZAP handler ZeroMQ lets everybody in who encrypts at all; with its domain enforced it lets in nobody then.
     """
-    socket.zap_domain = ZAP_DOMAIN.encode()
+    socket.zap_domain = domain.encode()
     socket.zap_enforce_domain = 1
     socket.curve_secretkey = keys.secret_z85.encode()
     socket.curve_publickey = keys.public_z85.encode()

@@ -114,7 +114,8 @@ class EventPublisher:
         """`pool` stays open until after stop(). `secure` is called with each socket before it is bound.
 
         `plain`: also beyond this host without encryption, which is all that routers of today speak. `authorised`: who
-        may read along, asked again at each batch; without it a router that is revoked reads on until it disconnects.
+        may read along, of them those that may know of every tenant, asked again at each batch; without it a router that
+        is revoked reads on until it disconnects.
 
         Raises NotProtected.
         """
@@ -257,7 +258,7 @@ class EventPublisher:
         them end, and whoever is still let in comes back by itself and asks for what it missed.
         """
         if self._authorised is not None:
-            before, self._let_in = self._let_in, self._authorised.public_keys()
+            before, self._let_in = self._let_in, self._authorised.onlookers()
             if before - self._let_in and self._publisher is not None:
                 self._publisher.close(linger=0)
                 self._publisher = None
@@ -275,8 +276,10 @@ class EventPublisher:
         frames = self._replay.recv_multipart(zmq.NOBLOCK, copy=False)
         if len(frames) != 3 or len(frames[2]) != 8:
             return
-        if self._authorised is not None and self._authorised.who_sent(frames[2]) is None:
-            return
+        if self._authorised is not None:
+            client = self._authorised.who_sent(frames[2])
+            if client is None or not client.may_map:
+                return
         reader, blank, start = (frame.bytes for frame in frames)
         batches = self._journal.since(int.from_bytes(start, "big"))
         if batches is None:

@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import maru
-from maru.credentials import Authorised, load_certificate, load_pool_secret, load_server_keys, secure_server
+from maru.credentials import (
+    EVENTS_ZAP_DOMAIN,
+    Authorised,
+    load_certificate,
+    load_pool_secret,
+    load_server_keys,
+    secure_server,
+)
 from maru.daemon.control import Control
 from maru.daemon.facts import DaemonIdentity, Histogram, LeaseFigures, PeerFigures, RpcFigures
 from maru.daemon.kv_publisher import EventPublisher, EventSettings
@@ -141,9 +148,9 @@ class Daemon:
         self.stop()
 
     def _publisher(self, settings: EventSettings) -> EventPublisher:
-        """Its sockets let in whom the RPC socket does: one context has one authenticator."""
+        """Its sockets let in only who may know of every tenant's chunks. One context has one authenticator."""
         keys = self._keys
-        secure = None if keys is None else lambda socket: secure_server(socket, keys)
+        secure = None if keys is None else lambda socket: secure_server(socket, keys, EVENTS_ZAP_DOMAIN)
         context = self.rpc_server.context
         return EventPublisher(self.pool, settings, context, secure, self.config.plain, self._authorised)
 

@@ -26,7 +26,7 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from maru import wire
 from maru.config import redact
-from maru.credentials import ZAP_DOMAIN, Authorised, Client, ServerKeys, ZapCallback, secure_server
+from maru.credentials import EVENTS_ZAP_DOMAIN, ZAP_DOMAIN, Authorised, Client, ServerKeys, ZapCallback, secure_server
 from maru.daemon.control import Control, Out
 from maru.daemon.sessions import Session
 from maru.daemon.web_settings import is_loopback
@@ -147,6 +147,8 @@ class RpcServer:
                 authenticator = ThreadAuthenticator(context)
                 authenticator.start()
                 authenticator.configure_curve_callback(ZAP_DOMAIN, ZapCallback(self._authorised))
+                onlookers = ZapCallback(self._authorised, onlookers=True)
+                authenticator.configure_curve_callback(EVENTS_ZAP_DOMAIN, onlookers)
             self._arrange(socket)
             socket.bind(self._url)
             bell.bind(self._wake)
