@@ -200,7 +200,7 @@ def revoke(name: NameArgument, folder: FolderOption = None, json_output: JsonFla
 
 @keys_app.command("tenant-secret")
 def tenant_secret(
-    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Whose; the tenant default has none.")],
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="Whose.")],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write it into this new file, which only you can read.")
     ] = None,
@@ -210,6 +210,7 @@ def tenant_secret(
 
     Its clients on other hosts need none: the daemon seeds their keys. A process here that is to share with them
     attaches with [cyan]maru:///NAME?tenant_secret=file:/PATH[/cyan]. Who has the secret can compute the tenant's keys.
+    That of the tenant default counts for its clients where the daemon's own pool is given it so, and only there.
 
     [bold]Examples[/bold]
 

@@ -237,10 +237,14 @@ class Pool(core.PoolCore):
         is none of.
         """
         digest = core.blake3(identity.encode(), 16)
-        secret = self._secrets.of(identity.tenant) if self._secrets else None
+        secret = self._secret_of(identity.tenant)
         if secret is not None:
             digest = seeded_digest(secret, digest)
         return self._register_namespace(digest, identity.tenant, ttl, policy_flags(policy))
+
+    def _secret_of(self, tenant: str) -> bytes | None:
+        """The secret of a tenant (32 bytes) that the pool's URL gives; None: none."""
+        return self._secrets.of(tenant) if self._secrets else None
 
     def set_share(
         self, tenant: str, share_bytes: int = 0, limit_bytes: int = 0, at_limit: Literal["evict", "refuse"] = "evict"

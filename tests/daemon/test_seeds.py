@@ -29,7 +29,7 @@ def keys_folder(tmp_path: Path) -> Path:
 
 
 def seeded_control(pool: maru.Pool, folder: Path) -> Control:
-    return Control(pool, LIMITS, os.urandom(16), "test", seed=tenants_seed(load_pool_secret(folder)))
+    return Control(pool, LIMITS, os.urandom(16), "test", seed=tenants_seed(pool, load_pool_secret(folder)))
 
 
 def test_clients_of_one_tenant_and_its_local_processes_share_what_nobody_else_can_name(
@@ -78,6 +78,45 @@ def test_the_default_tenants_keys_are_those_of_the_pools_own_processes(pool: mar
     identity = maru.Identity(model="m", kv_layout="l")
     with guarded(pool, folder, seeded_control(pool, folder)) as server, client_of(server, key) as client:
         assert client.namespace(identity).digest == pool.namespace(identity).digest
+
+
+def test_the_default_tenant_has_a_secret_where_the_daemons_pool_is_given_it(
+    pool: maru.Pool, pool_url: str, tmp_path: Path
+) -> None:
+    folder, file = keys_folder(tmp_path), tmp_path / "default.secret"
+    _, key = generate_client(folder, "a")
+    write_tenant_secret(folder, "default", file)
+    identity = maru.Identity(model="m", kv_layout="l")
+    with (
+        maru.Pool.attach(f"{pool_url}&tenant_secret=file:{file}") as ours,
+        guarded(ours, folder, seeded_control(ours, folder)) as server,
+        client_of(server, key) as client,
+    ):
+        digest = client.namespace(identity).digest
+        assert digest == ours.namespace(identity).digest != pool.namespace(identity).digest
+
+
+def test_what_a_stranger_stores_under_keys_it_can_compute_is_found_by_no_client_of_another_tenant(
+    pool: maru.Pool, pool_url: str, tmp_path: Path
+) -> None:
+    """The pool's own processes ask for keys alone: their protection is a secret."""
+    folder, file = keys_folder(tmp_path), tmp_path / "default.secret"
+    (_, key), (_, strangers) = generate_client(folder, "a"), generate_client(folder, "b", "blue")
+    write_tenant_secret(folder, "default", file)
+    identity = maru.Identity(model="m", kv_layout="l")
+    computed = keys_of(pool.namespace(identity), 1)
+    with (
+        maru.Pool.attach(f"{pool_url}&tenant_secret=file:{file}") as ours,
+        guarded(pool, folder, seeded_control(pool, folder)) as server,
+        client_of(server, key) as client,
+        client_of(server, strangers) as stranger,
+    ):
+        stored = stranger.put(computed, b"poison" * 100, stranger.namespace(BLUE))
+        assert stored is Outcome.STORED
+        assert stranger.lookup(computed) == 1
+        assert client.lookup(keys_of(client.namespace(identity), 1)) == 0
+        assert ours.lookup(keys_of(ours.namespace(identity), 1)) == 0
+        assert pool.lookup(computed) == 1  # As described in serve.md.
 
 
 def test_no_secret_is_seen_from_outside(pool: maru.Pool, pool_url: str, tmp_path: Path) -> None:

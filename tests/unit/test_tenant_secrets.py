@@ -105,13 +105,6 @@ def test_the_command_writes_what_a_process_reads(folder: Path, tmp_path: Path) -
     assert file.read_text() == said.stdout
 
 
-def test_the_default_tenant_has_no_secret(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadCredential, match="has no secret"):
-        credentials.tenant_secret_line(folder, "default")
-    with pytest.raises(BadCredential):
-        credentials.read_tenant_secrets(written(tmp_path / "s", f"default {SECRET.hex()}"))
-
-
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])
 def test_a_tenants_secret_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
     with pytest.raises(UnsafeCredentials, match="chmod 600"):

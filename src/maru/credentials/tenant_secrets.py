@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from maru.credentials.folder import LOCK_DEADLINE_S, KeyFolder
-from maru.credentials.records import DEFAULT_TENANT, checked_tenant, decode, encode, text_of
+from maru.credentials.records import checked_tenant, decode, encode, text_of
 from maru.credentials.sources import read_source
 from maru.errors import BadCredential, CredentialError, CredentialExists, MissingPackage
 
@@ -97,10 +97,9 @@ def load_pool_secret(folder: Path) -> PoolSecret | None:
 def tenant_secret_line(folder: Path, tenant: str) -> str:
     """`TENANT HEX`, for that tenant's processes on this host; makes the pool secret if there is none yet.
 
-    Raises BadCredential (also for the default tenant, which has none), CredentialNotFound, CredentialsBusy,
-    UnsafeCredentials, MissingPackage.
+    Raises BadCredential, CredentialNotFound, CredentialsBusy, UnsafeCredentials, MissingPackage.
     """
-    _refuse_default(checked_tenant(tenant))
+    checked_tenant(tenant)
     make_pool_secret(folder)
     secret = load_pool_secret(folder)
     assert secret is not None
@@ -145,15 +144,10 @@ def read_tenant_secrets(source: str) -> TenantSecrets:
 
 def _is_tenant(word: str) -> bool:
     try:
-        _refuse_default(checked_tenant(word))
+        checked_tenant(word)
     except BadCredential:
         return False
     return not _HEX.fullmatch(word)
-
-
-def _refuse_default(tenant: str) -> None:
-    if tenant == DEFAULT_TENANT:
-        raise BadCredential(f"the tenant {DEFAULT_TENANT!r} has no secret: its keys are as in a pool without tenants")
 
 
 def _cryptography() -> tuple[Any, Any]:

@@ -88,7 +88,7 @@ class Daemon:
                 os.urandom(16),
                 f"maru {maru.__version__}",
                 begin_rise=self.rise,
-                seed=tenants_seed(load_pool_secret(config.keys)) if config.keys else None,
+                seed=tenants_seed(self.pool, load_pool_secret(config.keys)) if config.keys else None,
             )
             self.rpc_server = RpcServer(self.control, config.rpc_url, keys, authorised, config.plain)
             self.web_server = WebServer(make_app(self, web), web) if web else None

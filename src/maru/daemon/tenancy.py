@@ -11,7 +11,9 @@ namespace's tenant is what the client says.
 What remains visible is that a key cannot be stored: a pool has one place for a key, whoever stored it there. The answer
 is then FULL, which a key may always get, since its two buckets of the index may be full; repeated for one key in an
 empty pool it tells that somebody has it, and so does its timing. Who can make that use of it knows another tenant's key
-already: keys of a tenant with a secret seed cannot be computed by others.
+already: keys of a tenant with a secret seed cannot be computed by others. Who can compute keys can also store under
+them first. Clients of the other tenant then do not see that chunk, but processes of this host would: they ask for
+keys, whosever they are.
 """
 
 from __future__ import annotations
@@ -40,11 +42,18 @@ _PUBLIC = (
 _PUBLIC_OF_SEGMENTS = ("uuid", "path", "medium", "state", "first_byte", "data_offset", "bytes", "numa_node")
 
 
-def tenants_seed(secret: PoolSecret | None) -> Seed | None:
-    """Seeds of tenants' own secrets; the default tenant's keys stay what they are without tenants."""
-    if secret is None:
-        return None
-    return lambda tenant, digest: digest if tenant == DEFAULT_TENANT else seeded_digest(secret.of(tenant), digest)
+def tenants_seed(pool: Pool, pool_secret: PoolSecret | None) -> Seed:
+    """Seeds with the tenants' secrets: one that the pool's URL gives, as for any process of this host, else one made of
+    the pool's. The default tenant's digests stay what they are unless the URL gives its secret.
+    """
+
+    def seed(tenant: str, digest: bytes) -> bytes:
+        secret = pool._secret_of(tenant)
+        if secret is None and pool_secret is not None and tenant != DEFAULT_TENANT:
+            secret = pool_secret.of(tenant)
+        return seeded_digest(secret, digest) if secret else digest
+
+    return seed
 
 
 @dataclass(frozen=True)
