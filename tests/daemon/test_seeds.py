@@ -8,14 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from serving import LIMITS, bytes_for, client_of, guarded, keys_of, serve_process
+from serving import LIMITS, address_of, bytes_for, client_of, guarded, keys_of, serve_process
 
 import maru
 from maru import Outcome
+from maru.address import read_address
+from maru.client.near import NearPool
+from maru.client.opening import open_pool, reopened, settled
+from maru.config import parse_url
 from maru.credentials import generate_client, generate_server, load_pool_secret, write_tenant_secret
 from maru.daemon.control import Control
 from maru.daemon.tenancy import tenants_seed
 from maru.native import core
+from pools import with_force_gone
 
 SIZE = 20_000
 BLUE = maru.Identity(model="m", kv_layout="l", tenant="blue")
@@ -117,6 +122,44 @@ def test_what_a_stranger_stores_under_keys_it_can_compute_is_found_by_no_client_
         assert client.lookup(keys_of(client.namespace(identity), 1)) == 0
         assert ours.lookup(keys_of(ours.namespace(identity), 1)) == 0
         assert pool.lookup(computed) == 1  # As described in serve.md.
+
+
+def test_an_address_of_this_hosts_daemon_leads_to_the_pool_with_its_secret(pool: maru.Pool, tmp_path: Path) -> None:
+    folder, file = keys_folder(tmp_path), tmp_path / "blue.secret"
+    _, key = generate_client(folder, "a", "blue")
+    write_tenant_secret(folder, "blue", file)
+    with guarded(pool, folder, seeded_control(pool, folder)) as server, client_of(server, key) as client:
+        address = read_address(
+            f"{address_of(server)}/{pool.config.name}?key={key}&tenant_secret=file:{file}&tenant=blue"
+        )
+        with open_pool(address) as found:
+            assert type(found) is maru.Pool
+            assert found.namespace(BLUE).digest == client.namespace(BLUE).digest
+            again = settled(address, found)
+        assert again.daemon == ""
+        with reopened(again) as found:
+            assert found.namespace(BLUE).digest == client.namespace(BLUE).digest
+
+
+def test_a_near_pool_with_the_secret_shares_with_clients_over_the_wire(pool: maru.Pool, tmp_path: Path) -> None:
+    folder, file = keys_folder(tmp_path), tmp_path / "blue.secret"
+    (_, key), (_, near_key) = generate_client(folder, "a", "blue"), generate_client(folder, "b", "blue")
+    write_tenant_secret(folder, "blue", file)
+    url = f"maru:///near-seeds-{os.getpid()}?size=8M&tenant_secret=file:{file}"
+    try:
+        with guarded(pool, folder, seeded_control(pool, folder)) as server, client_of(server, key) as client:
+            maru.Pool.create(url).close()
+            with NearPool(parse_url(url), client_of(server, near_key)) as near:
+                namespace, far = near.namespace(BLUE), client.namespace(BLUE)
+                keys = keys_of(namespace, 2)
+                assert keys == keys_of(far, 2)
+                client.put(keys[:16], bytes_for(0, SIZE), far)
+                assert near.lookup(keys) == 1
+                assert near.put(keys[16:], bytes_for(1, SIZE), namespace, keys[:16]) is Outcome.STORED
+                assert near.flush(10)
+                assert client.lookup(keys) == 2
+    finally:
+        with_force_gone(url)
 
 
 def test_no_secret_is_seen_from_outside(pool: maru.Pool, pool_url: str, tmp_path: Path) -> None:

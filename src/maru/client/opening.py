@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from maru.address import Address
-from maru.config import redact
+from maru.config import PoolConfig, redact
 from maru.errors import NoDaemon
 from maru.pool import Pool
 
@@ -66,7 +66,10 @@ def _open(address: Address, deadline_s: float, near: bool) -> Pool:
             f"speaking with a daemon needs {error.name}: pip install 'maru-kvcache[remote]'", host=address.daemon
         ) from None
     if isinstance(found, Pool):
-        return found
+        if not address.pool.tenant_secret:
+            return found
+        with found:
+            return Pool.attach(_told_again(found.config.url, address.pool))
     try:
         if not near:
             raise NoDaemon(
@@ -88,12 +91,15 @@ def settled(address: Address, pool: Pool) -> Address:
     """
     if not address.daemon or hasattr(pool, "far"):
         return address
-    url = pool.config.url
-    if not address.pool.populate:
-        url += ("&" if "?" in url else "?") + "populate=off"
-    if address.pool.tenant_secret:
-        url += ("&" if "?" in url else "?") + f"tenant_secret={quote(address.pool.tenant_secret)}"
-    return replace(address, url=url, daemon="", needs_daemon=False)
+    return replace(address, url=_told_again(pool.config.url, address.pool), daemon="", needs_daemon=False)
+
+
+def _told_again(url: str, config: PoolConfig) -> str:
+    """The URL of a pool that was found, with what the address says to whoever attaches."""
+    options = [] if config.populate else ["populate=off"]
+    if config.tenant_secret:
+        options.append(f"tenant_secret={quote(config.tenant_secret)}")
+    return url + "".join(("&" if "?" in url or n else "?") + option for n, option in enumerate(options))
 
 
 def reopened(address: Address, deadline_s: float = 5.0) -> Pool:
