@@ -16,6 +16,8 @@
 // taken over.
 #pragma once
 
+#include <type_traits>
+
 #include "pool.h"
 
 #if defined(__SSE2__)
@@ -144,9 +146,10 @@ inline bool is_sealed(const Pool& pool, Key key, const Mine& mine = {}) {
   return probe(pool, key, [&](uint64_t i) {
     const SlotHot& slot = pool.hot[i];
     const uint64_t word = slot.word.load(std::memory_order_acquire);
-    if (slot_state(word) != SlotState::kSealed || !key_equals(slot, key) || !mine.owns(slot) ||
-        !is_readable(pool, slot, i))
+    if (slot_state(word) != SlotState::kSealed || !key_equals(slot, key) || !is_readable(pool, slot, i))
       return false;
+    if constexpr (!std::is_same_v<Mine, Everybody>)  // Else not even a reference is carried along.
+      if (!mine.owns(slot)) return false;
     std::atomic_thread_fence(std::memory_order_acquire);
     return slot.word.load(std::memory_order_relaxed) == word;
   });

@@ -69,7 +69,8 @@ inline bool pin_key(Pool& pool, Key key, uint32_t epoch, PinnedExtent* out, cons
       MARU_POINT("pin.taken");
       const uint64_t extent = slot.extent.load(std::memory_order_relaxed);
       const uint64_t size = slot.size_bytes.load(std::memory_order_relaxed);
-      const bool usable = mine.owns(slot) && is_readable(pool, slot, i) && pool.extent_is_sane(extent, size);
+      bool usable = is_readable(pool, slot, i) && pool.extent_is_sane(extent, size);
+      if constexpr (!std::is_same_v<Mine, Everybody>) usable = usable && mine.owns(slot);
       std::atomic_thread_fence(std::memory_order_acquire);
       if (slot.word.load() == word || MARU_MUTANT("no_recheck_after_pin")) {
         if (!usable) {
