@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from typer.core import TyperCommand, TyperGroup
 
 import maru
+from maru.audit_commands import audit_app
 from maru.bench_commands import bench_app
 from maru.check import Report, check_pool
 from maru.check.show import show_report
@@ -57,6 +58,7 @@ app.add_typer(pool_app, name="pool", help="Create, list, rebuild and destroy poo
 app.add_typer(keys_app, name="keys")
 app.add_typer(tier_app, name="tier")
 app.add_typer(tenants_app, name="tenants")
+app.add_typer(audit_app, name="audit")
 app.add_typer(bench_app, name="bench", help="Measure the published figures here, beside what you would use instead.")
 app.command()(serve)
 app.command()(top)

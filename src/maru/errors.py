@@ -30,6 +30,7 @@
     │   ├── CredentialExists      that name has one already
     │   ├── CredentialsBusy       another command holds the folder for longer than a deadline
     │   └── BadCredential (ValueError)  a name, key, role, host or key file that cannot be read
+    ├── AuditError                a folder that no audit log can be kept in, or read from
     ├── TierError                 a place below the pool
     │   ├── TierFailed            it cannot be reached, or did not do what was asked
     │   │   └── TierFull          it has no room, and makes none
@@ -229,6 +230,12 @@ class CredentialsBusy(CredentialError):
 
 class BadCredential(CredentialError, ValueError):
     """A name, key, role, host or key file that cannot be read. The message never shows a secret."""
+
+
+class AuditError(MaruError):
+    """An audit log that cannot be kept, or read; `path` is its folder."""
+
+    path: str = ""
 
 
 class TierError(MaruError):
