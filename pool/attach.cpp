@@ -17,6 +17,7 @@
 #include "lease.h"
 #include "process_table.h"
 #include "recut.h"
+#include "tally.h"
 
 namespace maru {
 
@@ -142,6 +143,7 @@ void map_segment(Pool& pool, uint32_t number) {
   if (map.headers) munmap(map.headers, place.data_offset);  // Of an attempt that failed.
   map.headers = static_cast<uint8_t*>(headers);
   madvise(headers, place.data_offset, MADV_DONTFORK);
+  madvise(headers, place.data_offset, MADV_DONTDUMP);
 
   const auto* header = reinterpret_cast<const SegmentHeader*>(map.headers);
   if (header->magic.load() != kSegmentMagic)
@@ -165,6 +167,9 @@ void map_segment(Pool& pool, uint32_t number) {
     mismatch(map.path, std::string("cannot map: ") + std::strerror(errno));
   for (uint8_t* at : {rw, ro}) {
     madvise(at, map.byte_count, MADV_DONTFORK);
+    // KV cache is what people wrote. By the kernel's default a pool that was destroyed under its users would
+    // be in their core dumps, and with a wider coredump_filter every pool.
+    madvise(at, map.byte_count, MADV_DONTDUMP);
     madvise(at, map.byte_count, MADV_HUGEPAGE);  // Counts only where tmpfs was mounted with huge=advise.
   }
   pool.unmapped.fetch_and(~(1u << number), std::memory_order_release);
@@ -272,6 +277,7 @@ std::unique_ptr<Pool> attach_pool(const AttachOptions& options) {
   if (index == MAP_FAILED) mismatch(index_path, std::string("cannot map: ") + std::strerror(errno));
   pool->index = static_cast<uint8_t*>(index);
   madvise(index, pool->geometry.index_bytes, MADV_DONTFORK);
+  madvise(index, pool->geometry.index_bytes, MADV_DONTDUMP);
   bind_sections(*pool);
   read_segments(*pool);
   pool->data_span = pool->geometry.data_bytes();

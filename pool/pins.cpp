@@ -1,6 +1,7 @@
 #include "pins.h"
 
 #include "eviction.h"
+#include "tally.h"
 #include "xxh3.h"
 
 namespace maru {
@@ -12,12 +13,42 @@ bool bytes_are_intact(Pool& pool, const PinnedExtent& chunk) {
          has_hash(pool, chunk, xxh3_64(pool.readable_at(chunk.extent), chunk.size_bytes));
 }
 
+// Sums up the chunks of one call, for as long as they are of one namespace: almost always all of them.
+class Run {
+ public:
+  explicit Run(Pool& pool) : pool_(pool) {}
+  ~Run() { end(); }
+  void add(const PinnedExtent& chunk) {
+    const uint32_t id = pool_.hot[chunk.slot].namespace_id.load(std::memory_order_relaxed);
+    if (id != id_) end();
+    id_ = id;
+    chunks_++;
+    bytes_ += chunk.size_bytes;
+  }
+
+ private:
+  void end() {
+    if (chunks_) tally(pool_, TallyKind::kHit, id_, chunks_, bytes_);
+    chunks_ = bytes_ = 0;
+  }
+  Pool& pool_;
+  uint32_t id_ = 0;
+  uint64_t chunks_ = 0, bytes_ = 0;
+};
+
+// For whoever keeps no audit log: nothing at all.
+struct NoRun {
+  explicit NoRun(Pool&) {}
+  void add(const PinnedExtent&) {}
+};
+
 // Pin the leading run of `keys` as far as `is_good` agrees with each chunk.
-template <class IsGood, class Mine = Everybody>
+template <class Counted, class IsGood, class Mine = Everybody>
 uint64_t pin_while(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out, IsGood is_good,
                    const Mine& mine = {}) {
   const uint32_t epoch = count_references(pool, keys, count);
   uint64_t bytes = 0, n = 0;
+  Counted run(pool);
   for (uint64_t i = 0; i < count && i < kBucketsAhead; i++) prefetch_bucket(pool, keys[i]);
   for (; n < count; n++) {
     if (n + kBucketsAhead < count) prefetch_bucket(pool, keys[n + kBucketsAhead]);
@@ -28,6 +59,7 @@ uint64_t pin_while(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* ou
       break;
     }
     bytes += out[n].size_bytes;
+    run.add(out[n]);
   }
   remember_missing(pool, keys + n, count - n);
   pool.count(Counter::kLookupKeys, count);
@@ -35,6 +67,13 @@ uint64_t pin_while(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* ou
   pool.count(Counter::kPinned, n);
   pool.count(Counter::kPinnedBytes, bytes);
   return n;
+}
+
+template <class IsGood, class Mine = Everybody>
+uint64_t pin_counted(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out, IsGood is_good,
+                     const Mine& mine = {}) {
+  return pool.tally ? pin_while<Run>(pool, keys, count, out, is_good, mine)
+                    : pin_while<NoRun>(pool, keys, count, out, is_good, mine);
 }
 
 }  // namespace
@@ -70,6 +109,7 @@ bool pin_one(Pool& pool, Key key, PinnedExtent* out) {
   pool.count(Counter::kHitKeys);
   pool.count(Counter::kPinned);
   pool.count(Counter::kPinnedBytes, out->size_bytes);
+  if (pool.tally) Run(pool).add(*out);
   return true;
 }
 
@@ -88,18 +128,18 @@ bool pin_in_passing(Pool& pool, uint64_t i, uint64_t generation, PinnedExtent* o
 }
 
 uint64_t pin_leading(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out) {
-  return pin_while(pool, keys, count, out,
-                   [&](const PinnedExtent& chunk) { return bytes_are_intact(pool, chunk); });
+  return pin_counted(pool, keys, count, out,
+                     [&](const PinnedExtent& chunk) { return bytes_are_intact(pool, chunk); });
 }
 
 uint64_t pin_leading(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out,
                      const NamespaceSet& mine) {
-  return pin_while(
+  return pin_counted(
       pool, keys, count, out, [&](const PinnedExtent& chunk) { return bytes_are_intact(pool, chunk); }, mine);
 }
 
 uint64_t pin_leading_unverified(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out) {
-  return pin_while(pool, keys, count, out, [](const PinnedExtent&) { return true; });
+  return pin_counted(pool, keys, count, out, [](const PinnedExtent&) { return true; });
 }
 
 }  // namespace maru

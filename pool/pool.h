@@ -8,6 +8,7 @@
 //   space        bytes made real before they are used     housekeeper the thread that does the slow things
 //   recut        slabs that change their chunk size      shares      what each tenant takes, and may take
 //   reading      pinned, copied, compared, let go         team        large copies by several threads
+//   tally        what we did, by namespace, for an audit log
 //   check        every invariant, spelled out
 #pragma once
 
@@ -55,6 +56,7 @@ struct PinnedExtent {
 
 struct Evictor;
 struct SlowRecut;
+struct Tally;
 
 struct Pool final : ForkWitness {
   Pool();
@@ -108,6 +110,7 @@ struct Pool final : ForkWitness {
 
   std::unique_ptr<Evictor> evictor;
   std::unique_ptr<SlowRecut> slow_recut;
+  std::unique_ptr<Tally> tally;          // For an audit log; null where there is none.
   std::mutex mapping;                    // Held while segments that came later are mapped.
   Atomic<uint32_t> stripe{0};            // Which segment the next extent is taken from.
   Atomic<uint32_t> unmapped{0};          // Bit s: segment s is not mapped here: lost, awaited, or just added.

@@ -320,6 +320,25 @@ void bind_pool(nb::module_& m) {
           },
           nb::arg("name"), nb::arg("by") = 1, nb::sig("def _count(self, name: str, by: int = 1) -> None"),
           "Add to one of the pool's counters what only a door can know.")
+      .def("_start_tally", &Handle::start_tally,
+           "Count by namespace what this process stores, hits and removes. Before anybody else uses the "
+           "handle.")
+      .def(
+          "_tally",
+          [](Handle& handle) {
+            nb::list out;
+            for (const TallyTaken& one : handle.take_tally())
+              out.append(nb::make_tuple(
+                  nb::bytes(one.digest.data(), one.digest.size()),
+                  nb::steal(PyUnicode_DecodeUTF8(one.tenant.data(),
+                                                 static_cast<Py_ssize_t>(one.tenant.size()), "replace")),
+                  static_cast<uint32_t>(one.kind), one.calls, one.chunks, one.bytes));
+            return out;
+          },
+          nb::sig("def _tally(self) -> list[tuple[bytes, str, int, int, int, int]]"),
+          "What was counted since the last time: namespace's digest, tenant, kind (0 stored, 1 hit, 2 "
+          "removed), "
+          "calls, chunks, bytes.")
       .def(
           "_tell_key_pins",
           [](Handle& handle, uint32_t count, uint64_t oldest_age_ns) {

@@ -39,6 +39,7 @@ const SessionRef& Handle::session() {
                     {{"path", options_.folder}});
     session_ = std::make_shared<Session>(options_, populate_);
     maru::prefer_numa_node(session_->pool(), numa_node_);
+    if (is_tallied_) maru::start_tally(session_->pool());
   }
   return session_;
 }
@@ -47,6 +48,16 @@ void Handle::prefer_numa_node(std::optional<int32_t> node) {
   if (node && *node < 0) throw nb::value_error("a NUMA node is 0 or more, or None");
   maru::prefer_numa_node(pool(), node.value_or(-1));
   numa_node_ = node.value_or(-1);
+}
+
+void Handle::start_tally() {
+  maru::start_tally(pool());
+  is_tallied_ = true;
+}
+
+std::vector<TallyTaken> Handle::take_tally() {
+  const SessionRef session = session_;
+  return !session || session->is_forked() ? std::vector<TallyTaken>{} : maru::take_tally(session->pool());
 }
 
 std::pair<uint32_t, uint64_t> Handle::row() {

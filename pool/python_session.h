@@ -24,6 +24,7 @@
 #include "housekeeper.h"
 #include "pool.h"
 #include "python_gil.h"
+#include "tally.h"
 
 namespace maru {
 
@@ -64,6 +65,10 @@ class Handle {
   // Kept when a forked child attaches anew. None: no node is preferred.
   void prefer_numa_node(std::optional<int32_t> node);
   void close();
+  // Count for an audit log, in a forked child too; what was counted since the last time. Nobody is attached
+  // by it.
+  void start_tally();
+  std::vector<TallyTaken> take_tally();
   // For another host's row: its number and epoch, its end moved, and letting go of it with all that it holds.
   std::pair<uint32_t, uint64_t> row();
   void renew(uint64_t lease_ns);
@@ -74,6 +79,7 @@ class Handle {
  private:
   AttachOptions options_;
   bool populate_;
+  bool is_tallied_ = false;
   int32_t numa_node_ = -1;  // Preferred. -1: none is.
   SessionRef session_;
 };

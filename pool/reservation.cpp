@@ -11,6 +11,7 @@
 #include "pins.h"
 #include "process_table.h"
 #include "shares.h"
+#include "tally.h"
 #include "xxh3.h"
 
 namespace maru {
@@ -132,11 +133,13 @@ void abandon_parts(Pool& pool, const Reservation& r) {
   release_if_unpinned(pool, r.slot);
 }
 
-Outcome sealed_outcome(Pool& pool, const Reservation& r) {
+// `namespace_id`: read while the slot was ours; sealed, it may be somebody else's at once.
+Outcome sealed_outcome(Pool& pool, const Reservation& r, uint32_t namespace_id) {
   add_child(pool, pool.cold[r.slot].parent.load(std::memory_order_relaxed));
   count_resident(pool, 1);
   pool.count(Counter::kStored);
   pool.count(Counter::kStoredBytes, r.size_bytes);
+  tally(pool, TallyKind::kStored, namespace_id, 1, r.size_bytes);
   return Outcome::kStored;
 }
 
@@ -154,9 +157,10 @@ Outcome seal_part(Pool& pool, const Reservation& r) {
     outcome = Outcome::kLost;
   } else if (parts_complete(before | part_done_bit(r.part)) || MARU_MUTANT("last_part_not_awaited")) {
     const uint64_t sealed = slot_word(SlotState::kSealed, kNobody, slot_generation(word));
+    const uint32_t namespace_id = slot.namespace_id.load(std::memory_order_relaxed);
     if (prepare_to_seal(pool, r, word) && slot.word.compare_exchange_strong(word, sealed)) {
       MARU_POINT("seal.after_word");
-      sealed_outcome(pool, r);
+      sealed_outcome(pool, r, namespace_id);
     } else {
       outcome = Outcome::kLost;
     }
@@ -200,9 +204,10 @@ Outcome seal_chunk(Pool& pool, const Reservation& r) {
   if (r.parts > 1) return seal_part(pool, r);
   uint64_t word = r.word;
   const uint64_t sealed = slot_word(SlotState::kSealed, kNobody, slot_generation(word));
+  const uint32_t namespace_id = pool.hot[r.slot].namespace_id.load(std::memory_order_relaxed);
   if (prepare_to_seal(pool, r, word) && pool.hot[r.slot].word.compare_exchange_strong(word, sealed)) {
     MARU_POINT("seal.after_word");
-    return sealed_outcome(pool, r);
+    return sealed_outcome(pool, r, namespace_id);
   }
   release_own(pool, r.slot, r.word, false);
   return counted(pool, Outcome::kLost);
@@ -266,14 +271,21 @@ void discard_draft(Pool& pool, const Draft& draft) {
 
 bool remove_key(Pool& pool, Key key, const NamespaceSet* mine) {
   bool removed = false;
+  uint32_t namespace_id = 0;
+  uint64_t size_bytes = 0;
   probe(pool, key, [&](uint64_t i) {
     const uint64_t word = pool.hot[i].word.load(std::memory_order_acquire);
     if (slot_state(word) != SlotState::kSealed || !key_equals(pool.hot[i], key)) return false;
     if (mine && !mine->owns(pool.hot[i])) return false;
+    namespace_id = pool.hot[i].namespace_id.load(std::memory_order_relaxed);
+    size_bytes = pool.hot[i].size_bytes.load(std::memory_order_relaxed);
     removed = drop_slot(pool, i);
     return true;
   });
-  if (removed) pool.count(Counter::kRemoved);
+  if (removed) {
+    pool.count(Counter::kRemoved);
+    tally(pool, TallyKind::kRemoved, namespace_id, 1, size_bytes);
+  }
   return removed;
 }
 

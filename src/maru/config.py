@@ -6,8 +6,9 @@
 seeds its keys, as `maru keys tenant-secret` writes it.
 
 NAME alone means `/dev/shm/maru-<uid>/NAME`, private to this user; `dir=` puts the folder elsewhere, for pools that
-several users or containers share. What matters to whoever attaches is the name, `populate`, `copy_threads` and
-`tenant_secret`; the rest only to whoever creates the pool.
+several users or containers share. What matters to whoever attaches is the name, `populate`, `copy_threads`,
+`tenant_secret`, `audit` and `audit_key` (this process keeps an audit log there); the rest only to whoever creates the
+pool.
 """
 
 from __future__ import annotations
@@ -97,6 +98,9 @@ class PoolConfig:
     spare: tuple[int, ...] = ()
     tenant_secret: str = field(default="", repr=False)
     """Where tenants' secrets are read from; see maru.credentials."""
+    audit: Path | None = None
+    """The folder where this process keeps an audit log of what it does in the pool."""
+    audit_key: Path | None = None
 
     @property
     def url(self) -> str:
@@ -136,7 +140,8 @@ def _count(query: dict[str, str], name: str, default: int, limit: int) -> int:
 
 _KNOWN = (
     "size", "data", "medium", "dir", "checksum", "unit_bytes", "slab_bytes", "chunk_bytes", "slots", "processes",
-    "namespaces", "cooling", "gate", "share", "populate", "copy_threads", "spare", "tenant_secret",
+    "namespaces", "cooling", "gate", "share", "populate", "copy_threads", "spare", "tenant_secret", "audit",
+    "audit_key",
 )  # fmt: skip
 
 
@@ -215,6 +220,8 @@ def parse_url(url: str) -> PoolConfig:
         spare=tuple(parse_size(size) for size in query["spare"].split(",")) if "spare" in query else (),
         copy_threads=_count(query, "copy_threads", default_copy_threads(), 64),
         tenant_secret=_source(query, "tenant_secret"),
+        audit=_absolute(query, "audit"),
+        audit_key=_absolute(query, "audit_key"),
     )
 
 
@@ -224,6 +231,14 @@ def _source(query: dict[str, str], name: str) -> str:
     if name in query and not re.fullmatch(r"(file:/|env:|command:).+", source):
         raise BadUrl(f"{name}= says where the secret is: file:/PATH, env:NAME or command:PROGRAM ARGUMENT...")
     return source
+
+
+def _absolute(query: dict[str, str], name: str) -> Path | None:
+    if name not in query:
+        return None
+    if not query[name].startswith("/"):
+        raise BadUrl(f"{name}= takes an absolute path")
+    return Path(query[name])
 
 
 def default_copy_threads() -> int:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from maru.credentials import TenantSecrets
+    from maru.audit import Audit
 
 _log = logging.getLogger("maru")
 
@@ -92,14 +93,27 @@ class Pool(core.PoolCore):
             from maru.credentials import read_tenant_secrets  # Late: nobody else needs that room.
 
             self._secrets = read_tenant_secrets(config.tenant_secret)
+        self._audit: Audit | None = None
         super().__init__(str(config.folder), _process_name(), config.populate, copy_threads=config.copy_threads)
+        if config.audit is not None:
+            self._audit = self._audited(config.audit)
+
+    def _audited(self, folder: Path) -> Audit:
+        """An audit log of this attachment. Who asks for one that cannot be kept gets no pool, but an error."""
+        from maru.audit import audit_pool
+
+        try:
+            return audit_pool(self, self.config.name, folder, self.config.audit_key)
+        except BaseException:
+            super().close()
+            raise
 
     @classmethod
     def open(cls, url: str) -> Pool:
         """Attach to the pool, or create it when there is none.
 
         A size other than the existing pool's is one warning with both sizes. Raises BadUrl, PoolMismatch, PoolBusy,
-        NoSpace, BadSize.
+        NoSpace, BadSize; and, with audit= in the URL, AuditError and CredentialError for a log that cannot be kept.
         """
         config = parse_url(url)
         deadline = time.monotonic() + OPEN_DEADLINE_S
@@ -300,6 +314,12 @@ class Pool(core.PoolCore):
         """
         figures: dict[str, Any] = json.loads(self._statistics().decode("utf-8", "replace"))
         return figures
+
+    def close(self) -> None:
+        """Let go of the pool. Views that live keep their chunks; everything else raises NotAttached."""
+        if self._audit is not None:
+            self._audit.close()  # What was counted until now is read from the pool.
+        super().close()
 
     def __enter__(self) -> Pool:
         return self
