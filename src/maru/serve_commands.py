@@ -74,6 +74,14 @@ def serve(
             help="Valkey or Redis where daemons find each other: redis://HOST:PORT. A password goes into the variable.",
         ),
     ] = "",
+    audit: Annotated[
+        Path | None,
+        typer.Option("--audit", metavar="FOLDER", help="Keep a log there of who stored, hit, was refused, changed."),
+    ] = None,
+    audit_key: Annotated[
+        Path | None,
+        typer.Option("--audit-key", metavar="FILE", help="Its key, when not FOLDER/audit.key: maru audit key FILE."),
+    ] = None,
     lease_s: Annotated[
         float, typer.Option("--lease", min=2, max=300, help="Seconds after which a silent host has given back all.")
     ] = 10.0,
@@ -118,7 +126,9 @@ def serve(
         events = EventSettings(endpoint, replay or _next_port(endpoint), chunk_tokens=chunk_tokens)
     limits = Limits(lease_s=lease_s, guard_s=min(1.0, lease_s / 4))
     found = _peers(peer or [], peer_ca, registry)
-    daemon = Daemon(ServeConfig(url, listen, plain, keys, web, events, limits, found, tuple(tier or [])))
+    daemon = Daemon(
+        ServeConfig(url, listen, plain, keys, web, events, limits, found, tuple(tier or []), audit, audit_key)
+    )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         with daemon:

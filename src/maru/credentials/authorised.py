@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from maru.credentials.clients import CLIENTS_FILE, Client, read_clients
 from maru.credentials.folder import KeyFolder
-from maru.credentials.tokens import TOKENS_FILE, Role, Token, read_tokens, role_of
+from maru.credentials.tokens import TOKENS_FILE, Role, Token, read_tokens, role_of, token_of
 from maru.errors import CredentialError
 
 if TYPE_CHECKING:
@@ -117,6 +117,11 @@ class Authorised:
     def authenticate(self, token: str) -> Role | None:
         """The role of an HTTP bearer token; None: nobody made it. Takes as long for one as for the other."""
         return role_of(self._tokens.value(), token)
+
+    def token_name(self, token: str) -> str | None:
+        """The name that an HTTP bearer token was made under; None: nobody made it."""
+        found = token_of(self._tokens.value(), token)
+        return found.name if found else None
 
 
 def _clients_by_key(raw: bytes | None, path: Path) -> dict[str, Client]:

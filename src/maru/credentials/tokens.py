@@ -69,14 +69,20 @@ def read_tokens(raw: bytes | None, path: Path) -> list[Token]:
 
 def role_of(tokens: list[Token], token: str) -> Role | None:
     """The role that goes with a token, None for one that nobody made. Looks at all of them, whatever matches."""
+    found = token_of(tokens, token)
+    return found.role if found else None
+
+
+def token_of(tokens: list[Token], token: str) -> Token | None:
+    """What is kept of a token, None for one that nobody made. Looks at all of them, whatever matches."""
     if len(token) > TOKEN_CHARACTERS_MAX:
         return None
     shown = _sha256(token)
-    role: Role | None = None
+    found: Token | None = None
     for one in tokens:
         if hmac.compare_digest(one.sha256_hex, shown):
-            role = one.role
-    return role
+            found = one
+    return found
 
 
 def list_tokens(folder: Path) -> list[Token]:

@@ -13,9 +13,11 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maru.daemon.answers import Refused, refusal
+from maru.daemon.audited_web import WebAudit
 from maru.daemon.web_settings import Authenticate, is_loopback
 
 READING = frozenset({"GET", "HEAD"})
@@ -39,8 +41,15 @@ _UNKNOWN = Refused(401, "Unauthorized", "no valid token", "send Authorization: B
 class Access:
     """The outermost layer of the app. The role that was found is in scope["state"]["role"], None in the open part."""
 
-    def __init__(self, app: ASGIApp, authenticate: Authenticate | None, open_paths: Iterable[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        authenticate: Authenticate | None,
+        open_paths: Iterable[str],
+        audit: WebAudit | None = None,
+    ) -> None:
         self._app, self._authenticate, self._open_paths = app, authenticate, frozenset(open_paths)
+        self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -60,6 +69,9 @@ class Access:
         try:
             scope.setdefault("state", {})["role"] = self._role_for(scope)
         except Refused as refused:
+            if self._audit is not None:
+                given = Headers(scope=scope).get("authorization", "")
+                self._audit.refused(refused.status, refused.problem.error, given, Request(scope))
             await refusal(refused)(scope, receive, send_with_headers)
             return
         await self._app(scope, receive, send_with_headers)

@@ -15,10 +15,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import maru
+from maru.audit import Audit, AuditLog
+from maru.audit.log import default_key
 from maru.credentials import (
     EVENTS_ZAP_DOMAIN,
     Authorised,
@@ -27,6 +30,8 @@ from maru.credentials import (
     load_server_keys,
     secure_server,
 )
+from maru.daemon.audited import AuditedAuthorised, AuditedControl
+from maru.daemon.audited_web import WebAudit
 from maru.daemon.control import Control
 from maru.daemon.facts import DaemonIdentity, Histogram, LeaseFigures, PeerFigures, RpcFigures
 from maru.daemon.kv_publisher import EventPublisher, EventSettings
@@ -63,6 +68,9 @@ class ServeConfig:
     """Other daemons."""
     tiers: Sequence[str] = ()
     """URLs of places below the pool, the nearest first."""
+    audit: Path | None = None
+    """The folder of an audit log: who stored, hit, was refused, changed what."""
+    audit_key: Path | None = None
 
 
 class Daemon:
@@ -73,16 +81,20 @@ class Daemon:
         self.config = config
         authorised = keys = None
         web = config.web
+        self.audit = _audit(config)
         if config.keys is not None:
-            authorised, keys = Authorised(config.keys), load_server_keys(config.keys)
+            authorised = AuditedAuthorised(config.keys, self.audit) if self.audit else Authorised(config.keys)
+            keys = load_server_keys(config.keys)
             web = web and _with_credentials(web, config.keys, authorised)
+        if web and self.audit:
+            web = replace(web, audit=WebAudit(self.audit, authorised.token_name if authorised else None))
         self.identity = DaemonIdentity(f"{platform.node()}:{os.getpid()}", maru.__version__, time.time())
         self.pool = Pool.open(config.pool_url)
         self.ladder: Ladder | None = None
         try:
             if config.tiers:
                 self.ladder = Ladder(self.pool, config.tiers)
-            self.control = Control(
+            self.control = self._control(authorised)(
                 self.pool,
                 config.limits,
                 os.urandom(16),
@@ -99,6 +111,8 @@ class Daemon:
             if self.ladder:
                 self.ladder.close()
             self.pool.close()
+            if self.audit:
+                self.audit.close()
             raise
         self._over = threading.Event()
 
@@ -138,6 +152,8 @@ class Daemon:
         if self.ladder:
             self.ladder.close()
         self.pool.close()
+        if self.audit:
+            self.audit.close()
         self._over.set()
 
     def __enter__(self) -> Daemon:
@@ -146,6 +162,13 @@ class Daemon:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _control(self, authorised: Authorised | None) -> Callable[..., Control]:
+        """What makes the part that answers clients."""
+        if self.audit is None:
+            return Control
+        tenants = authorised if isinstance(authorised, AuditedAuthorised) else None
+        return partial(AuditedControl, audit=self.audit, tenants=tenants)
 
     def _publisher(self, settings: EventSettings) -> EventPublisher:
         """Its sockets let in only who may know of every tenant's chunks. One context has one authenticator."""
@@ -221,6 +244,13 @@ class Daemon:
         if self.pool.closed or self.pool.destroyed:
             return False, "the pool was destroyed"
         return True, ""
+
+
+def _audit(config: ServeConfig) -> Audit | None:
+    """Raises AuditError, and CredentialError for its key."""
+    if config.audit is None:
+        return None
+    return Audit(AuditLog(config.audit, default_key(config.audit, config.audit_key)))
 
 
 def _with_credentials(web: WebSettings, keys: Path, authorised: Authorised) -> WebSettings:

@@ -26,9 +26,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route as PathRoute
 from starlette.types import ASGIApp
 
-from maru.daemon.access import Access, role_of
+from maru.daemon.access import READING, Access, role_of
 from maru.daemon.admin import Admin
 from maru.daemon.answers import Refused, answer, read_body, refusal, refused_by_pool
+from maru.daemon.audited_web import WebAudit
 from maru.daemon.facts import Facts
 from maru.daemon.feed import SAMPLE_S, Feed, Followers
 from maru.daemon.keeps import KeptPrefixes
@@ -123,10 +124,11 @@ def make_app(facts: Facts, settings: WebSettings) -> Starlette:
     for route in ROUTES:
         by_path.setdefault(route.path, {})[route.method] = route
     for path, methods in by_path.items():
-        routes.append(PathRoute(path, _guarded(_endpoint(admin, methods)), methods=list(methods)))
+        endpoint = _endpoint(admin, methods, settings.audit)
+        routes.append(PathRoute(path, _guarded(endpoint, settings.audit), methods=list(methods)))
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Access, authenticate=authenticate, open_paths=OPEN_PATHS)],
+        middleware=[Middleware(Access, authenticate=authenticate, open_paths=OPEN_PATHS, audit=settings.audit)],
         exception_handlers={HTTPException: _no_such_path},
         lifespan=lifespan,
     )
@@ -149,7 +151,7 @@ async def _beat(keeps: KeptPrefixes, feed: Feed) -> None:
         await asyncio.sleep(BEAT_S)
 
 
-def _endpoint(admin: Admin, methods: dict[str, Route]) -> Endpoint:
+def _endpoint(admin: Admin, methods: dict[str, Route], audit: WebAudit | None) -> Endpoint:
     """One path of the admin API, all its methods."""
 
     async def endpoint(request: Request) -> Response:
@@ -157,21 +159,28 @@ def _endpoint(admin: Admin, methods: dict[str, Route]) -> Endpoint:
         body = await read_body(request, route.body) if route.body else None
         told = request.path_params if body is None else {**request.path_params, "body": body}
         done = await run_in_threadpool(getattr(admin, route.does), **told)
+        if audit is not None:
+            audit.changed(request, route, told, done)
         return answer(done, route.status)
 
     return endpoint
 
 
-def _guarded(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-    """Every failure becomes an answer in the one form that refusals have."""
+def _guarded(endpoint: Endpoint, audit: WebAudit | None = None) -> Callable[[Request], Awaitable[Response]]:
+    """Every failure becomes an answer in the one form that refusals have; one of a change is noted."""
+
+    def refuse(request: Request, refused: Refused) -> Response:
+        if audit is not None and request.method not in READING:
+            audit.refused(refused.status, refused.problem.error, request.headers.get("authorization", ""), request)
+        return refusal(refused)
 
     async def guarded(request: Request) -> ASGIApp:
         try:
             return await endpoint(request)
         except Refused as refused:
-            return refusal(refused)
+            return refuse(request, refused)
         except MaruError as error:
-            return refusal(refused_by_pool(error))
+            return refuse(request, refused_by_pool(error))
         except HTTPException:
             raise
         except Exception:

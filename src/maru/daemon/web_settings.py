@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from maru.daemon.audited_web import WebAudit
 from maru.daemon.looks import LOOK_AGE_S_MAX
 from maru.errors import NotProtected
 
@@ -67,6 +68,8 @@ class WebSettings:
     prewarm_queue_max: int = 16
     prewarm_deadline_s: float = 120.0
     stop_deadline_s: float = 5.0
+    audit: WebAudit | None = None
+    """Who changed what, and who was refused; None: nobody keeps account of it."""
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
