@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -17,9 +18,11 @@ import typer
 from rich.text import Text
 
 from maru import credentials
+from maru.audit import AuditLog, Entry, this_process
+from maru.audit.log import default_key
 from maru.credentials import Certificate, Client, Token
-from maru.errors import CredentialNotFound, MissingPackage
-from maru.terminal import SETTINGS, JsonFlag, console, print_json
+from maru.errors import CredentialNotFound, MaruError, MissingPackage
+from maru.terminal import SETTINGS, JsonFlag, complain, console, print_json
 
 keys_app = typer.Typer(**SETTINGS)
 token_app = typer.Typer(**SETTINGS)
@@ -29,6 +32,7 @@ FolderOption = Annotated[
     Path | None,
     typer.Option("--dir", metavar="FOLDER", help="Folder of the keys, when not ~/.config/maru/keys."),
 ]
+AUDIT_VARIABLE = "MARU_AUDIT"
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="What the client is called here, say its host.")]
 TenantOption = Annotated[str, typer.Option(metavar="TENANT", help="Whose client it is.")]
 MayOption = Annotated[
@@ -52,7 +56,18 @@ MapOption = Annotated[
 
 
 @keys_app.callback()
-def _keys() -> None:
+def _keys(
+    ctx: typer.Context,
+    audit: Annotated[
+        Path | None,
+        typer.Option(
+            "--audit",
+            metavar="FOLDER",
+            envvar=AUDIT_VARIABLE,
+            help="Note changes in this audit log, before the command.",
+        ),
+    ] = None,
+) -> None:
     """Say who may speak to a daemon: keys for other hosts, tokens, a certificate.
 
     A daemon need not be restarted: who is added or revoked is let in or kept out from that moment on.
@@ -64,10 +79,12 @@ def _keys() -> None:
     [cyan]maru keys certificate --host maru.example.org[/cyan]   for https
     [cyan]maru keys token add prometheus --role read[/cyan]   for who reads the figures
     """
+    ctx.obj = audit
 
 
 @keys_app.command("generate")
 def generate(
+    ctx: typer.Context,
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="The client; leave it out for the daemon's own keys.")
     ] = None,
@@ -102,17 +119,20 @@ def generate(
         raise typer.BadParameter("--server makes a client's key file; say its NAME")
     if name is None:
         keys = credentials.generate_server(place)
+        _note(ctx, "the daemon's keys were made")
         told: dict[str, Any] = {"kind": "server", "public_key": keys.public_z85, "folder": str(place)}
         _tell(json_output, told, "The daemon has its keys", {"public key": keys.public_z85, "folder": str(place)})
         _advise(json_output, "maru keys generate NAME", "makes a key file for a client")
         return
     if server is not None:
         path, public = credentials.generate_remote(place, name, server)
+        _note(ctx, "a key file was made for a daemon elsewhere", name)
         told = {"kind": "client", "name": name, "public_key": public, "file": str(path), "is_authorised": False}
         _tell(json_output, told, f"Made a key file for {name}", {"public key": public, "file": str(path)})
         _advise(json_output, f"maru keys add {name} '{public}'", "where the daemon runs, lets it in")
         return
     client, path = credentials.generate_client(place, name, tenant, may_map=may_map, grants=grants)
+    _note(ctx, "a client was let in with a key made here", client.name, client.tenant)
     told = {**_client_json(client), "kind": "client", "file": str(path), "is_authorised": True}
     _tell(
         json_output,
@@ -126,6 +146,7 @@ def generate(
 
 @keys_app.command("add")
 def add(
+    ctx: typer.Context,
     name: NameArgument,
     public_key: Annotated[str, typer.Argument(metavar="PUBLIC_KEY", help="40 characters; put single quotes around.")],
     tenant: TenantOption = credentials.DEFAULT_TENANT,
@@ -142,6 +163,7 @@ def add(
     """
     grants = credentials.read_grants(may or [])
     client = credentials.add_client(_place(folder), name, public_key, tenant, may_map=may_map, grants=grants)
+    _note(ctx, "a client was let in with a key of its own", client.name, client.tenant)
     _tell(json_output, _client_json(client), f"{name} may speak to the daemon", _client_facts(client))
 
 
@@ -184,7 +206,7 @@ def list_keys(folder: FolderOption = None, json_output: JsonFlag = False) -> Non
 
 
 @keys_app.command("revoke")
-def revoke(name: NameArgument, folder: FolderOption = None, json_output: JsonFlag = False) -> None:
+def revoke(ctx: typer.Context, name: NameArgument, folder: FolderOption = None, json_output: JsonFlag = False) -> None:
     """Let a client in no more. A running daemon answers it no more either.
 
     [bold]Examples[/bold]
@@ -192,6 +214,7 @@ def revoke(name: NameArgument, folder: FolderOption = None, json_output: JsonFla
     [cyan]maru keys revoke node7[/cyan]   and [cyan]maru keys list[/cyan] shows who is left
     """
     client = credentials.revoke_client(_place(folder), name)
+    _note(ctx, "a client was revoked", client.name, client.tenant)
     _tell(json_output, _client_json(client), f"{name} may not speak to the daemon any more", {})
 
 
@@ -244,6 +267,7 @@ def _tokens() -> None:
 
 @token_app.command("add")
 def add_token(
+    ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who will use it.")],
     role: Annotated[RoleName, typer.Option(help="read: see figures. admin: also change things.")],
     folder: FolderOption = None,
@@ -259,6 +283,7 @@ def add_token(
     [cyan]maru keys token add alice --role admin[/cyan]   for a person
     """
     token = credentials.add_token(_place(folder), name, role.value)
+    _note(ctx, f"a token of role {role.value} was made", name)
     if json_output:
         print_json({"name": name, "role": role.value, "token": token})
         return
@@ -285,6 +310,7 @@ def list_tokens(folder: FolderOption = None, json_output: JsonFlag = False) -> N
 
 @token_app.command("revoke")
 def revoke_token(
+    ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="As `maru keys token list` shows it.")],
     folder: FolderOption = None,
     json_output: JsonFlag = False,
@@ -296,6 +322,7 @@ def revoke_token(
     [cyan]maru keys token revoke alice[/cyan]
     """
     token = credentials.revoke_token(_place(folder), name)
+    _note(ctx, f"a token of role {token.role} was revoked", name)
     _tell(json_output, _token_json(token), f"The token {name} counts no more", {})
 
 
@@ -304,6 +331,7 @@ def revoke_token(
 
 @keys_app.command("certificate")
 def certificate(
+    ctx: typer.Context,
     host: Annotated[
         list[str] | None,
         typer.Option(metavar="HOST", help="A name or address that clients use for this host; may be given often."),
@@ -322,6 +350,7 @@ def certificate(
     [cyan]maru keys certificate --host maru.example.org --host 10.0.0.7[/cyan]   for clients elsewhere
     """
     made = credentials.make_certificate(_place(folder), host or credentials.default_hosts())
+    _note(ctx, "a certificate was made")
     facts = {
         "hosts": ", ".join(made.hosts),
         "valid until": _day(made.expires_unix_s),
@@ -331,6 +360,21 @@ def certificate(
     _tell(json_output, _certificate_json(made), "The daemon has a certificate", facts)
     _advise(json_output, f"curl --cacert {made.client_pem} https://{made.hosts[0]}:PORT/healthz", "trusts it alone")
     _advise(json_output, f"curl --insecure --pinnedpubkey {made.public_key_pin} …", "pins it by its public key")
+
+
+# ---- what is noted ----------------------------------------------------------------------------------------
+
+
+def _note(ctx: typer.Context, reason: str, client: str = "", tenant: str = "") -> None:
+    """Tell the audit log, if there is one, what was changed. The change is made already, and stays if this fails."""
+    folder = ctx.find_object(Path)
+    if folder is None:
+        return
+    who = replace(this_process(), tenant=tenant, client=client)
+    try:
+        AuditLog(folder, default_key(folder)).write([Entry("keys", "command", who, reason=reason)])
+    except (MaruError, OSError) as error:
+        complain(f"this was done, but not noted: {error}")
 
 
 # ---- what is shown ----------------------------------------------------------------------------------------

@@ -106,3 +106,42 @@ def test_no_log_and_a_bad_time_are_said(folder: Path, tmp_path: Path) -> None:
         assert code == 1
         assert "holds no audit log" in error
     assert run("show", str(folder), "--since", "yesterday")[0] == 2
+
+
+# ---- maru keys ------------------------------------------------------------------------------------------------------
+
+
+def test_changes_of_keys_are_noted_and_no_secret_with_them(tmp_path: Path) -> None:
+    folder, keys = tmp_path / "audit", tmp_path / "keys"
+    shown = []
+    for words in (
+        ["generate"],
+        ["generate", "node7", "--tenant", "acme"],
+        ["revoke", "node7"],
+        ["token", "add", "alice", "--role", "admin"],
+        ["token", "revoke", "alice"],
+        ["list"],
+    ):
+        done = CliRunner(env={"MARU_AUDIT": str(folder)}).invoke(app, ["keys", *words, "--dir", str(keys)])
+        assert done.exit_code == 0, done.output
+        shown.append(done.stdout)
+    lines = json.loads(run("show", str(folder), "--what", "keys", "--json")[1])
+    assert [(line.get("tenant"), line.get("client"), line["reason"]) for line in lines] == [
+        (None, None, "the daemon's keys were made"),
+        ("acme", "node7", "a client was let in with a key made here"),
+        ("acme", "node7", "a client was revoked"),
+        (None, "alice", "a token of role admin was made"),
+        (None, "alice", "a token of role admin was revoked"),
+    ]
+    assert shown[3].split()[-1] not in (folder / "audit-000001.jsonl").read_text()
+    assert run("verify", str(folder))[0] == 0
+
+
+def test_a_change_of_keys_that_cannot_be_noted_is_made_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "audit").write_text("no folder")
+    done = CliRunner(env={"MARU_AUDIT": str(tmp_path / "audit")}).invoke(
+        app, ["keys", "generate", "--dir", str(tmp_path / "keys")]
+    )
+    assert done.exit_code == 0
+    assert "not noted" in done.stderr
+    assert (tmp_path / "keys" / "server.key").exists()
