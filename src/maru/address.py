@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from maru.config import PoolConfig, parse_url, redact
+from maru.config import PoolConfig, parse_url, redact, why_no_url
 from maru.errors import BadUrl
 
 DEFAULT_POOL_NAME = "default"
@@ -78,7 +78,7 @@ def read_address(text: str, size_bytes: int = 0, chunk_bytes: int = 0, tiers: Se
         parts = urlsplit("maru://" + text[len(scheme) :])
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise BadUrl(f"{redact(text)!r} is not an address: {error}") from None
+        raise BadUrl(f"{redact(text)!r} is not an address: {why_no_url(error)}") from None
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     tiers = [*tiers, *(value for name, value in pairs if name == "tier")]
     pairs = [pair for pair in pairs if pair[0] != "tier"]

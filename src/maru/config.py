@@ -32,7 +32,12 @@ SEGMENT_LIMIT = 32
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-_SECRETS = re.compile(r"(?i)(pass|secret|token|key)")
+_SECRETS = re.compile(r"(?i)(pass|pwd|secret|token|key|auth|cred|sig|sas)")
+_QUOTED = re.compile(r"(['\"]).*\1", re.DOTALL)
+_URLS_IN_URLS_MAX = 4
+_USER = re.compile(r"(?s)((?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://)?).*(?:@|%40)")
+# A password with # or ? in it ends what a library takes for the host; what is left of it stands in the port's place.
+_NO_PORT = re.compile(r"(//(?:\[[^\]/]*\]|[^/:\[]*):)(?!\d*(?:/|$))[^/]*")
 
 
 def parse_size(text: str) -> int:
@@ -60,17 +65,39 @@ def format_size(size_bytes: int) -> str:
 
 
 def redact(url: str) -> str:
-    """The URL as it may be shown: passwords and secret-looking parameters are replaced by ***."""
+    """The URL as it may be shown: passwords, and parameters that look like secrets, are ***; in URLs inside it too."""
+    return _redacted(url, 0)
+
+
+def _redacted(url: str, depth: int) -> str:
+    if depth > _URLS_IN_URLS_MAX:
+        return "***"
     url, hash_mark, _ = url.partition("#")
     head, mark, query = url.partition("?")
-    head = re.sub(r"//.*@", "//***@", head) + ("#***" if hash_mark and not mark else "")
+    head = _NO_PORT.sub(r"\1***", _USER.sub(r"\1***@", head, count=1)) + ("#***" if hash_mark and not mark else "")
     if not mark:
         return head
     pairs = []
     for part in query.split("&"):
-        name, equals, _ = part.partition("=")
-        pairs.append(f"{name}=***" if equals and _SECRETS.search(unquote(name)) else part)
+        name, equals, value = part.partition("=")
+        if equals and _SECRETS.search(unquote(name)):
+            part = f"{name}=***"
+        elif not equals and "@" in unquote(name):
+            part = "***"
+        elif (shown := _redacted(plain := unquote(value), depth + 1)) != plain:  # A tier's URL in an address, say.
+            part = f"{name}={quote(shown, safe='/:*@')}"
+        pairs.append(part)
     return head + mark + "&".join(pairs) + ("#***" if hash_mark else "")
+
+
+def has_password(url: str) -> bool:
+    """Does it name a user, or a password, before its host?"""
+    return bool(_USER.match(url.partition("?")[0]))
+
+
+def why_no_url(error: ValueError) -> str:
+    """What the library says against a URL, without the part that it quotes: that may be half of a password."""
+    return _QUOTED.sub("***", str(error))
 
 
 @dataclass(frozen=True)
@@ -156,7 +183,7 @@ def parse_url(url: str) -> PoolConfig:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise BadUrl(f"{redact(url)!r} is not a URL: {error}") from None
+        raise BadUrl(f"{redact(url)!r} is not a URL: {why_no_url(error)}") from None
     if parts.scheme != "maru":
         raise BadUrl(f"{redact(url)!r} does not begin with maru://")
     if not url[len("maru:") :].startswith("//"):
@@ -167,7 +194,9 @@ def parse_url(url: str) -> PoolConfig:
         raise BadUrl(f"{redact(url)!r} has a fragment (#...)")
     name = unquote(parts.path[1:])
     if not _NAME.fullmatch(name):
-        raise BadUrl(f"{name!r} is not a pool name: 1 to 64 letters, digits, '_', '-' or '.', not beginning with '.'")
+        raise BadUrl(
+            f"{redact(name)!r} is not a pool name: 1 to 64 letters, digits, '_', '-' or '.', not beginning with '.'"
+        )
     query: dict[str, str] = {}
     for key, value in parse_qsl(parts.query, keep_blank_values=True):
         if key not in _KNOWN:

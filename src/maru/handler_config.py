@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 def _switch(name: str, default: bool) -> bool:
@@ -29,7 +29,7 @@ class MaruConfig:
     (inflight, mapping, expansion) is accepted and has no effect.
     """
 
-    server_url: str = "tcp://localhost:5555"
+    server_url: str = field(default="tcp://localhost:5555", repr=False)
     instance_id: str | None = None
     pool_size: int = 100 << 20
     chunk_size_bytes: int = 1 << 20

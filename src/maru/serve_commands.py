@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maru.config import redact
+from maru.address import TIERS_VARIABLE
+from maru.config import has_password, redact
+from maru.credentials.memory import keep_out_of_dumps
 from maru.errors import MaruError
 from maru.terminal import complain, config_of, print_json
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from maru.daemon.peers import PeerSettings
 
 REGISTRY_VARIABLE, TOKEN_VARIABLE = "MARU_REGISTRY", "MARU_PEER_TOKEN"
+IN_VARIABLE = f"give it by {TIERS_VARIABLE}, or {REGISTRY_VARIABLE}"
 SERVE_MODULES = frozenset({"cryptography", "msgspec", "prometheus_client", "starlette", "uvicorn", "zmq"})
 
 
@@ -54,7 +57,10 @@ def serve(
         typer.Option(
             "--tier",
             metavar="URL",
-            help="A place below the pool, the nearest first: file:///DIR?size=1TiB, s3://BUCKET/PREFIX, redis://HOST.",
+            envvar=TIERS_VARIABLE,
+            show_default=False,
+            help="A place below the pool, the nearest first: file:///DIR?size=1TiB, s3://BUCKET/PREFIX, redis://HOST. "
+            "A password goes into the variable.",
         ),
     ] = None,
     peer: Annotated[
@@ -85,6 +91,9 @@ def serve(
     lease_s: Annotated[
         float, typer.Option("--lease", min=2, max=300, help="Seconds after which a silent host has given back all.")
     ] = 10.0,
+    core_dumps: Annotated[
+        bool, typer.Option("--core-dumps", help="Let this process be dumped and debugged, with the keys it holds.")
+    ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Say where it listens as one JSON line.")] = False,
 ) -> None:
     """Serve this host's pool to those who cannot share its memory: other hosts, people, Prometheus, routers.
@@ -107,6 +116,10 @@ def serve(
             raise
         complain(f"the daemon needs {error.name}: pip install 'maru-kvcache[serve]'")
         raise typer.Exit(1) from None
+    for secret in [url for url in (*(tier or []), registry) if url in sys.argv[1:] and has_password(url)]:
+        complain(f"everybody on this host sees the password of {redact(secret)} among the processes: {IN_VARIABLE}")
+    if not core_dumps:
+        keep_out_of_dumps()
     config_of(pool, None)
     url = pool if pool.startswith("maru:") else f"maru:///{pool}"
     web = None
@@ -156,7 +169,7 @@ def _peers(named: list[str], ca: Path | None, registry: str) -> PeerSettings:
     try:
         peers = tuple(PeerAddress(name, url) for name, _, url in (text.partition("=") for text in named))
         context = ssl.create_default_context(cafile=str(ca)) if ca else None
-        return PeerSettings(peers, os.environ.get(TOKEN_VARIABLE, ""), context, registry)
+        return PeerSettings(peers, os.environ.get(TOKEN_VARIABLE, "").strip(), context, registry)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(f"--peer: {error}") from None
 

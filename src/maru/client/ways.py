@@ -10,7 +10,7 @@ from maru import wire
 from maru.client.channel import BOOT_ID, Channel
 from maru.client.remote import MEMORY_BYTES, RemotePool
 from maru.client.segments import SegmentsMemory
-from maru.config import redact
+from maru.config import redact, why_no_url
 from maru.credentials import load_client_key
 from maru.errors import BadUrl, Forbidden, MaruError, PoolMismatch
 from maru.pool import Pool
@@ -34,7 +34,7 @@ def read_way(url: str) -> Way:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise BadUrl(f"{redact(url)!r} is not an address: {error}") from None
+        raise BadUrl(f"{redact(url)!r} is not an address: {why_no_url(error)}") from None
     if parts.scheme not in ("maru", "tcp") or not host or not port:
         raise BadUrl(f"{redact(url)!r} is not a daemon's address: write maru://HOST:PORT")
     query = dict(parse_qsl(parts.query, keep_blank_values=True))

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 from maru.config import redact
 from maru.daemon.facts import PeerFigures
-from maru.daemon.web_settings import is_loopback
+from maru.daemon.web_settings import is_header, is_loopback
 
 LOOK_S = 5.0
 DEADLINE_S = 2.0
@@ -97,6 +97,8 @@ class PeerSettings:
         names = {peer.name for peer in self.peers}
         if len(names) != len(self.peers) or len(names) > PEERS_MAX:
             raise ValueError(f"peers have names of their own, and are {PEERS_MAX} at most")
+        if not is_header(self.token):
+            raise ValueError("the token has a character that no header may have, such as a line's end")
         if self.token and any(not peer.keeps_secrets for peer in self.peers):
             raise ValueError("a token would cross the network without TLS: name peers by https")
 

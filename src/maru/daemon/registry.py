@@ -48,8 +48,10 @@ class Registry:
             self._redis: Any = redis.Redis.from_url(
                 url, socket_timeout=DEADLINE_S, socket_connect_timeout=DEADLINE_S, retry=None, protocol=2
             )
-        except ValueError as error:
-            raise BadUrl(f"{self._shown} is no registry: write redis://HOST:PORT") from error
+            line = self._redis.connection_pool
+            line.connection_class(**line.connection_kwargs)  # Else it is refused as late as when it is first used.
+        except (ValueError, TypeError):
+            raise BadUrl(f"{self._shown} is no registry: write redis://HOST:PORT") from None  # Which quotes it
         self._is_failing = False
 
     def look(self) -> list[Peer]:

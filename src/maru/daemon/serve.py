@@ -53,7 +53,7 @@ DEFAULT_RPC_URL = "tcp://127.0.0.1:6555"
 class ServeConfig:
     """What `maru serve` was told."""
 
-    pool_url: str
+    pool_url: str = field(repr=False)
     rpc_url: str = DEFAULT_RPC_URL
     plain: bool = False
     """Serve other hosts without encryption, by RPC and HTTP."""
@@ -66,7 +66,7 @@ class ServeConfig:
     limits: Limits = field(default_factory=Limits)
     peers: PeerSettings = field(default_factory=PeerSettings)
     """Other daemons."""
-    tiers: Sequence[str] = ()
+    tiers: Sequence[str] = field(default=(), repr=False)
     """URLs of places below the pool, the nearest first."""
     audit: Path | None = None
     """The folder of an audit log: who stored, hit, was refused, changed what."""

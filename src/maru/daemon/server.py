@@ -25,7 +25,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from maru import wire
-from maru.config import redact
+from maru.config import redact, why_no_url
 from maru.credentials import EVENTS_ZAP_DOMAIN, ZAP_DOMAIN, Authorised, Client, ServerKeys, ZapCallback, secure_server
 from maru.daemon.control import Control, Out
 from maru.daemon.sessions import Session
@@ -302,7 +302,7 @@ def _refuse_open_plain(url: str, is_encrypted: bool, plain: bool) -> None:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
     except ValueError as error:
-        raise BadUrl(f"{redact(url)!r} is not an address to listen on: {error}") from None
+        raise BadUrl(f"{redact(url)!r} is not an address to listen on: {why_no_url(error)}") from None
     if parts.scheme == "ipc" and parts.path:
         return
     if parts.scheme != "tcp" or not host:

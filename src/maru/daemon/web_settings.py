@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from maru.config import why_no_url
 from maru.daemon.audited_web import WebAudit
 from maru.daemon.looks import LOOK_AGE_S_MAX
 from maru.errors import NotProtected
@@ -32,7 +33,12 @@ class Engine:
     token: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
+        try:
+            parts = urlsplit(self.url)
+        except ValueError as error:
+            raise ValueError(why_no_url(error)) from None
+        if not is_header(self.token):
+            raise ValueError("an engine's token has a character that no header may have, such as a line's end")
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError("an engine's URL is http://HOST:PORT or https://HOST:PORT, with no query")
         if parts.username or parts.password:
@@ -104,6 +110,11 @@ class WebSettings:
     @property
     def scheme(self) -> str:
         return "https" if self.certificate else "http"
+
+
+def is_header(text: str) -> bool:
+    """May it stand in a header? What may not would be quoted by the error that says so."""
+    return text.isascii() and text.isprintable()
 
 
 def is_loopback(host: str) -> bool:

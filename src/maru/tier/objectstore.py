@@ -98,7 +98,7 @@ class ObjectStoreTier(Tier):
         except self._not_found:
             raise self._missing(name) from None
         except self._failures as error:
-            raise self._named(error) from error
+            raise self._named(error) from None
 
     async def contains(self, names: Sequence[str]) -> list[bool]:
         for name in names:
@@ -145,7 +145,7 @@ class ObjectStoreTier(Tier):
                         continue
                     yield Listed(one["path"], one["size"], one["last_modified"].timestamp())
         except self._failures as error:
-            raise self._named(error) from error
+            raise self._named(error) from None
 
     async def health(self) -> None:
         probe = f"{_PROBE}-{secrets.token_hex(8)}"
@@ -174,7 +174,7 @@ class ObjectStoreTier(Tier):
         except self._not_found as error:
             raise NoSuchObject(f"{self.url}: {_said(error)}", place=self.url) from None
         except self._failures as error:
-            raise self._named(error) from error
+            raise self._named(error) from None
 
     def _missing(self, name: str) -> NoSuchObject:
         return NoSuchObject(f"{self.url} has no {name}", place=self.url)

@@ -26,7 +26,7 @@ from types import MappingProxyType
 from typing import Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from maru.config import parse_size, redact
+from maru.config import parse_size, redact, why_no_url
 from maru.errors import BadUrl
 from maru.tier.contract import Tier
 from maru.tier.policy import PARAMETERS, Policy, read_policy
@@ -177,7 +177,7 @@ def _split(url: str) -> SplitResult:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise _bad(f"{redact(url)!r} is not a URL: {redact(str(error))}") from None
+        raise _bad(f"{redact(url)!r} is not a URL: {why_no_url(error)}") from None
     if not _SCHEME.fullmatch(parts.scheme) or not url[len(parts.scheme) + 1 :].startswith("//"):
         raise _bad(f"{redact(url)!r} is not a tier's URL")
     if parts.fragment:

@@ -171,7 +171,7 @@ class ValkeyTier(Tier):
                         yield one
                     batch.clear()
         except self._failures as error:
-            raise self._named(error) from error
+            raise self._named(error) from None
         for one in await self._described(batch):
             yield one
 
@@ -217,7 +217,7 @@ class ValkeyTier(Tier):
             try:
                 return await _heeded(self._server.execute_command(*words, **target))
             except self._failures as error:
-                raise self._named(error) from error
+                raise self._named(error) from None
 
     async def _all(self, commands: Sequence[Sequence[Any]], is_one_change: bool = False) -> Any:
         """Answers of several, in one round trip; `is_one_change`: with nothing in between, for names of one object."""
@@ -231,7 +231,7 @@ class ValkeyTier(Tier):
                     line.execute_command(*words)
                 return await _heeded(line.execute())
             except self._failures as error:
-                raise self._named(error) from error
+                raise self._named(error) from None
 
     async def _talk(self, bulk: Bulk, conversation: Callable[..., Any], *args: Any) -> Any:
         """What a conversation comes to. Raises TierFull, TierFailed."""
@@ -239,7 +239,7 @@ class ValkeyTier(Tier):
         try:
             return await bulk.talk(conversation, *args)
         except self._failures as error:
-            raise self._named(error) from error
+            raise self._named(error) from None
 
     async def _described(self, names: Sequence[str]) -> Sequence[Listed]:
         questions = []
@@ -257,7 +257,9 @@ class ValkeyTier(Tier):
             raise TierFailed(f"{self.url} was closed", place=self.url)
 
     def _named(self, error: Exception) -> TierFailed:
-        said = "".join(char for char in str(error) if char.isprintable())[:_SAID_CHARS_MAX]
+        # A server that does not know AUTH, or HELLO, repeats what came with it: the password.
+        told = str(error).partition("with args beginning with")[0]
+        said = "".join(char for char in told if char.isprintable())[:_SAID_CHARS_MAX]
         kind = TierFull if isinstance(error, self._no_room) or str(error).startswith("OOM ") else TierFailed
         hint = "give the server more maxmemory, or an allkeys policy" if kind is TierFull else ""
         return kind(f"{self.url}: {type(error).__name__}: {said}", place=self.url, hint=hint)
