@@ -13,42 +13,29 @@ bool bytes_are_intact(Pool& pool, const PinnedExtent& chunk) {
          has_hash(pool, chunk, xxh3_64(pool.readable_at(chunk.extent), chunk.size_bytes));
 }
 
-// Sums up the chunks of one call, for as long as they are of one namespace: almost always all of them.
-class Run {
- public:
-  explicit Run(Pool& pool) : pool_(pool) {}
-  ~Run() { end(); }
-  void add(const PinnedExtent& chunk) {
-    const uint32_t id = pool_.hot[chunk.slot].namespace_id.load(std::memory_order_relaxed);
-    if (id != id_) end();
-    id_ = id;
-    chunks_++;
-    bytes_ += chunk.size_bytes;
-  }
+uint32_t namespace_of(const Pool& pool, const PinnedExtent& chunk) {
+  return pool.hot[chunk.slot].namespace_id.load(std::memory_order_relaxed);
+}
 
- private:
-  void end() {
-    if (chunks_) tally(pool_, TallyKind::kHit, id_, chunks_, bytes_);
-    chunks_ = bytes_ = 0;
+// Hits of several namespaces in one call: each run of one by itself.
+void tally_runs(Pool& pool, const PinnedExtent* chunks, uint64_t count) {
+  for (uint64_t i = 0, end = 0; i < count; i = end) {
+    const uint32_t id = namespace_of(pool, chunks[i]);
+    uint64_t bytes = 0;
+    for (; end < count && namespace_of(pool, chunks[end]) == id; end++) bytes += chunks[end].size_bytes;
+    tally(pool, TallyKind::kHit, id, end - i, bytes);
   }
-  Pool& pool_;
-  uint32_t id_ = 0;
-  uint64_t chunks_ = 0, bytes_ = 0;
-};
-
-// For whoever keeps no audit log: nothing at all.
-struct NoRun {
-  explicit NoRun(Pool&) {}
-  void add(const PinnedExtent&) {}
-};
+}
 
 // Pin the leading run of `keys` as far as `is_good` agrees with each chunk.
-template <class Counted, class IsGood, class Mine = Everybody>
+// `Tallied`: an audit log wants to know. Two operations a chunk then, since almost always all are of one
+// namespace.
+template <bool Tallied, class IsGood, class Mine = Everybody>
 uint64_t pin_while(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out, IsGood is_good,
                    const Mine& mine = {}) {
   const uint32_t epoch = count_references(pool, keys, count);
   uint64_t bytes = 0, n = 0;
-  Counted run(pool);
+  uint32_t any = 0, every = UINT32_MAX;  // Bits of any, and of every, namespace's number.
   for (uint64_t i = 0; i < count && i < kBucketsAhead; i++) prefetch_bucket(pool, keys[i]);
   for (; n < count; n++) {
     if (n + kBucketsAhead < count) prefetch_bucket(pool, keys[n + kBucketsAhead]);
@@ -59,21 +46,31 @@ uint64_t pin_while(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* ou
       break;
     }
     bytes += out[n].size_bytes;
-    run.add(out[n]);
+    if constexpr (Tallied) {
+      const uint32_t id = namespace_of(pool, out[n]);
+      any |= id;
+      every &= id;
+    }
   }
   remember_missing(pool, keys + n, count - n);
   pool.count(Counter::kLookupKeys, count);
   pool.count(Counter::kHitKeys, n);
   pool.count(Counter::kPinned, n);
   pool.count(Counter::kPinnedBytes, bytes);
+  if constexpr (Tallied) {
+    if (n && any == every)
+      tally(pool, TallyKind::kHit, any, n, bytes);
+    else
+      tally_runs(pool, out, n);
+  }
   return n;
 }
 
 template <class IsGood, class Mine = Everybody>
 uint64_t pin_counted(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out, IsGood is_good,
                      const Mine& mine = {}) {
-  return pool.tally ? pin_while<Run>(pool, keys, count, out, is_good, mine)
-                    : pin_while<NoRun>(pool, keys, count, out, is_good, mine);
+  return pool.tally ? pin_while<true>(pool, keys, count, out, is_good, mine)
+                    : pin_while<false>(pool, keys, count, out, is_good, mine);
 }
 
 }  // namespace
@@ -109,7 +106,7 @@ bool pin_one(Pool& pool, Key key, PinnedExtent* out) {
   pool.count(Counter::kHitKeys);
   pool.count(Counter::kPinned);
   pool.count(Counter::kPinnedBytes, out->size_bytes);
-  if (pool.tally) Run(pool).add(*out);
+  tally_runs(pool, out, pool.tally ? 1 : 0);
   return true;
 }
 

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import address_of, until
+from serving import LIMITS, Talker, address_of, until
 
 import maru
 from http_asking import ask
-from maru.audit import Wanted, entries_in, verify_log
+from maru import wire
+from maru.audit import Audit, AuditLog, Wanted, entries_in, verify_log
 from maru.client.remote import RemotePool
 from maru.credentials import add_token, generate_client, generate_server, revoke_client
+from maru.daemon.audited import AuditedControl
 from maru.daemon.serve import Daemon, ServeConfig
 from maru.daemon.web_settings import WebSettings
-from maru.errors import NoDaemon
+from maru.errors import BadMessage, NoDaemon
 
 CHUNK = 1000
 IDENTITY = maru.Identity(model="m", kv_layout="l", tenant="acme")
@@ -109,6 +111,22 @@ def test_a_change_by_http_stands_under_the_name_of_its_token(pool_url: str, fold
     text = "".join(path.read_text() for path in folder.iterdir())
     for secret in (token, reader, "not-a-token"):
         assert secret not in text
+
+
+def test_a_request_that_is_asked_twice_is_noted_once(pool: maru.Pool, folder: Path) -> None:
+    audit = Audit(AuditLog(folder), starts=False)
+    control = AuditedControl(pool, LIMITS, bytes(16), "test", audit=audit, tenants=None)
+    pool.put(b"a" * 16, b"x" * CHUNK)
+    talker = Talker(control)
+    first = talker.ask(wire.Pin(0, 1 << 30), b"a" * 16)
+    talker.number -= 1
+    assert talker.ask(wire.Pin(0, 1 << 30), b"a" * 16) == first
+    with pytest.raises(BadMessage):
+        talker.ask(wire.Pin(0, -1), b"a" * 16)
+    audit.close()
+    assert [(line["what"], line.get("calls")) for line in entries_in(folder)][1:] == [("hit", 1), ("refused", 1)]
+    (refused,) = told(folder, "refused")
+    assert (refused["outcome"], refused["reason"]) == ("BadMessage", "Pin")
 
 
 def test_where_nobody_asks_for_keys_a_client_is_what_it_calls_itself(pool_url: str, folder: Path) -> None:

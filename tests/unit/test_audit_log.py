@@ -344,6 +344,7 @@ def test_many_clients_in_one_period_make_a_bounded_number_of_lines(folder: Path,
     for period in range(3):
         for n in range(10 * ROWS_MAX):
             audit.note(("hit", "rpc", Who("", f"?client{period}-{n}"), "kv", "", "done", ""), 1, 1)
+        assert sum(len(table.rows) for table in audit._tables) <= 2 * (ROWS_MAX + 1)  # Of memory, in the meantime.
         audit.flush()
         lines = list(entries_in(folder, Wanted(what="hit")))
         assert len(lines) <= (period + 1) * (ROWS_MAX + 1)

@@ -29,6 +29,8 @@ GROUPS = {
     "prefix": ["lookup, 680 keys", "pin + extents + release, 680 keys", "pin + views + release, 680 keys",
                "walk of a dict, 680 keys"],
     "single": ["get → view → release", "exists", "dict.get → memoryview → release"],
+    "audit": [f"{call}, {which}" for call in ("pin + release, 680 keys", "get → view → release")
+              for which in ("no audit", "no audit, another attachment", "with audit")],
     "reserve": ["reserve + seal, 16 KiB, full pool", "put, 16 KiB, full pool", "reserve + discard, 16 KiB, full pool"],
     "small": [f"{name}, {size} KiB" for size in (4, 16, 64, 256) for name in ("put", "put_many of 32", "32 puts")],
     "put": [f"{name}, {size} MiB" for size in (1, 8, 32)
@@ -55,6 +57,7 @@ TARGETS = {
     "lookup, 680 keys": {"seconds_max": 10e-6},
     "pin + extents + release, 680 keys": {"seconds_max": 25e-6},
     "get → view → release": {"seconds_max": 0.6e-6},
+    "pin + release, 680 keys, with audit": {"ratio_max": 1.02},
     "put, 32 MiB": {"ratio_min": 0.95},
     "first puts, after wait_ready()": {"ratio_min": 0.8},
     "first retrieval in a new process": {"ratio_max": 1.1},

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from maru.bench.audit_figures import audit_rows
 from maru.bench.bandwidth_figures import cold_put_rows, put_rows, verified_rows
 from maru.bench.ground import MIB, PREFIX_CHUNKS, Keys, Plan, Rotation, bench_pool, source_array, split
 from maru.bench.measure import Contestant, Progress, Row, Target, interleave
@@ -294,6 +295,7 @@ GROUPS: dict[str, tuple[str, Figures]] = {
     "keys": (f"A prompt of {TOKENS:,} tokens in chunks of {CHUNK_TOKENS}", key_rows),
     "prefix": (f"A prefix of {PREFIX_CHUNKS} chunks", prefix_rows),
     "single": ("One chunk", single_rows),
+    "audit": ("Hits with an audit log, and without", audit_rows),
     "reserve": ("One small chunk into a full pool", reserve_rows),
     "small": ("Puts of small chunks, full pool", small_put_rows),
     "put": ("Bandwidth of put, full pool", put_rows),
