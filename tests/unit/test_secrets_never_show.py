@@ -247,3 +247,13 @@ def test_the_pools_memory_is_in_no_core_dump(pool: maru.Pool) -> None:
             flags.setdefault(name, set(words)).intersection_update(words)
     assert {Path(name).name for name in flags} == {"index", "segment-0"}
     assert all("dd" in words for words in flags.values())
+
+
+@pytest.mark.parametrize(("more", "calls"), [([], 1), (["--core-dumps"], 0)])
+def test_the_daemon_keeps_itself_out_of_dumps_unless_told_otherwise(
+    pool_url: str, monkeypatch: pytest.MonkeyPatch, more: list[str], calls: int
+) -> None:
+    kept: list[None] = []
+    monkeypatch.setattr("maru.serve_commands.keep_out_of_dumps", lambda: kept.append(None))
+    CliRunner().invoke(app, ["serve", pool_url, "--http", "nonsense", *more])
+    assert len(kept) == calls
