@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -370,7 +369,7 @@ def _note(ctx: typer.Context, reason: str, client: str = "", tenant: str = "") -
     folder = ctx.find_object(Path)
     if folder is None:
         return
-    who = replace(this_process(), tenant=tenant, client=client)
+    who = this_process()._replace(tenant=tenant, client=client)
     try:
         AuditLog(folder, default_key(folder)).write([Entry("keys", "command", who, reason=reason)])
     except (MaruError, OSError) as error:

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 What = Literal[
     "stored", "hit", "missed", "refused", "removed", "expired", "policy", "exported", "keys", "left_out", "gap"
@@ -23,8 +23,7 @@ TEXT_CHARS_MAX = 128
 _OTHERS = "others"
 
 
-@dataclass(frozen=True)
-class Who:
+class Who(NamedTuple):
     """Who it was, as far as it is known; empty where it is not."""
 
     tenant: str = ""

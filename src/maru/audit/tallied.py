@@ -36,7 +36,7 @@ def audit_pool(pool: Tallying, name: str, folder: Path, key: Path | None) -> Aud
         who = this_process()
         return [
             Entry(
-                _KINDS[kind], "local", type(who)(tenant, "", who.process), name, digest.hex(), chunks, size, calls,
+                _KINDS[kind], "local", who._replace(tenant=tenant), name, digest.hex(), chunks, size, calls,
                 at_unix_ns=now_ns,
             )
             for digest, tenant, kind, calls, chunks, size in pool._tally()

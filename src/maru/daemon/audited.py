@@ -25,6 +25,8 @@ from maru.pool import Outcome
 if TYPE_CHECKING:
     import zmq
 
+_STORING = frozenset({wire.Seal, wire.Publish})
+_NOTED = _STORING | {wire.Pin, wire.Remove, wire.Register}
 Sizes = dict[int, int]
 """Bytes of the holds that a request names: they are gone when it is answered."""
 
@@ -45,16 +47,19 @@ class AuditedControl(Control):
             raise
 
     def answer(self, session: Session, request: wire.Request, body: Body) -> tuple[wire.Answer, Out]:
-        is_again = isinstance(request, wire.CHANGES_THE_POOL) and session.answered(request.number) is not None
-        named = request.holds if isinstance(request, wire.Seal | wire.Publish) else ()
-        sizes = {number: session.holds[number].size_bytes for number in named if number in session.holds}
+        kind = type(request)
+        is_noted = kind in _NOTED and session.answered(request.number) is None
+        sizes: Sizes = {}
+        if kind in _STORING:
+            named = request.holds  # type: ignore[union-attr]
+            sizes = {number: session.holds[number].size_bytes for number in named if number in session.holds}
         try:
             answer, out = super().answer(session, request, body)
         except MaruError as error:
-            who, what = self._who(session.user, session.name), type(request).__name__
-            self._note("refused", who, _digest(session), outcome=type(error).__name__, reason=what)
+            who = self._who(session.user, session.name)
+            self._note("refused", who, _digest(session), outcome=type(error).__name__, reason=kind.__name__)
             raise
-        if not is_again:
+        if is_noted:
             self._note_answer(session, request, body, answer, sizes)
         return answer, out
 
@@ -69,7 +74,7 @@ class AuditedControl(Control):
                 self._note("hit", who, digest, answer.count, lease.size_bytes)
             if missed > 0:
                 self._note("missed", who, digest, missed)
-        elif isinstance(request, wire.Seal | wire.Publish) and isinstance(answer, wire.Outcomes):
+        elif isinstance(request, (wire.Seal, wire.Publish)) and isinstance(answer, wire.Outcomes):
             pairs = zip(request.holds, answer.outcomes, strict=True)
             stored = [sizes.get(number, 0) for number, outcome in pairs if outcome == Outcome.STORED.value]
             if stored:
