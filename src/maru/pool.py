@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from maru.credentials import TenantSecrets
     from maru.audit import Audit
+    from maru.credentials import TenantSecrets
 
 _log = logging.getLogger("maru")
 

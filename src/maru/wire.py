@@ -77,6 +77,8 @@ class Register(Message, tag=2):
     tenant: str
     """Of a client with a key: its own, or nothing. The key says who it is."""
     ttl_s: float | None = None
+    policy: int = 0
+    """Bits of maru.pool.POLICIES, added to what the namespace has."""
 
 
 class Lookup(Message, tag=3):

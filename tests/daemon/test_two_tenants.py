@@ -426,6 +426,7 @@ def test_what_a_client_may_is_as_its_record_says_now(pool: maru.Pool) -> None:
     """A session is of one record: when that changes the client begins anew, and holds nothing of before."""
     control = Control(pool, LIMITS, bytes(16), "test")
     talker = Talker(control, client=client_named("a", "red"))
+    talker.ask(wire.Register(0, bytes(16), ""))
     talker.ask(wire.Allocate(0, SIZE, 1))
     less = client_named("a", "red", "lookup")
     hello = wire.Hello(0, (1, 1), "test", talker.session.session, "talker", "boot")
@@ -433,6 +434,35 @@ def test_what_a_client_may_is_as_its_record_says_now(pool: maru.Pool) -> None:
     assert again is not talker.session
     assert (again.client, again.holds) == (less, {})
     assert control.greet(less, hello)[0] is again
+
+
+def test_memory_without_a_name_is_on_its_own_tenants_account(pool: maru.Pool) -> None:
+    control = Control(pool, LIMITS, bytes(16), "test")
+    red, blue = (Talker(control, client=client_named(name, name)) for name in ("red", "blue"))
+    with pytest.raises(Forbidden, match="register a namespace first"):
+        blue.ask(wire.Allocate(0, SIZE, 1))
+    for who, digest in ((red, bytes([1] * 16)), (blue, bytes([2] * 16))):
+        who.ask(wire.Register(0, digest, ""))
+        who.ask(wire.Allocate(0, SIZE, 2))
+    used = {row["name"]: row["used_bytes"] for row in pool.stats()["tenants"]}
+    assert used["red"] == used["blue"] >= 2 * SIZE
+    assert used["default"] == 0
+
+
+def test_a_client_is_told_of_its_own_tenants_account_only(two: Two) -> None:
+    assert [row["name"] for row in two.blue.stats()["tenants"]] == ["blue"]
+    assert [row["name"] for row in two.red.stats()["tenants"]] == ["red"]
+
+
+def test_rules_for_content_are_asked_for_over_the_wire_by_who_may_write(pool: maru.Pool) -> None:
+    control = Control(pool, LIMITS, bytes(16), "test")
+    reads, writes = (Talker(control, client=client_named(may, "red", may)) for may in ("read", "write"))
+    reads.ask(wire.Register(0, bytes([1] * 16), "", None, 1))
+    number = writes.ask(wire.Register(0, bytes([1] * 16), "", None, 2))[0].value
+    row = next(row for row in pool.stats()["namespaces"] if row["id"] == number)
+    assert row["policy"] == ["memory-only"]
+    with pytest.raises(BadMessage, match="no set of rules"):
+        writes.ask(wire.Register(0, bytes([1] * 16), "", None, 1 << 20))
 
 
 def test_a_changed_record_ends_the_session_on_the_connection_that_stands(two: Two) -> None:

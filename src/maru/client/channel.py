@@ -88,7 +88,7 @@ class Channel:
         self._made = 0
         self._changed = threading.Condition()
         self._greeting = threading.Lock()
-        self._namespaces: dict[tuple[bytes, str], float | None] = {}
+        self._namespaces: dict[tuple[bytes, str], tuple[float | None, int]] = {}
         self._closed = False
         self.over = threading.Event()
         """Set by close(): nobody need wait for anything any more."""
@@ -126,12 +126,12 @@ class Channel:
             self.is_down = self.breaks and not self._closed and self.answered == answered
             raise
 
-    def register(self, digest: bytes, tenant: str, ttl_s: float | None) -> tuple[int, bytes]:
+    def register(self, digest: bytes, tenant: str, ttl_s: float | None, policy: int = 0) -> tuple[int, bytes]:
         """The id of a namespace, and the digest that seeds its keys: where the daemon has secrets of its tenants, that
         is not the one it was asked for by. Another daemon is told of it when it answers first.
         """
-        answer, _ = self.call(wire.Register(0, digest, tenant, ttl_s))
-        self._namespaces[digest, tenant] = ttl_s
+        answer, _ = self.call(wire.Register(0, digest, tenant, ttl_s, policy))
+        self._namespaces[digest, tenant] = ttl_s, policy
         return int(answer.value), answer.digest if len(answer.digest) == len(digest) else digest
 
     def renew(self, rows: list[tuple[int, int]], deadline_s: float) -> None:
@@ -220,8 +220,8 @@ class Channel:
                 self.held_until_s = min(self.held_until_s, time.monotonic())  # Another's promise, of another length.
             self._keep(sent_s, answer)
             if is_new:
-                for (digest, tenant), ttl_s in list(self._namespaces.items()):
-                    line.ask_once(wire.Register(self.next_number(), digest, tenant, ttl_s), deadline)
+                for (digest, tenant), (ttl_s, policy) in list(self._namespaces.items()):
+                    line.ask_once(wire.Register(self.next_number(), digest, tenant, ttl_s, policy), deadline)
 
     @contextlib.contextmanager
     def _line(self) -> Iterator[_Line]:

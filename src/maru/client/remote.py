@@ -24,7 +24,7 @@ from maru.coherence import Memory, write_for_others
 from maru.errors import BadKey, BadSize, ChunkTooLarge, MaruError, NotAttached
 from maru.key import Identity
 from maru.native import core
-from maru.pool import Outcome
+from maru.pool import Outcome, Policy, policy_flags
 
 _log = logging.getLogger("maru")
 
@@ -126,14 +126,14 @@ class RemotePool:
 
     # ---- reading ----
 
-    def namespace(self, identity: Identity, ttl: float | None = None) -> RemoteNamespace:
-        """Register everything that must match for bytes to be reusable.
+    def namespace(self, identity: Identity, ttl: float | None = None, policy: Iterable[Policy] = ()) -> RemoteNamespace:
+        """Register everything that must match for bytes to be reusable, with rules for its content, as Pool.namespace.
 
         Raises NoDaemon and what the daemon refuses: Forbidden for a tenant that is not this client's key's.
         """
         self._need_open()
         plain = core.blake3(identity.encode(), 16)
-        number, digest = self.channel.register(plain, identity.tenant, ttl)
+        number, digest = self.channel.register(plain, identity.tenant, ttl, policy_flags(policy))
         return RemoteNamespace(self, number, digest, ttl)
 
     def lookup(self, keys: Body) -> int:

@@ -155,6 +155,6 @@ class Sender:
             if row["id"] == 0:
                 return None
             ttl = row["ttl_ns"] / 1e9 or None
-            number, _ = self._far.channel.register(digest, row["tenant"], ttl)
+            number, _ = self._far.channel.register(digest, row["tenant"], ttl, self._near._policy_of(digest))
             self._namespaces[digest] = RemoteNamespace(self._far, number, digest, ttl)
         return self._namespaces[digest]

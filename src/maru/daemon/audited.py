@@ -39,11 +39,12 @@ class AuditedControl(Control):
         super().__init__(*parts, **more)
         self._audit, self._tenants = audit, tenants
 
-    def greet(self, user: str, hello: wire.Hello) -> tuple[Session, wire.Welcome]:
+    def greet(self, client: Client | None, hello: wire.Hello) -> tuple[Session, wire.Welcome]:
         try:
-            return super().greet(user, hello)
+            return super().greet(client, hello)
         except MaruError as error:
-            self._note("refused", self._who(user, hello.name), "", outcome=type(error).__name__, reason="Hello")
+            who = self._who(client.name if client else "", hello.name)
+            self._note("refused", who, "", outcome=type(error).__name__, reason="Hello")
             raise
 
     def answer(self, session: Session, request: wire.Request, body: Body) -> tuple[wire.Answer, Out]:

@@ -243,7 +243,7 @@ class Control:
         if len(request.digest) != 16 or len(request.tenant.encode()) > 63:
             raise BadMessage("a namespace is a digest of 16 bytes and a tenant of at most 63")
         ttl_s = ttl_of(request.ttl_s)
-        namespace = self._tenancy.register(session.client, request.digest, request.tenant, ttl_s)
+        namespace = self._tenancy.register(session.client, request.digest, request.tenant, ttl_s, request.policy)
         session.namespace = namespace
         return wire.Done(request.number, namespace.id, namespace.digest), b""
 
@@ -369,13 +369,14 @@ class Control:
 
     def _allocate(self, session: Session, request: wire.Allocate, _: Body) -> tuple[wire.Answer, Body]:
         self._tenancy.need_anywhere(session.client, Level.WRITE)
+        account = self._tenancy.account(session.client, session.namespace)
         self._refuse_size(request.size)
         if not 0 < request.count <= wire.HOLDS_MAX:
             raise BadMessage(f"1 to {wire.HOLDS_MAX} drafts can be asked for, not {request.count}")
         holds: list[int] = []
         offsets = bytearray()
         for _n in range(min(request.count, self._reservable(session, request.size))):
-            draft = session.pool.allocate(request.size, device=session.is_mapped)
+            draft = session.pool.allocate(request.size, device=session.is_mapped, namespace=account)
             if draft is None:
                 break
             holds.append(self._handed_out(session, Hold(draft, request.size, self._taken(request.size))))

@@ -24,7 +24,7 @@ from typing import Any
 
 from maru.credentials import DEFAULT_TENANT, TENANT_BYTES_MAX, Client, Level, PoolSecret, level_anywhere, level_for
 from maru.errors import BadMessage, Forbidden, NamespaceTableFull
-from maru.pool import Namespace, Outcome, Pool, seeded_digest
+from maru.pool import POLICIES, Namespace, Outcome, Pool, seeded_digest
 
 ROWS_S = 1.0
 """How old what is known of the namespace table may be: so much later a namespace is seen that a process of this host
@@ -100,7 +100,20 @@ class Tenancy:
         if client is not None and level_anywhere(client.grants) < level:
             raise Forbidden(f"{client.name} may not {level.name.lower()} here")
 
-    def register(self, client: Client | None, digest: bytes, tenant: str, ttl_s: float | None) -> Namespace:
+    def account(self, client: Client | None, namespace: Namespace | None) -> Namespace | None:
+        """The namespace on whose tenant's account memory is that has no name yet, for a client that registered
+        `namespace` last. Raises Forbidden when it would be another tenant's.
+        """
+        if namespace is not None or client is None or client.tenant == DEFAULT_TENANT:
+            return namespace
+        for number, one in self._registered.items():
+            if self._rows[number].tenant == client.tenant:
+                return one
+        raise Forbidden("memory is on the account of a tenant even before it has a name: register a namespace first")
+
+    def register(
+        self, client: Client | None, digest: bytes, tenant: str, ttl_s: float | None, policy: int = 0
+    ) -> Namespace:
         """The namespace of a digest (16 bytes), which for a client with a key is seeded with its tenant's secret.
 
         Raises Forbidden (it names another tenant, or no grant covers it), NamespaceTableFull, BadMessage.
@@ -109,9 +122,12 @@ class Tenancy:
             tenant = _tenant_of(client, tenant)
             digest = self._seed(tenant, digest) if self._seed else digest
             ttl_s = self._checked(client, digest, ttl_s)
+            policy = policy if level_for(client.grants, digest) >= Level.WRITE else 0
+        if not 0 <= policy < 1 << len(POLICIES):
+            raise BadMessage(f"{policy} is no set of rules for a namespace that this daemon knows")
         if len(tenant.encode()) > TENANT_BYTES_MAX:
             raise BadMessage(f"a tenant's name has at most {TENANT_BYTES_MAX} bytes")
-        namespace = self._pool._register_namespace(digest, tenant, ttl_s)
+        namespace = self._pool._register_namespace(digest, tenant, ttl_s, policy)
         self._look()
         if client is not None and self._rows[namespace.id].tenant != tenant:
             raise Forbidden("that namespace is not this client's")  # Registered here between our two looks.
@@ -177,6 +193,7 @@ class Tenancy:
         told = {name: figures[name] for name in _PUBLIC}
         told["segments"] = [{name: row[name] for name in _PUBLIC_OF_SEGMENTS} for row in figures["segments"]]
         told["namespaces"] = own
+        told["tenants"] = [row for row in figures["tenants"] if row["name"] == client.tenant]
         told["chunk_bytes"] = sum(row["bytes"] for row in own)
         told["chunks"] = {"slots": figures["chunks"]["slots"], "sealed": sum(row["chunks"] for row in own)}
         return told
