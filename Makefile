@@ -3,9 +3,13 @@
 # Everything goes into .venv and build/ of the checkout, nothing elsewhere; the only network used is the package
 # index. Set PYTHON to choose the interpreter, TORCH_INDEX to take torch from another index, for example
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#
+# What is installed is locked by version and hash (requirements/). Where an index does not have those very files,
+# `make setup LOCKED=` takes what pyproject.toml allows instead.
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+LOCKED ?= yes
 MINUTES ?= 10
 SEED ?= $(shell date +%s)
 
@@ -22,27 +26,39 @@ CPP_SOURCES := $(CORE_SOURCES) $(wildcard tests/native/*.cpp tests/native/*.h te
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml | sort -u)
 CORE_REQUIREMENTS := $(shell sed -n 's/^dependencies = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
 ENGINES_REQUIREMENTS := $(shell sed -n '/^engines = \[/,/^\]/s/^ *\("[^"]*"\),*/\1/p' pyproject.toml)
+LOCK_FILES := requirements/lock.txt requirements/torch.txt
 NANOBIND := $(shell sed -n 's/^requires = .*"\(nanobind[^"]*\)".*/\1/p' pyproject.toml)
 SCIKIT_BUILD := $(shell sed -n 's/^requires = .*"\(scikit-build-core[^"]*\)".*/\1/p' pyproject.toml)
+BUILD_TOOLS := 'pip>=24.1' '$(SCIKIT_BUILD)' '$(NANOBIND)' 'cmake>=3.20,<5' 'ninja>=1.11,<2'
 
 export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
 .PHONY: help setup engines demo demo-vllm test bench report bench-vllm bench-sources bench-lmcache hit-rates \
-  stress fuzz instructions lint format clean
+  stress fuzz instructions lock vulnerabilities lint format clean
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP)  ## Make .venv with everything that the demo and the tests need, and build the core.
 
 # The stamp carries what an installation depends on: quick when nothing of it changed.
-$(STAMP): pyproject.toml CMakeLists.txt $(CORE_SOURCES)
+$(STAMP): pyproject.toml CMakeLists.txt $(CORE_SOURCES) $(LOCK_FILES)
 	@echo '==> Looking for what the build needs'
 	@sh scripts/preflight.sh
 	@test -x $(VENV_PYTHON) || { echo '==> Making .venv'; $(PYTHON) -m venv .venv; }
+ifneq ($(strip $(LOCKED)),)
+	@echo '==> Installing what requirements/lock.txt names, file by file'
+	@$(PIP) install --quiet --no-deps --require-hashes --requirement requirements/lock.txt || \
+	  { echo '    make setup LOCKED= installs what pyproject.toml allows, without versions and hashes'; exit 1; }
+	@echo '==> Installing $(TORCH)'
+	@$(PIP) install $(if $(strip $(TORCH_INDEX)),--index-url '$(TORCH_INDEX)') --constraint requirements/torch.txt '$(TORCH)'
+	@echo '==> Building the native core (minutes, the first time)'
+	@$(PIP) install --no-build-isolation --no-deps --config-settings=build-dir=build/editable \
+	  --config-settings=cmake.define.MARU_TEST_BUILD=ON --editable .
+else
 	@echo '==> Installing the build tools'
-	@$(PIP) install --quiet 'pip>=24.1' '$(SCIKIT_BUILD)' '$(NANOBIND)' 'cmake>=3.20,<5' 'ninja>=1.11,<2'
+	@$(PIP) install --quiet $(BUILD_TOOLS)
 ifneq ($(strip $(TORCH_INDEX)),)
 	@echo '==> Installing $(TORCH) from the index that TORCH_INDEX names'
 	@$(PIP) install --index-url '$(TORCH_INDEX)' '$(TORCH)'
@@ -50,6 +66,7 @@ endif
 	@echo '==> Installing the packages and building the native core (minutes, the first time)'
 	@$(PIP) install --no-build-isolation --config-settings=build-dir=build/editable \
 	  --config-settings=cmake.define.MARU_TEST_BUILD=ON --editable '.[demo,test]'
+endif
 	@cp build/editable/_native.pyi src/maru/_native.pyi  # mypy and editors look beside the sources.
 	@touch $(STAMP)
 
@@ -65,14 +82,16 @@ engines: $(ENGINES_STAMP)  ## Make .venv-engines with vLLM and LMCache, for the 
 $(ENGINES_STAMP): pyproject.toml CMakeLists.txt $(CORE_SOURCES)
 	@test -x $(ENGINES_PYTHON) || { echo '==> Making .venv-engines'; $(PYTHON) -m venv .venv-engines; }
 	@echo '==> Installing vLLM and LMCache (some GB)'
-	@$(ENGINES_PIP) install --quiet 'pip>=24.1' '$(SCIKIT_BUILD)' '$(NANOBIND)' 'cmake>=3.20,<5' 'ninja>=1.11,<2'
+	@$(ENGINES_PIP) install --quiet $(BUILD_TOOLS)
 	@PIP='$(ENGINES_PIP)' REQUIREMENTS='$(CORE_REQUIREMENTS) $(ENGINES_REQUIREMENTS)' sh scripts/install_engines.sh
 	@$(ENGINES_PIP) install --no-build-isolation --no-deps --config-settings=build-dir=build/engines \
 	  --config-settings=cmake.define.MARU_TEST_BUILD=ON --editable .
 	@$(ENGINES_PIP) uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
 	@touch $(ENGINES_STAMP)
 
-test: lint engines  ## Lint, then run every test.
+test: lint engines  ## Lint, ask for known vulnerabilities, then run every test.
+	@echo '==> pip-audit'
+	@$(VENV_PYTHON) scripts/vulnerabilities.py
 	@echo '==> Looking for programs that tests run against'
 	@sh scripts/install_test_programs.sh
 	@echo '==> pytest'
@@ -109,6 +128,13 @@ fuzz: setup  ## Change bytes of a pool under living processes, for MINUTES (defa
 
 instructions: setup  ## Count the instructions of the hot calls and write the baseline that the tests compare with.
 	@$(VENV_PYTHON) tests/native/counting.py --write
+
+lock: setup  ## Write anew what make setup installs (requirements/); UPGRADE=yes takes the newest versions.
+	@$(PIP) install --quiet 'uv>=0.9,<1'
+	@$(VENV_PYTHON) scripts/lock.py $(if $(UPGRADE),--upgrade) $(BUILD_TOOLS)
+
+vulnerabilities: setup  ## Ask whether what is locked has known vulnerabilities.
+	@$(VENV_PYTHON) scripts/vulnerabilities.py
 
 lint: setup  ## Check style, types and floors.
 	@echo '==> ruff'
