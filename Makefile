@@ -79,11 +79,12 @@ demo-vllm: engines  ## Watch the same on vLLM's own API servers.
 # A second environment: vLLM and LMCache pin half of PyPI, and bring packages that do not load beside a CPU's torch.
 engines: $(ENGINES_STAMP)  ## Make .venv-engines with vLLM and LMCache, for the tests and measurements with real engines.
 
-$(ENGINES_STAMP): pyproject.toml CMakeLists.txt $(CORE_SOURCES)
+$(ENGINES_STAMP): pyproject.toml CMakeLists.txt $(CORE_SOURCES) requirements/engines.txt
 	@test -x $(ENGINES_PYTHON) || { echo '==> Making .venv-engines'; $(PYTHON) -m venv .venv-engines; }
 	@echo '==> Installing vLLM and LMCache (some GB)'
 	@$(ENGINES_PIP) install --quiet $(BUILD_TOOLS)
-	@PIP='$(ENGINES_PIP)' REQUIREMENTS='$(CORE_REQUIREMENTS) $(ENGINES_REQUIREMENTS)' sh scripts/install_engines.sh
+	@PIP='$(ENGINES_PIP)' CONSTRAINTS='$(if $(strip $(LOCKED)),requirements/engines.txt)' \
+	  REQUIREMENTS='$(CORE_REQUIREMENTS) $(ENGINES_REQUIREMENTS)' sh scripts/install_engines.sh
 	@$(ENGINES_PIP) install --no-build-isolation --no-deps --config-settings=build-dir=build/engines \
 	  --config-settings=cmake.define.MARU_TEST_BUILD=ON --editable .
 	@$(ENGINES_PIP) uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
@@ -129,7 +130,7 @@ fuzz: setup  ## Change bytes of a pool under living processes, for MINUTES (defa
 instructions: setup  ## Count the instructions of the hot calls and write the baseline that the tests compare with.
 	@$(VENV_PYTHON) tests/native/counting.py --write
 
-lock: setup  ## Write anew what make setup installs (requirements/); UPGRADE=yes takes the newest versions.
+lock: setup  ## Write anew what setup and engines install (requirements/); UPGRADE=yes takes the newest versions.
 	@$(PIP) install --quiet 'uv>=0.9,<1'
 	@$(VENV_PYTHON) scripts/lock.py $(if $(UPGRADE),--upgrade) $(BUILD_TOOLS)
 

@@ -6,6 +6,7 @@
 #
 #   PIP           the command, e.g. ".venv-engines/bin/python -m pip"
 #   REQUIREMENTS  what to install, one quoted requirement after the other
+#   CONSTRAINTS   a file of versions to take (requirements/engines.txt), if set
 #   TORCH_INDEX   one more index, if set
 set -eu
 
@@ -14,7 +15,7 @@ LOG=build/engines-install.log
 mkdir -p build
 
 install() {
-    eval "$PIP install --quiet $*" >"$LOG" 2>&1
+    eval "$PIP install --quiet ${CONSTRAINTS:+--constraint $CONSTRAINTS} $*" >"$LOG" 2>&1
 }
 
 if install "${TORCH_INDEX:+--extra-index-url $TORCH_INDEX}" "$REQUIREMENTS"; then

@@ -77,6 +77,16 @@ def test_what_setup_installs_is_locked_to_a_version_that_fits(requirement: Requi
     assert [requirement.specifier.contains(version) for version in found] == [True], "make lock writes the lock anew"
 
 
+def test_what_the_engines_environment_asks_for_is_in_its_constraints() -> None:
+    versions = {
+        name: Version(version) for name, _, version in (text.partition("==") for text in entries("engines.txt"))
+    }
+    wanted = [Requirement(text) for text in PROJECT["project"]["optional-dependencies"]["engines"]]
+    fits = {one.name: one.specifier.contains(versions[canonicalize_name(one.name)]) for one in wanted}
+    assert [name for name, does_fit in fits.items() if not does_fit] == [], "make lock writes the constraints anew"
+    assert [str(version) for version in versions.values() if version.local] == []
+
+
 def test_every_locked_package_but_torchs_has_the_hashes_of_its_files() -> None:
     assert [text for text in entries("lock.txt") if not re.search(r"--hash=sha256:[0-9a-f]{64}$", text)] == []
     assert not re.search(r"^(torch|triton|nvidia-[\w-]+)==", (REQUIREMENTS / "lock.txt").read_text(), re.M)
