@@ -4,8 +4,8 @@
 # index. Set PYTHON to choose the interpreter, TORCH_INDEX to take torch from another index, for example
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #
-# What is installed is locked by version and hash (requirements/). Where an index does not have those very files,
-# `make setup LOCKED=` takes what pyproject.toml allows instead.
+# What is installed is locked by version and hash (requirements/). Where an index does not have those very files, what
+# pyproject.toml allows is taken instead, said aloud; `make setup LOCKED=` does so from the start.
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -49,10 +49,8 @@ $(STAMP): pyproject.toml CMakeLists.txt $(CORE_SOURCES) $(LOCK_FILES)
 	@test -x $(VENV_PYTHON) || { echo '==> Making .venv'; $(PYTHON) -m venv .venv; }
 ifneq ($(strip $(LOCKED)),)
 	@echo '==> Installing what requirements/lock.txt names, file by file'
-	@$(PIP) install --quiet --no-deps --require-hashes --requirement requirements/lock.txt || \
-	  { echo '    make setup LOCKED= installs what pyproject.toml allows, without versions and hashes'; exit 1; }
-	@echo '==> Installing $(TORCH)'
-	@$(PIP) install $(if $(strip $(TORCH_INDEX)),--index-url '$(TORCH_INDEX)') --constraint requirements/torch.txt '$(TORCH)'
+	@PIP='$(PIP)' TORCH='$(TORCH)' sh scripts/install_locked.sh || \
+	  { test $$? -ne 2 && $(MAKE) --no-print-directory setup LOCKED=; }
 	@echo '==> Building the native core (minutes, the first time)'
 	@$(PIP) install --no-build-isolation --no-deps --config-settings=build-dir=build/editable \
 	  --config-settings=cmake.define.MARU_TEST_BUILD=ON --editable .

@@ -6,7 +6,7 @@
 #
 #   PIP           the command, e.g. ".venv-engines/bin/python -m pip"
 #   REQUIREMENTS  what to install, one quoted requirement after the other
-#   CONSTRAINTS   a file of versions to take (requirements/engines.txt), if set
+#   CONSTRAINTS   a file of versions to take (requirements/engines.txt) where the index has them, if set
 #   TORCH_INDEX   one more index, if set
 set -eu
 
@@ -15,7 +15,10 @@ LOG=build/engines-install.log
 mkdir -p build
 
 install() {
-    eval "$PIP install --quiet ${CONSTRAINTS:+--constraint $CONSTRAINTS} $*" >"$LOG" 2>&1
+    if [ -n "${CONSTRAINTS:-}" ] && eval "$PIP install --quiet --constraint $CONSTRAINTS $*" >"$LOG" 2>&1; then
+        return 0
+    fi
+    eval "$PIP install --quiet $*" >"$LOG" 2>&1
 }
 
 if install "${TORCH_INDEX:+--extra-index-url $TORCH_INDEX}" "$REQUIREMENTS"; then
