@@ -31,6 +31,10 @@ def read_source(source: str, deadline_s: float = COMMAND_DEADLINE_S) -> tuple[by
     program that fails, says too much, or takes longer than `deadline_s`).
     """
     kind, _, place = source.partition(":")
+    if "\0" in source:  # No file, variable or argument has one in its name: what opens them would raise ValueError.
+        raise BadCredential(
+            "a source of keys has a NUL in it; write file:PATH, env:NAME or command:PROGRAM ARGUMENT..."
+        )
     if kind == "file" and place:
         content = read_private_file(Path(place))
     elif kind == "env" and place:
