@@ -179,7 +179,7 @@ void look_for_colder_slab(Pool& pool, uint64_t units, uint32_t tenant) {
   const uint64_t slab = evictor.slab_hand++ % pool.geometry.slab_count;
   const uint64_t word = pool.slabs[slab].word.load(std::memory_order_relaxed), held = slab_chunk_units(word);
   if (slab_state(word) != SlabState::kActive || held == units || held == 0) return;
-  if (look_at_slab(pool, slab, held, kSlabSample, tenant).age >
+  if (look_at_slab(pool, slab, held, kSlabSample, tenant, true).age >
       coldest_age(pool, units, tenant) + kEpochsPerPool / 2)
     begin_recut(pool, slab, units, tenant);
 }
@@ -187,13 +187,15 @@ void look_for_colder_slab(Pool& pool, uint64_t units, uint32_t tenant) {
 // Try slabs of other sizes, the coldest first: by what it holds on the average, for two sizes that both are
 // new would take each other's only slab in turn if the one that holds least went first. What nobody asked for
 // in a whole pool's worth of references is equally cold; of these the one with the fewest chunks goes, since
-// all of them have to be evicted while somebody waits.
-uint64_t take_by_recutting(Pool& pool, const Wanted& wanted) {
+// all of them have to be evicted while somebody waits. Without `own_too` slabs with anything of the tenant's
+// own are left alone.
+uint64_t take_by_recutting(Pool& pool, const Wanted& wanted, bool own_too) {
   std::vector<std::tuple<uint64_t, uint64_t, uint64_t>> order;  // (warmth, chunks in it, slab)
   for (uint64_t slab = 0; slab < pool.geometry.slab_count; slab++) {
     const uint64_t word = pool.slabs[slab].word.load(std::memory_order_relaxed);
     if (slab_state(word) != SlabState::kActive || slab_chunk_units(word) == wanted.units) continue;
-    const SlabContent content = look_at_slab(pool, slab, slab_chunk_units(word), kQuickSample, wanted.tenant);
+    const SlabContent content =
+        look_at_slab(pool, slab, slab_chunk_units(word), kQuickSample, wanted.tenant, own_too);
     if (content.may_go)
       order.emplace_back(kEpochsPerPool - std::min(content.age, kEpochsPerPool), content.load, slab);
   }
@@ -201,7 +203,7 @@ uint64_t take_by_recutting(Pool& pool, const Wanted& wanted) {
   for (const auto& [warmth, load, slab] : order) {
     // A closer look at this one: a pinned chunk that shows only in the middle costs all that went before it.
     const uint64_t held = slab_chunk_units(pool.slabs[slab].word.load(std::memory_order_relaxed));
-    if (!look_at_slab(pool, slab, held, kSlabSample, wanted.tenant).may_go) continue;
+    if (!look_at_slab(pool, slab, held, kSlabSample, wanted.tenant, own_too).may_go) continue;
     const uint64_t unit = recut_at_once(pool, slab, wanted.units, wanted.device, wanted.tenant);
     if (unit != kNoUnit) return unit;
   }
@@ -228,7 +230,10 @@ uint64_t find_extent(Pool& pool, const Wanted& wanted) {
     unit = go_on_recutting(pool, units, device, tenant);
     look_for_colder_slab(pool, units, tenant);
   }
-  if (unit == kNoUnit) unit = evict_for(pool, units, device, parent, tenant);
+  // Whoever is within its share takes what others have borrowed, in slabs of whatever size, before it gives
+  // anything of its own.
+  const bool others_first = is_within_share(pool, tenant);
+  if (unit == kNoUnit) unit = evict_for(pool, units, device, parent, tenant, others_first);
   if (unit == kGateClosed) {
     pool.count(Counter::kGateRefused);
     return kNoUnit;
@@ -237,10 +242,14 @@ uint64_t find_extent(Pool& pool, const Wanted& wanted) {
     unit = end_recut(pool, units, device, tenant);
     if (unit == kNoUnit) unit = take_free(pool, wanted, false);
   }
-  if (unit == kNoUnit) unit = take_by_recutting(pool, wanted);
+  if (unit == kNoUnit) unit = take_by_recutting(pool, wanted, !others_first);
+  if (unit == kNoUnit && others_first) {
+    unit = evict_for(pool, units, device, parent, tenant, false);
+    if (unit == kNoUnit) unit = take_by_recutting(pool, wanted, true);
+  }
   if (unit == kNoUnit && clean_dead_processes(pool) > 0) {
     unit = take_free(pool, wanted, false);
-    if (unit == kNoUnit) unit = evict_for(pool, units, device, parent, tenant);
+    if (unit == kNoUnit) unit = evict_for(pool, units, device, parent, tenant, false);
   }
   return unit == kGateClosed ? kNoUnit : unit;
 }

@@ -92,8 +92,9 @@ struct Search {
   uint32_t tenant;  // Whose it is.
   bool own_only;
   bool by_share;
-  bool own_too = false;     // First others make way for whoever is below its share.
-  bool leaves_only = true;  // First; when a whole turn saw none that is unpinned, any other chunk will do.
+  bool others_only = false;  // Nothing of its own goes, not even if others have nothing.
+  bool own_too = false;      // First others make way for whoever is below its share.
+  bool leaves_only = true;   // First; when a whole turn saw none that is unpinned, any other chunk will do.
   std::vector<uint64_t> ancestors{};
 
   Search(const Pool& pool, uint64_t wanted_units, uint64_t of_parent, uint32_t of_tenant, bool only_own)
@@ -287,7 +288,11 @@ uint64_t evict_one(Pool& pool, Search& search, bool device) {
     // A size that is new has nothing to evict: the hand need not go round to find that out.
     if (list.count == 0 && units != 0 && !has_slab(pool, units)) return kNoUnit;
     if (!move_hand(pool, search, list)) {  // All are pinned, kept, or what the new chunk continues.
-      if (search.by_share && !std::exchange(search.own_too, true)) continue;
+      if (search.by_share && !search.own_too) {
+        if (search.others_only) return kNoUnit;
+        search.own_too = true;
+        continue;
+      }
       if (pool.geometry.slot_count >= kLongIndexSlots)
         list.barren_until_ns = now_ns() + kBarrenNsPerSlot * pool.geometry.slot_count;
       return kNoUnit;
@@ -323,8 +328,10 @@ uint64_t evict_one(Pool& pool, Search& search, bool device) {
 
 }  // namespace
 
-uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t parent, uint32_t tenant) {
+uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t parent, uint32_t tenant,
+                   bool others_only) {
   Search search(pool, units, parent, tenant, false);
+  search.others_only = others_only;
   return evict_one(pool, search, device);
 }
 
@@ -348,7 +355,8 @@ uint32_t leaving_rank(Pool& pool, uint64_t i) {
   return rank(pool, i, pool.hot[i].word.load(std::memory_order_relaxed));
 }
 
-SlabContent look_at_slab(Pool& pool, uint64_t slab, uint64_t chunk_units, uint64_t sample, uint32_t tenant) {
+SlabContent look_at_slab(Pool& pool, uint64_t slab, uint64_t chunk_units, uint64_t sample, uint32_t tenant,
+                         bool own_too) {
   SlabContent out;
   if (chunk_units == 0 || chunk_units > pool.geometry.units_per_slab) return out;
   const uint64_t count = pool.geometry.units_per_slab / chunk_units;
@@ -368,7 +376,7 @@ SlabContent look_at_slab(Pool& pool, uint64_t slab, uint64_t chunk_units, uint64
                                [&](auto& t) { return t.first == owner_tenant(owner) || t.second == 0; });
       if (one == takes.end()) return out;
       *one = {owner_tenant(owner), one->second + step * chunk_units * pool.geometry.unit_bytes};
-      if (!may_make_way(pool, one->first, tenant, one->second, true)) return out;
+      if (!may_make_way(pool, one->first, tenant, one->second, own_too)) return out;
     }
     ages += rank(pool, i, word);
     occupied++;

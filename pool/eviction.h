@@ -69,9 +69,10 @@ inline constexpr uint64_t kGateClosed = UINT64_MAX - 1;
 
 // Evict one chunk of `units` units for `tenant`, but nothing that a chunk of this parent word would continue,
 // and of others only what shares.h lets go; its extent is then owned by this process, on that tenant's
-// account. kNoUnit: every other chunk of that size is pinned, or there is none.
-// kGateClosed: what would have to go is wanted sooner than what comes in (reuse.h).
-uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t parent, uint32_t tenant);
+// account. `others_only`: nothing of `tenant`'s own either. kNoUnit: every other chunk of that size is
+// pinned, or there is none. kGateClosed: what would have to go is wanted sooner than what comes in (reuse.h).
+uint64_t evict_for(Pool& pool, uint64_t units, bool device, uint64_t parent, uint32_t tenant,
+                   bool others_only);
 
 // Free the coldest chunk of a tenant's own, of any size. False: there is none that could go.
 bool evict_own(Pool& pool, uint32_t tenant, uint64_t parent);
@@ -86,13 +87,15 @@ uint32_t leaving_rank(Pool& pool, uint64_t slot);
 // Ages are in epochs, kAgeStale for what does not count any more.
 inline constexpr uint32_t kAgeStale = 8192;
 
-// What a sample of a slab's chunks says of it.
+// What a sample of a slab's chunks says of it to `tenant`, which may give chunks of its own with `own_too`
+// even if it is within its share.
 struct SlabContent {
   bool may_go = false;  // Nothing that was looked at is pinned, private to a process, half done or protected.
   uint64_t load = 0;    // About so many of its chunks hold something.
   uint32_t age = 0;     // Of an average chunk that does; kAgeStale if none does. 0 when the slab may not go.
 };
-SlabContent look_at_slab(Pool& pool, uint64_t slab, uint64_t chunk_units, uint64_t sample, uint32_t tenant);
+SlabContent look_at_slab(Pool& pool, uint64_t slab, uint64_t chunk_units, uint64_t sample, uint32_t tenant,
+                         bool own_too);
 
 // Of the coldest candidate of a chunk size: for deciding whether a slab should change its chunk size.
 uint32_t coldest_age(Pool& pool, uint64_t units, uint32_t tenant);

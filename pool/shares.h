@@ -49,6 +49,13 @@ inline bool shares_count(const Pool& pool) {
   return pool.super->promised_bytes.load(std::memory_order_relaxed) != 0;
 }
 
+// Is what is on this account, with all that was put on it for what comes in, within what was promised?
+inline bool is_within_share(const Pool& pool, uint32_t tenant) {
+  if (!shares_count(pool) || tenant >= pool.geometry.tenant_limit) return false;
+  const TenantRow& row = pool.tenants[tenant];
+  return row.used_bytes.load(std::memory_order_relaxed) <= row.share_bytes.load(std::memory_order_relaxed);
+}
+
 // May `bytes` of tenant `from` make way for what tenant `incoming` brings, whose account has it already? A
 // look; take_off decides. `own_too`: `incoming` found nothing else, so its own goes although it is below its
 // share.

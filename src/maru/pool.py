@@ -248,8 +248,11 @@ class Pool(core.PoolCore):
         `policy`: how its content is to be handled (POLICIES); what one caller asks for counts for all, and stays.
         Where the pool's URL gives the secret of the identity's tenant, the digest is seeded with it, as the daemon does
         for that tenant's clients. Raises NamespaceTableFull, PoolBusy, NotAttached, ValueError for a policy that there
-        is none of.
+        is none of, or a tenant's name of more than TENANT_BYTES_MAX bytes.
         """
+        if len(identity.tenant.encode("utf-8", "surrogatepass")) > TENANT_BYTES_MAX:
+            # Cut off in the pool's table, two tenants would be one: one account, one view, one key for what lies below.
+            raise ValueError(f"a tenant's name has at most {TENANT_BYTES_MAX} bytes; {identity.tenant[:80]!r} has more")
         digest = core.blake3(identity.encode(), 16)
         secret = self._secret_of(identity.tenant)
         if secret is not None:

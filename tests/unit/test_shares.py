@@ -129,6 +129,29 @@ def test_who_is_below_its_share_gives_nothing_of_its_own_while_others_have_borro
     assert used(pool, "cold") == 30
 
 
+@pytest.mark.parametrize("borrowed", [100, 4 * SIZE], ids=["small", "large"])
+def test_who_is_below_its_share_takes_room_that_was_borrowed_for_another_chunk_size(
+    pool: maru.Pool, borrowed: int
+) -> None:
+    pool.set_share("late", 40 * SIZE)
+    store(pool, "early", *range(400), size=borrowed)
+    for n in range(40):
+        assert store(pool, "late", n) == [Outcome.STORED]
+        assert used(pool, "late") == n + 1, "something of its own made way"
+    assert all(pool.exists(key_of(n, "late")) for n in range(40))
+    assert pool.check() == []
+
+
+def test_who_has_borrowed_nothing_and_finds_no_lender_makes_way_for_itself(pool: maru.Pool) -> None:
+    pool.set_share("a", 32 * SIZE)
+    pool.set_share("b", 32 * SIZE)
+    store(pool, "a", *range(32))
+    store(pool, "b", *range(31), size=SIZE)
+    assert store(pool, "b", *range(100, 140), size=2 * SIZE) == [Outcome.STORED] * 40
+    assert used(pool, "a") == 32
+    assert pool.check() == []
+
+
 def test_a_slab_of_another_size_is_not_emptied_of_what_was_promised(pool: maru.Pool) -> None:
     pool.set_share("owner", CHUNKS * SIZE)
     store(pool, "owner", *range(CHUNKS))
@@ -266,6 +289,14 @@ def test_what_one_instance_asks_for_counts_for_all(pool: maru.Pool) -> None:
     namespace(pool, "a")
     row = next(row for row in pool.stats()["namespaces"] if row["tenant"] == "a")
     assert row["policy"] == ["zeroed", "memory-only"]
+
+
+def test_a_tenants_name_that_would_be_cut_off_is_refused(pool: maru.Pool) -> None:
+    namespace(pool, "t" * 63)
+    with pytest.raises(ValueError, match="at most 63 bytes"):
+        namespace(pool, "t" * 64)
+    with pytest.raises(ValueError, match="at most 63 bytes"):
+        namespace(pool, "\u043a" * 32)
 
 
 def test_a_policy_that_there_is_none_of_is_refused(pool: maru.Pool) -> None:
