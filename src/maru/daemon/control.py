@@ -26,7 +26,7 @@ from maru.credentials import Client, Level
 from maru.daemon.checksums import Checksums
 from maru.daemon.parts import KEY_BYTES, fitting, keys_of, one_key_of, parent_of, plain_extents, ttl_of
 from maru.daemon.pool_memory import PoolMemory
-from maru.daemon.sessions import Hold, Lease, Limits, Session
+from maru.daemon.sessions import Hold, Lease, Limits, Session, refuse_one_more
 from maru.daemon.tenancy import Seed, Tenancy
 from maru.errors import BadMessage, Forbidden, LeaseEnded, MaruError, PoolBusy, VersionSkew
 from maru.native import core
@@ -129,8 +129,8 @@ class Control:
         return session, self._welcome(session, hello)
 
     def _new_session(self, client: Client | None, hello: wire.Hello) -> Session:
-        if len(self.sessions) >= self.limits.sessions:
-            raise PoolBusy(f"this daemon has its {self.limits.sessions} clients already")
+        limits = self.limits
+        refuse_one_more(self.sessions.values(), client, limits.sessions, limits.tenant_share, "clients")
         name = "".join(char if char.isprintable() else "?" for char in hello.name)[:47] or "client"
         held = self.limits.lease_s + self.limits.guard_s
         pool: core.PoolCore = self.pool
@@ -211,8 +211,8 @@ class Control:
         session.heard_s = self._clock()
         if not 0 <= request.timeout_s <= 600:
             raise BadMessage("a watch lasts 0 to 600 seconds")
-        if len(self._watches) >= self.limits.watches:
-            raise PoolBusy(f"{self.limits.watches} watches are waiting already")
+        whose, limits = [one.session for one in self._watches], self.limits
+        refuse_one_more(whose, session.client, limits.watches, limits.tenant_share, "watches")
         until_s = self._clock() + request.timeout_s
         self._watches.append(_Watch(session, peer, request.number, one_key_of(body), until_s))
 

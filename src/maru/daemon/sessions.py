@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from maru import wire
 from maru.credentials import Client
 from maru.daemon.coverage import Coverage
+from maru.errors import PoolBusy
 from maru.native import core
 from maru.pool import Namespace
 
@@ -44,6 +46,8 @@ class Limits:
     """Of each session's remembered bodies: more than what all its connections have under way."""
     watches: int = 4096
     """Of all sessions together."""
+    tenant_share: float = 0.75
+    """Of the sessions, and of the watches, that the clients of one tenant may take: others get in, whatever it does."""
     namespaces_share: float = 0.25
     """Of the pool's table of namespaces, that the clients of one tenant may fill."""
 
@@ -210,3 +214,17 @@ def _memory_of(answer: wire.Answer, body: bytes) -> int:
     """About how many bytes an answer takes that is remembered: numbers of 62 bits are objects of their own."""
     numbers = len(answer.holds) + len(answer.outcomes) if isinstance(answer, wire.Reserved) else 0
     return 200 + len(body) + 48 * numbers
+
+
+def refuse_one_more(those: Collection[Session], client: Client | None, limit: int, share: float, what: str) -> None:
+    """Raises PoolBusy when there are `limit` of them, or, for a client with a key, when so many are its tenant's that
+    only that part of the limit is left which is for others. `those`: whose each one is.
+    """
+    if len(those) >= limit:
+        raise PoolBusy(f"this daemon has its {limit} {what} already")
+    own_max = int(share * limit)
+    if client is None or len(those) < own_max:
+        return
+    own = sum(one.client is not None and one.client.tenant == client.tenant for one in those)
+    if own >= own_max:
+        raise PoolBusy(f"this daemon has {own} {what} of this tenant already, and keeps what is left for others")
