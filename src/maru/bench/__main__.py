@@ -36,6 +36,12 @@ def main() -> None:
 
         lossy_answers(sys.argv[2:])
         return
+    if sys.argv[1:2] == ["tenants"]:
+        from maru.bench.tenants.run import main as tenants
+
+        signal.signal(signal.SIGTERM, _end)
+        tenants(sys.argv[2:])
+        return
     if sys.argv[1:2] == ["sources"]:
         from maru.bench.engines.hit_sources import main as hit_sources
 
@@ -59,7 +65,8 @@ def main() -> None:
         description="Measure the pool on this machine.",
         epilog="`python -m maru.bench rivals` measures it beside what one would use instead, `… vllm` hits through our "
         "own connector, `… sources` by where they come from, `… lmcache` vLLM with LMCache, `… lmcache-copies` what "
-        "LMCache copies into stores and out, `… lossy` what codecs do to a model's answers.",
+        "LMCache copies into stores and out, `… lossy` what codecs do to a model's answers, `… tenants` how far "
+        "tenants are apart and what that costs.",
     )
     parser.add_argument("--json", type=Path, default=DEFAULT_JSON, metavar="PATH", help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a few seconds, for a first look; figures are rough")
