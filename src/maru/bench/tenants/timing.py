@@ -40,7 +40,10 @@ _ABSENT = "absent"
 
 
 def timing(samples: int, progress: Progress) -> dict[str, Any]:
-    """`samples` of each kind, by lookup, by pin, and by a find that names its key again and again. Raises RuntimeError when an answer is wrong."""
+    """`samples` of each kind, by lookup, by pin, and by a find that names its key again and again.
+
+    Raises RuntimeError when an answer is wrong.
+    """
     from maru.client.remote import RemotePool
     from maru.credentials import generate_client, generate_server
 
