@@ -117,7 +117,7 @@ def test_another_chunk_of_the_same_tenant_is_a_miss_too(
     assert read_anew(story, tier, RED, one) == expected
 
 
-def test_a_tenant_reads_anothers_object_with_no_name_and_no_key_of_its_own(story: Story, master: Path) -> None:
+def test_another_tenants_objects_moved_to_where_ones_own_lie_are_misses(story: Story, master: Path) -> None:
     """Blue knows red's keys, and moves red's objects, marker and all, to where its own would be."""
     tier = sealed_tier(story, master)
     pool = story.handle(tier)
