@@ -136,8 +136,9 @@ void clean_locks(Pool& pool, uint32_t process) {
 
 }  // namespace
 
+void ask_for_recount(Pool& pool) { pool.super->recounts_left.store(kRecountsMax); }
+
 void clean_process(Pool& pool, uint32_t process) {
-  pool.super->recounts_left.store(kRecountsMax);  // It may have died between a word and its account.
   MARU_POINT("clean.begin");
   // Pins first: a slot that only the dead one pinned can then be freed. A memset on atomics nobody else
   // writes.
@@ -170,6 +171,7 @@ uint32_t clean_dead_processes(Pool& pool) {
     const Descriptor lock = pool.lock_file->try_lock(kLockByteProcess + p);
     if (!lock || pool.processes[p].attached.load() == 0) continue;
     if (lease_runs(pool, p) && !MARU_MUTANT("lease_not_asked")) continue;
+    ask_for_recount(pool);
     clean_process(pool, p);
     pool.count(Counter::kReaped);
     cleaned++;

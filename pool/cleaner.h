@@ -16,6 +16,9 @@ namespace maru {
 // Clean up after process number `process`. The caller holds its byte lock.
 void clean_process(Pool& pool, uint32_t process);
 
+// Somebody died, maybe between a word and its account: the next sweeps count accounts anew.
+void ask_for_recount(Pool& pool);
+
 // Clean up after everyone who died; returns how many.
 uint32_t clean_dead_processes(Pool& pool);
 

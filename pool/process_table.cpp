@@ -59,6 +59,7 @@ void claim_process(Pool& pool, const std::string& name) {
     if (row.attached.load() != 0) {
       // The last owner died: holding its byte lock gives the right, and being about to use its number the
       // reason.
+      ask_for_recount(pool);
       clean_process(pool, p);
       pool.count(Counter::kReaped);
     }

@@ -26,13 +26,21 @@ int64_t above_share(const TenantRow& row) {
          static_cast<int64_t>(row.share_bytes.load(std::memory_order_relaxed));
 }
 
+// Rows are filled from the first on, and never emptied.
+uint32_t rows_in_use(const Pool& pool) {
+  uint32_t count = 1;
+  while (count < pool.geometry.tenant_limit && pool.tenants[count].word.load(std::memory_order_acquire) != 0)
+    count++;
+  return count;
+}
+
 std::string mebibytes(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
 }  // namespace
 
 std::vector<uint64_t> used_by_owners(const Pool& pool) {
   const Geometry& g = pool.geometry;
-  std::vector<uint64_t> used(g.tenant_limit, 0);
+  std::vector<uint64_t> used(rows_in_use(pool), 0);
   for (uint64_t slab = 0; slab < g.slab_count; slab++) {
     const uint64_t word = pool.slabs[slab].word.load(std::memory_order_acquire),
                    units = slab_chunk_units(word);
@@ -40,7 +48,7 @@ std::vector<uint64_t> used_by_owners(const Pool& pool) {
     for (uint64_t n = 0; n < g.units_per_slab / units; n++) {
       const uint32_t tenant =
           owner_tenant(pool.owners[slab * g.units_per_slab + n * units].load(std::memory_order_relaxed));
-      if (tenant != 0 && tenant < g.tenant_limit) used[tenant] += units * g.unit_bytes;
+      if (tenant != 0 && tenant < used.size()) used[tenant] += units * g.unit_bytes;
     }
   }
   return used;
@@ -152,14 +160,15 @@ void put_back(Pool& pool, uint32_t from, uint64_t bytes) {
 }
 
 bool recount_shares(Pool& pool) {
-  const uint32_t limit = pool.geometry.tenant_limit;
+  const uint32_t limit = rows_in_use(pool);
   std::vector<int64_t> off_before;
   for (uint32_t look = 0; look < kLooks; look++) {
     if (look > 0) sleep_ns(kBetweenLooksNs);
     std::vector<uint64_t> account(limit, 0);
     std::vector<int64_t> off(limit, 0);
     for (uint32_t t = 1; t < limit; t++) account[t] = pool.tenants[t].used_bytes.load();
-    const std::vector<uint64_t> used = used_by_owners(pool);
+    std::vector<uint64_t> used = used_by_owners(pool);
+    used.resize(limit);  // A tenant that has just come is looked at next time.
     bool is_right = true;
     for (uint32_t t = 1; t < limit; t++) {
       off[t] = static_cast<int64_t>(used[t] - account[t]);
