@@ -85,6 +85,22 @@ void bind_namespace_methods(nb::class_<Handle>& pool) {
       nb::arg("digest"), nb::sig("def _policy_of(self, digest: bytes) -> int"),
       "The flags of the namespace with this digest; 0 when there is none.");
   pool.def(
+      "_shares",
+      [](nb::handle self) {
+        const Pool& pool = nb::cast<Handle&>(self).pool();
+        nb::list out;
+        for (uint32_t number = 1; number < pool.geometry.tenant_limit; number++) {
+          const TenantRow& row = pool.tenants[number];
+          if (row.word.load(std::memory_order_acquire) == 0) break;  // Filled from the first on.
+          PyObject* name = PyUnicode_DecodeUTF8(
+              row.name, static_cast<Py_ssize_t>(strnlen(row.name, sizeof row.name)), "surrogateescape");
+          if (!name) throw nb::python_error();
+          out.append(nb::make_tuple(nb::steal(name), row.share_bytes.load()));
+        }
+        return out;
+      },
+      nb::sig("def _shares(self) -> list[tuple[str, int]]"), "(name, bytes promised to it) of each tenant.");
+  pool.def(
       "_set_share",
       [](nb::handle self, const std::string& tenant, nb::handle share, nb::handle limit, bool refuse) {
         Pool& pool = nb::cast<Handle&>(self).pool();

@@ -175,17 +175,7 @@ def test_what_lies_within_a_share_stays(
         assert (here.calm_hits(SHARE) == SHARE) is has_share
 
 
-HELD = pytest.mark.xfail(
-    strict=True,
-    reason="what is reserved and not sealed cannot be taken back, and the bound on it is by key, not by tenant: "
-    "several keys of one tenant hold all that was lent to it",
-)
-
-
-@pytest.mark.parametrize(
-    "noise",
-    [pytest.param(noise, marks=HELD if noise in (holds_drafts, holds_reservations) else ()) for noise in NOISE],
-)
+@pytest.mark.parametrize("noise", NOISE)
 def test_a_share_is_had_back_by_whoever_comes_late(
     pool_url: str, tmp_path: Path, noise: Callable[[Street], None]
 ) -> None:

@@ -481,6 +481,7 @@ class Control:
         share, sessions = self.limits.reserved_share, self._sessions_of(session)
         room = int(share * self._figures["size_bytes"]) - sum(one.reserved_bytes for one in sessions)
         slots = int(share * self._figures["chunks"]["slots"]) - sum(len(one.holds) for one in sessions)
+        room = min(room, self._tenancy.may_reserve(session.client, self.sessions.values()))
         return max(0, min(room // self._taken(size), slots, wire.HOLDS_MAX - len(session.holds)))
 
     def _taken(self, size: int) -> int:

@@ -18,11 +18,13 @@ keys, whosever they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from maru.credentials import DEFAULT_TENANT, TENANT_BYTES_MAX, Client, Level, PoolSecret, level_anywhere, level_for
+from maru.daemon.sessions import Session
 from maru.errors import BadMessage, Forbidden, NamespaceTableFull
 from maru.pool import POLICIES, Namespace, Outcome, Pool, seeded_digest
 
@@ -70,6 +72,7 @@ class Tenancy:
         """`namespaces_max`: of one tenant's, above which its clients register no new ones."""
         self._pool = pool
         self._namespaces_max = namespaces_max
+        self._size_bytes = int(pool.stats()["size_bytes"])
         self._clock = clock
         self._seed = seed
         self._registered: dict[int, Namespace] = {}
@@ -110,6 +113,23 @@ class Tenancy:
             if self._rows[number].tenant == client.tenant:
                 return one
         raise Forbidden("memory is on the account of a tenant even before it has a name: register a namespace first")
+
+    def may_reserve(self, client: Client | None, sessions: Iterable[Session]) -> int:
+        """Bytes that a client's tenant may reserve or draft besides what it has under way, in all its `sessions`.
+
+        What is not sealed cannot be evicted. So nobody has more of it than its share and what was promised to nobody,
+        less what others have beyond theirs: whoever comes late finds its whole share in what can be taken back.
+        """
+        shares = dict(self._pool._shares()) if client is not None else {}
+        if client is None or not any(shares.values()):
+            return self._size_bytes
+        held = Counter[str]()
+        for one in sessions:
+            if one.client is not None:
+                held[one.client.tenant] += one.reserved_bytes
+        own = held.pop(client.tenant, 0)
+        lent = sum(max(0, size - shares.get(tenant, 0)) for tenant, size in held.items())
+        return shares.get(client.tenant, 0) + self._size_bytes - sum(shares.values()) - lent - own
 
     def register(
         self, client: Client | None, digest: bytes, tenant: str, ttl_s: float | None, policy: int = 0
