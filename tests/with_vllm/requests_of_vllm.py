@@ -17,6 +17,7 @@ class Request:
     mm_features: list[Any] = field(default_factory=list)
     prompt_embeds: Any = None
     block_hashes: list[bytes] = field(default_factory=list)
+    kv_transfer_params: Any = None
 
     @property
     def num_tokens(self) -> int:

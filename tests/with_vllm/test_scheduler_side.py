@@ -416,3 +416,36 @@ def test_a_request_that_goes_while_it_waits_leaves_no_pin(side: Side, below: Bel
     assert side.side.matched_tokens(Request("r", TOKENS), 0) is None
     side.side.finished("r")
     assert side.pool.stats()["processes"][0]["pins"] == 0
+
+
+def marked_request(name: str, said: object) -> Request:
+    return Request(name, TOKENS, kv_transfer_params={"maru.cache": said})
+
+
+@pytest.mark.parametrize("said", ["off", "of", "", None, 0])
+def test_a_request_that_is_marked_off_is_neither_looked_up_nor_stored(side: Side, said: object) -> None:
+    side.store(TOKENS, 3)
+    request = marked_request("r", said)
+    assert side.side.matched_tokens(request, 0) == 0
+    assert side.side.pinned_requests == 0
+    side.side.allocated(request, blocks_of(list(range(1, 12))), 0)
+    assert side.side.plan(step(new={"r": (list(range(1, 12)), 0, len(TOKENS))})).saves == []
+
+
+def test_a_request_that_is_marked_read_hits_and_stores_nothing(side: Side) -> None:
+    side.store(TOKENS, 3)
+    request = marked_request("r", "read")
+    assert side.side.matched_tokens(request, 0) == 3 * CHUNK
+    side.side.allocated(request, blocks_of(list(range(1, 12))), 3 * CHUNK)
+    plan = side.side.plan(step(new={"r": (list(range(1, 12)), 3 * CHUNK, len(TOKENS) - 3 * CHUNK)}))
+    assert len(plan.loads) == 1
+    assert plan.saves == []
+
+
+@pytest.mark.parametrize("parameters", [None, {}, {"maru.cache": "on"}, {"lmcache.tag.user": "x"}, "maru.cache"])
+def test_a_request_without_a_marker_is_stored(side: Side, parameters: object) -> None:
+    request = Request("r", TOKENS, kv_transfer_params=parameters)
+    side.side.matched_tokens(request, 0)
+    side.side.allocated(request, blocks_of(list(range(1, 12))), 0)
+    saves = side.side.plan(step(new={"r": (list(range(1, 12)), 0, len(TOKENS))})).saves
+    assert saves == [Save("r", side.keys(TOKENS), None, tuple(range(1, 11)))]

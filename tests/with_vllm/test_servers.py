@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import subprocess
@@ -99,6 +100,32 @@ def test_metrics_say_what_was_loaded_and_stored_and_how_the_pool_is(two: list[Se
     assert grown[1]["load_seconds_total"] > 0
     assert grown[1]["lookups_total"] >= 1
     assert after[1]["pool_bytes"] == 1 << 30
+
+
+def test_users_with_other_salts_do_not_hit_each_other(two: list[Server], text_ids: list[int]) -> None:
+    a, b = two
+    prompt = text_ids[3_000 : 3_000 + 3 * CHUNK + 20]
+    loaded = [b.metrics()["loaded_tokens_total"]]
+    computed, _ = a.ask(prompt, cache_salt="ada")
+    answers = []
+    for salt in ("bob", "ada"):
+        answers.append(b.ask(prompt, cache_salt=salt)[0])
+        loaded.append(b.metrics()["loaded_tokens_total"])
+    assert answers == [computed, computed]
+    assert [after - before for before, after in itertools.pairwise(loaded)] == [0, 3 * CHUNK]
+
+
+def test_a_request_that_is_marked_leaves_nothing_behind(
+    two: list[Server], text_ids: list[int], pool_of_module: str
+) -> None:
+    a, b = two
+    prompt = text_ids[5_000 : 5_000 + 3 * CHUNK + 20]
+    before = stored(pool_of_module)
+    kept_back, _ = a.ask(prompt, kv_transfer_params={"maru.cache": "off"})
+    a.ask(prompt, kv_transfer_params={"maru.cache": "read"})
+    assert stored(pool_of_module) == before
+    assert b.ask(prompt)[0] == kept_back
+    assert stored(pool_of_module) == before + 3
 
 
 def test_kv_events_tell_what_can_be_taken_from_the_pool(

@@ -75,17 +75,17 @@ class Server:
         except subprocess.TimeoutExpired:
             return
 
-    def ask(self, prompt: list[int], max_tokens: int = 8) -> tuple[list[int], int]:
-        """(tokens of the answer, prompt tokens that were not computed)."""
-        with urllib.request.urlopen(self.request(prompt, max_tokens), timeout=ANSWER_DEADLINE_S) as answer:
+    def ask(self, prompt: list[int], max_tokens: int = 8, **more: Any) -> tuple[list[int], int]:
+        """(tokens of the answer, prompt tokens that were not computed). `more`: stands in the request's body too."""
+        with urllib.request.urlopen(self.request(prompt, max_tokens, **more), timeout=ANSWER_DEADLINE_S) as answer:
             said: dict[str, Any] = json.load(answer)
         details = said["usage"].get("prompt_tokens_details") or {}
         return said["choices"][0]["token_ids"], details.get("cached_tokens") or 0
 
-    def request(self, prompt: list[int], max_tokens: int) -> urllib.request.Request:
+    def request(self, prompt: list[int], max_tokens: int, **more: Any) -> urllib.request.Request:
         body = {
             "model": "m", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True,
-            "return_token_ids": True,
+            "return_token_ids": True, **more,
         }  # fmt: skip
         url = f"http://127.0.0.1:{self.port}/v1/completions"
         return urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})

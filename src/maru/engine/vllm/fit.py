@@ -108,6 +108,19 @@ def request_seed(digest: bytes, request: Any) -> bytes:
     return hashlib.blake2b(raw, digest_size=16, key=digest).digest()
 
 
+MARKER = "maru.cache"
+"""In a request's kv_transfer_params: "off", nothing of it is looked up or stored; "read", nothing is stored."""
+
+
+def marked(request: Any) -> str:
+    """What a request says of itself by MARKER: "on" without one, "read" or "off". Anything else counts as "off": who
+    writes a marker means to keep something back.
+    """
+    parameters = getattr(request, "kv_transfer_params", None)
+    said = parameters.get(MARKER, "on") if isinstance(parameters, dict) else "on"
+    return said if said in ("on", "read") else "off"
+
+
 def _platform() -> str:
     """What the kernels were chosen for. Instances on other kinds of machine do not share."""
     if current_platform.is_cuda_alike():

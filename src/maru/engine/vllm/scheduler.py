@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from maru.engine.vllm.events import Announcer
-from maru.engine.vllm.fit import Shape, request_seed
+from maru.engine.vllm.fit import Shape, marked, request_seed
 from maru.engine.vllm.metrics import MaruStats
 from maru.engine.vllm.plan import Done, Load, Plan, Save
 from maru.errors import MaruError
@@ -39,6 +39,8 @@ IDLE_WAIT_S = 0.01
 class _Request:
     keys: bytes
     """Of the prompt's whole chunks."""
+    stores: bool = True
+    """What is computed of it may be stored: it carries no marker."""
     request: Any = None
     """vLLM's own, kept only to announce what is stored of it."""
     pinned: PinnedPrefix | None = None
@@ -295,13 +297,14 @@ class SchedulerSide:
         state = self._requests.get(request.request_id)
         if state is None:
             kept = request if self._announcer else None
-            state = self._requests[request.request_id] = _Request(self._keys_of(request), kept)
+            stores = marked(request) == "on"
+            state = self._requests[request.request_id] = _Request(self._keys_of(request), stores, kept)
         return state
 
     def _keys_of(self, request: Any) -> bytes:
-        """Empty for a prompt that has no token ids: embeddings have no keys."""
+        """Empty for a prompt that has no token ids, since embeddings have no keys, and for one that is marked "off"."""
         tokens = request.prompt_token_ids
-        if tokens is None or getattr(request, "prompt_embeds", None) is not None:
+        if tokens is None or getattr(request, "prompt_embeds", None) is not None or marked(request) == "off":
             return b""
         seed = request_seed(self._digest, request)
         return core.chunk_keys(array("q", tokens), self._shape.chunk_tokens, seed)
@@ -332,7 +335,7 @@ class SchedulerSide:
             state.load = None
         done = (computed + output.num_scheduled_tokens[request_id]) // self._shape.chunk_tokens
         done = min(done, state.chunk_count, len(state.blocks) // self._shape.blocks_per_chunk)
-        if done > state.stored_chunks:
+        if done > state.stored_chunks and state.stores:
             plan.saves.append(self._save(request_id, state, state.stored_chunks, done))
             if self._announcer and state.request is not None:
                 self._announcer.expect(state.request, state.keys, state.stored_chunks, done)
