@@ -5,8 +5,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
-#include <fstream>
+#include <charconv>
+#include <string>
+#include <string_view>
 
 namespace maru {
 
@@ -19,9 +22,24 @@ constexpr uint64_t kHeadroomKeptBytes = 64ull << 20;
 // A medium that refused is not asked again for a while: asking costs system calls on somebody's store path.
 constexpr uint64_t kAskAgainNs = kSecond;
 
+// What a small file says, as far as `room` goes. Into memory of the caller's stack: the housekeeper asks
+// again and again, and a process that forks meanwhile had better not find an allocator's lock held.
+std::string_view read_text(const std::string& path, char* text, size_t room) {
+  const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  size_t length = 0;
+  while (fd && length < room) {
+    const ssize_t got = ::read(fd.get(), text + length, room - length);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) break;
+    length += static_cast<size_t>(got);
+  }
+  return {text, length};
+}
+
 bool read_number(const std::string& path, uint64_t* out) {
-  std::ifstream in(path);
-  return static_cast<bool>(in >> *out);
+  std::array<char, 32> room;
+  const std::string_view text = read_text(path, room.data(), room.size());
+  return std::from_chars(text.data(), text.data() + text.size(), *out).ec == std::errc();
 }
 
 // What one control group and every one above it leave, the headroom kept taken off. Inside a container the
@@ -69,15 +87,16 @@ bool allocate(int fd, uint64_t from, uint64_t bytes) {
 }  // namespace
 
 uint64_t memory_headroom_bytes(const std::string& root) {
-  std::ifstream groups(root + "/proc/self/cgroup");
-  std::string line;
+  std::array<char, 8192> room;
+  std::string_view groups = read_text(root + "/proc/self/cgroup", room.data(), room.size());
   uint64_t least = UINT64_MAX;
-  while (std::getline(groups, line)) {
+  while (!groups.empty()) {
+    const std::string_view line = groups.substr(0, groups.find('\n'));
+    groups.remove_prefix(std::min(groups.size(), line.size() + 1));
     // number:controllers:path, with neither number nor controllers where there is one hierarchy (version 2).
     const size_t first = line.find(':'), second = line.find(':', first + 1);
-    if (second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1),
-                      path = line.substr(second + 1);
+    if (first == std::string_view::npos || second == std::string_view::npos) continue;
+    const std::string controllers(line.substr(first + 1, second - first - 1)), path(line.substr(second + 1));
     if (controllers.empty())
       least = std::min(least, group_headroom(root + "/sys/fs/cgroup", path, "memory.max", "memory.current"));
     else if (("," + controllers + ",").find(",memory,") != std::string::npos)
