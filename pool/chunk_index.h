@@ -142,7 +142,7 @@ inline bool probe(const Pool& pool, Key key, Look look) {
 
 // Is the chunk sealed and current? No pin is taken: only a hint.
 template <class Mine = Everybody>
-inline bool is_sealed(const Pool& pool, Key key, const Mine& mine = {}) {
+inline bool is_sealed(const Pool& pool, Key key, const Mine& mine = Mine()) {
   return probe(pool, key, [&](uint64_t i) {
     const SlotHot& slot = pool.hot[i];
     const uint64_t word = slot.word.load(std::memory_order_acquire);

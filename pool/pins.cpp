@@ -32,7 +32,7 @@ void tally_runs(Pool& pool, const PinnedExtent* chunks, uint64_t count) {
 // namespace.
 template <bool Tallied, class IsGood, class Mine = Everybody>
 uint64_t pin_while(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out, IsGood is_good,
-                   const Mine& mine = {}) {
+                   const Mine& mine = Mine()) {
   const uint32_t epoch = count_references(pool, keys, count);
   uint64_t bytes = 0, n = 0;
   uint32_t any = 0, every = UINT32_MAX;  // Bits of any, and of every, namespace's number.
@@ -68,7 +68,7 @@ uint64_t pin_while(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* ou
 
 template <class IsGood, class Mine = Everybody>
 uint64_t pin_counted(Pool& pool, const Key* keys, uint64_t count, PinnedExtent* out, IsGood is_good,
-                     const Mine& mine = {}) {
+                     const Mine& mine = Mine()) {
   return pool.tally ? pin_while<true>(pool, keys, count, out, is_good, mine)
                     : pin_while<false>(pool, keys, count, out, is_good, mine);
 }

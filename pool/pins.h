@@ -58,7 +58,7 @@ inline void touch(SlotHot& slot, uint32_t epoch) {
 
 // Pin `key` when it is sealed and current. `epoch` is the eviction epoch that marks the hit.
 template <class Mine = Everybody>
-inline bool pin_key(Pool& pool, Key key, uint32_t epoch, PinnedExtent* out, const Mine& mine = {}) {
+inline bool pin_key(Pool& pool, Key key, uint32_t epoch, PinnedExtent* out, const Mine& mine = Mine()) {
   return probe(pool, key, [&](uint64_t i) {
     SlotHot& slot = pool.hot[i];
     for (int n = 0; n < kPinTries; n++) {
