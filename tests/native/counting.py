@@ -15,7 +15,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from builds import COMPILER, ROOT, build_drivers
@@ -80,6 +80,13 @@ def grown(before: Count, after: Count) -> list[str]:
     """The calls that take more instructions than allowed, with both figures."""
     pairs = ((name, before.instructions.get(name, 0), now) for name, now in after.instructions.items())
     return [f"{name}: {was} -> {now}" for name, was, now in pairs if now > was * (1 + TOLERANCE)]
+
+
+def fewest(one: Count, two: Count) -> Count:
+    """Of two counts of the same build, the smaller figure of each call."""
+    return replace(
+        one, instructions={name: min(one.instructions[name], two.instructions[name]) for name in one.instructions}
+    )
 
 
 def main(arguments: list[str]) -> int:
