@@ -11,9 +11,25 @@ namespace maru {
 
 namespace {
 
-// Take chunk `i` out of the index if nobody pins it and it still lies at `unit`; the extent is then ours, and
-// on the account of `account`. False: pinned, or no longer what it was.
-bool evict_slot(Pool& pool, uint64_t i, uint64_t unit, bool device, uint32_t account) {
+constexpr uint32_t kForNobody = 0;
+
+// Take the extent off its tenant's account, for what `incoming` brings. False: its share keeps it. What
+// counts as absent already is taken from nobody.
+bool leave_account(Pool& pool, uint64_t i, uint64_t unit, uint32_t from, uint32_t incoming) {
+  const uint64_t bytes = chunk_units_at(pool, unit) * pool.geometry.unit_bytes;
+  if (!is_current(pool, pool.hot[i], i))
+    discharge(pool, from, bytes);
+  else if (!take_off(pool, from, incoming, bytes))
+    return false;
+  TenantRow& row = pool.tenants[from < pool.geometry.tenant_limit ? from : 0];
+  (from == incoming ? row.made_own_way : row.made_way).fetch_add(1, std::memory_order_relaxed);
+  return true;
+}
+
+// Take chunk `i` out of the index if nobody pins it, it still lies at `unit`, and shares let it go for
+// `incoming`; the extent is then ours, on the account of `account`. For nobody it goes in any case, and stays
+// on its account. False: pinned, kept, or no longer what it was.
+bool evict_slot(Pool& pool, uint64_t i, uint64_t unit, bool device, uint32_t incoming, uint32_t account) {
   SlotHot& slot = pool.hot[i];
   uint64_t word = slot.word.load(std::memory_order_acquire);
   const SlotState state = slot_state(word);
@@ -28,9 +44,13 @@ bool evict_slot(Pool& pool, uint64_t i, uint64_t unit, bool device, uint32_t acc
   const uint64_t extent = slot.extent.load(std::memory_order_relaxed),
                  size = slot.size_bytes.load(std::memory_order_relaxed);
   const uint64_t owner = pool.owners[unit].load();
-  const bool in_place =
-      pool.extent_is_sane(extent, size) && pool.unit_of_extent(extent) == unit && owned_by_slot(owner, i);
-  if (!in_place || (is_pinned(pool, i) && !MARU_MUTANT("no_pin_recheck_after_evicting"))) {
+  const uint32_t from = owner_tenant(owner);
+  // The account last, and while the word says that nobody else changes whose the extent is.
+  const bool goes = pool.extent_is_sane(extent, size) && pool.unit_of_extent(extent) == unit &&
+                    owned_by_slot(owner, i) &&
+                    (!is_pinned(pool, i) || MARU_MUTANT("no_pin_recheck_after_evicting")) &&
+                    (incoming == kForNobody || leave_account(pool, i, unit, from, incoming));
+  if (!goes) {
     // Nothing changed meanwhile, so the generation stays and pins taken before are still good.
     pool.count(Counter::kEvictReverts);
     MARU_POINT("evict.before_revert");
@@ -41,7 +61,7 @@ bool evict_slot(Pool& pool, uint64_t i, uint64_t unit, bool device, uint32_t acc
   const uint64_t parent = pool.cold[i].parent.load(std::memory_order_relaxed);
   const bool was_parent = slot.children.load(std::memory_order_relaxed) != 0;
   // The extent first: until it is ours a cleaner may still put the chunk back, header and all.
-  const uint64_t mine = owner_process_word(pool.me, device, account);
+  const uint64_t mine = owner_process_word(pool.me, device, incoming == kForNobody ? from : account);
   pool.owners[unit].store(mine | (owner_wiped(owner) ? kWipedBit : 0));
   MARU_POINT("evict.extent_taken");
   clear_header(pool, unit);
@@ -66,21 +86,7 @@ bool evict_slot(Pool& pool, uint64_t i, uint64_t unit, bool device, uint32_t acc
 
 bool push_out(Pool& pool, uint64_t i, uint64_t unit, bool device, uint32_t incoming, uint32_t account) {
   MARU_POINT("evict.chosen");
-  const uint32_t from = owner_tenant(pool.owners[unit].load(std::memory_order_relaxed));
-  const uint64_t bytes = chunk_units_at(pool, unit) * pool.geometry.unit_bytes;
-  // What counts as absent already is taken from nobody.
-  if (!is_current(pool, pool.hot[i], i))
-    discharge(pool, from, bytes);
-  else if (!take_off(pool, from, incoming, bytes))
-    return false;
-  MARU_POINT("evict.taken_off");
-  if (!evict_slot(pool, i, unit, device, account)) {
-    put_back(pool, from, bytes);
-    return false;
-  }
-  TenantRow& row = pool.tenants[from < pool.geometry.tenant_limit ? from : 0];
-  (from == incoming ? row.made_own_way : row.made_way).fetch_add(1, std::memory_order_relaxed);
-  return true;
+  return evict_slot(pool, i, unit, device, incoming, account);
 }
 
 bool drop_for(Pool& pool, uint64_t i, uint32_t incoming) {
@@ -96,9 +102,7 @@ bool drop_slot(Pool& pool, uint64_t i) {
   const uint64_t extent = pool.hot[i].extent.load(std::memory_order_relaxed);
   if (!pool.extent_is_sane(extent, 1)) return false;
   const uint64_t unit = pool.unit_of_extent(extent);
-  // On the account as before: it is taken off where the extent is freed.
-  const uint32_t account = owner_tenant(pool.owners[unit].load(std::memory_order_relaxed));
-  if (!evict_slot(pool, i, unit, false, account)) return false;
+  if (!evict_slot(pool, i, unit, false, kForNobody, 0)) return false;  // Off its account where it is freed.
   free_extent(pool, unit, false);
   return true;
 }

@@ -308,7 +308,8 @@ uint64_t evict_one(Pool& pool, Search& search, bool device) {
     const uint32_t oldest = oldest_of(pool, list, &its_rank);
     const CandidateList::Entry victim = list.entries[oldest];
     const uint64_t gate = pool.super->gate.load(std::memory_order_relaxed);
-    if (gate >> 32 == units && its_rank < kAgeOrphan &&
+    // What was promised is had whether the gate would keep others' chunks or not.
+    if (!search.others_only && gate >> 32 == units && its_rank < kAgeOrphan &&
         age_of(pool, pool.hot[victim.slot]) < (gate & 0xffffffff))
       return kGateClosed;
     list.entries[oldest] = list.entries[--list.count];

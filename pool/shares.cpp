@@ -34,6 +34,17 @@ uint32_t rows_in_use(const Pool& pool) {
   return count;
 }
 
+// Of all slabs whose memory is there: what is awaited or lost can be promised to nobody.
+uint64_t bytes_there(const Pool& pool) {
+  uint64_t bytes = 0;
+  for (uint32_t s = 0; s < pool.maps.size(); s++) {
+    const SegmentState state = segment_state(pool.segments[s].word.load(std::memory_order_acquire));
+    if (state == SegmentState::kOnline || state == SegmentState::kDraining)
+      bytes += pool.geometry.segments[s].slab_count * pool.geometry.slab_bytes;
+  }
+  return bytes;
+}
+
 std::string mebibytes(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
 }  // namespace
@@ -85,7 +96,7 @@ void set_share(Pool& pool, const std::string& tenant, uint64_t share_bytes, uint
   uint64_t promised = 0;
   for (uint32_t other = 1; other < pool.geometry.tenant_limit; other++)
     if (other != number) promised += row_of(pool, other).share_bytes.load();
-  const uint64_t left = pool.geometry.data_bytes() - std::min(pool.geometry.data_bytes(), promised);
+  const uint64_t there = bytes_there(pool), left = there - std::min(there, promised);
   const bool fits = share_bytes <= left && (limit_bytes == 0 || share_bytes <= limit_bytes);
   if (number != 0 && fits) {
     TenantRow& row = row_of(pool, number);
@@ -153,10 +164,6 @@ bool take_off(Pool& pool, uint32_t from, uint32_t incoming, uint64_t bytes) {
     if (used < share + bytes && !MARU_MUTANT("share_looked_at_once")) return false;
   } while (!row.used_bytes.compare_exchange_weak(used, used - bytes, std::memory_order_relaxed));
   return true;
-}
-
-void put_back(Pool& pool, uint32_t from, uint64_t bytes) {
-  if (from != 0) row_of(pool, from).used_bytes.fetch_add(bytes, std::memory_order_relaxed);
 }
 
 bool recount_shares(Pool& pool) {

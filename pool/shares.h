@@ -61,11 +61,8 @@ inline bool is_within_share(const Pool& pool, uint32_t tenant) {
 // share.
 bool may_make_way(const Pool& pool, uint32_t from, uint32_t incoming, uint64_t bytes, bool own_too);
 
-// Take them off `from`'s account, as what is about to be evicted for `incoming`. False: it may not be.
+// Take them off `from`'s account, as what is being evicted for `incoming`. False: it may not be.
 bool take_off(Pool& pool, uint32_t from, uint32_t incoming, uint64_t bytes);
-
-// It was not evicted after all.
-void put_back(Pool& pool, uint32_t from, uint64_t bytes);
 
 // Bytes of the extents on each account, by the owner words: what the accounts should say.
 std::vector<uint64_t> used_by_owners(const Pool& pool);

@@ -189,7 +189,6 @@ POINTS = [point for point in crash_points() if point.startswith(PASSED)]
 NOT_PASSED = {
     "evict.before_revert": "nobody pins what is being evicted here",
     "evict.chosen": "there is room: chunks only leave when they are removed",
-    "evict.taken_off": "the same",
     "evict.wiped": "no namespace here asks for it",
     "namespace.marked": "only a bump does, which no client may ask for",
 }
