@@ -11,7 +11,7 @@ import pytest
 from maru.native import core
 from maru.pool import Pool
 from tiering.conftest import IDENTITY, PREFIX_CHUNKS, Story, keys_in, prefix_of, put
-from tiering.test_policy import FLUSH_S, is_below, names_below, stored
+from tiering.test_policy import FLUSH_S, is_below, names_below, store_in_turns, stored
 
 OPEN, CLOSED = replace(IDENTITY, tenant="open"), replace(IDENTITY, tenant="closed")
 
@@ -20,15 +20,9 @@ OPEN, CLOSED = replace(IDENTITY, tenant="open"), replace(IDENTITY, tenant="close
 def test_what_is_for_memory_only_never_lies_below(story: Story, write: str) -> None:
     pool = story.handle(f"{story.tier}&write={write}&through=closed")
     closed, others = pool.namespace(CLOSED, policy=["memory-only"]), pool.namespace(OPEN)
-    kept_in, let_out = [], []
-    for number in range(12):
-        kept_in.append(prefix_of(closed, number))
-        put(pool, closed, kept_in[-1])
-        let_out.append(prefix_of(others, number))
-        put(pool, others, let_out[-1])
-        assert pool.ladder.flush(FLUSH_S)
-    assert not names_below(story) & {key for packed in kept_in for key in keys_in(packed)}
-    assert names_below(story) & {key for packed in let_out for key in keys_in(packed)}
+    kept_in, let_out = store_in_turns(pool, closed, others)
+    assert not names_below(story) & kept_in
+    assert names_below(story) & let_out
 
 
 def test_what_lies_below_from_before_does_not_come_up_any_more(story: Story) -> None:

@@ -74,20 +74,26 @@ def test_a_namespace_by_its_digest_counts_before_its_tenant(story: Story) -> Non
     assert is_below(pool, named, prefix_of(named, 1))
 
 
+def store_in_turns(pool: TieredPool, kept_in: Namespace, let_out: Namespace) -> tuple[set[bytes], set[bytes]]:
+    """More than the pool holds of either, each copied below as far as it may be. Returns the keys of both."""
+    keys: tuple[set[bytes], set[bytes]] = (set(), set())
+    for number in range(12):
+        for namespace, its_keys in zip((kept_in, let_out), keys, strict=True):
+            packed = prefix_of(namespace, number)
+            put(pool, namespace, packed)
+            its_keys.update(keys_in(packed))
+        assert pool.ladder.flush(FLUSH_S)
+    return keys
+
+
 @pytest.mark.parametrize("write", ["back", "through"])
 def test_a_tenant_that_is_kept_in_memory_never_lies_below(story: Story, write: str) -> None:
     pool = story.handle(f"{story.tier}&write={write}&never=second")
     first, second = pool.namespace(FIRST), pool.namespace(SECOND)
-    kept_out, let_in = [], []
-    for number in range(12):
-        kept_out.append(prefix_of(second, number))
-        put(pool, second, kept_out[-1])
-        let_in.append(prefix_of(first, number))
-        put(pool, first, let_in[-1])
-        assert pool.ladder.flush(FLUSH_S)
-    assert not names_below(story) & {key for packed in kept_out for key in keys_in(packed)}
-    assert names_below(story) & {key for packed in let_in for key in keys_in(packed)}
-    assert not any(is_below(pool, second, packed) for packed in kept_out)
+    kept_in, let_out = store_in_turns(pool, second, first)
+    assert not names_below(story) & kept_in
+    assert names_below(story) & let_out
+    assert not any(is_below(pool, second, prefix_of(second, number)) for number in range(12))
 
 
 def test_what_another_instance_put_there_does_not_come_up_for_who_is_kept_out(story: Story) -> None:

@@ -213,6 +213,31 @@ def test_a_share_that_cannot_be_is_refused(pool: maru.Pool, bad: tuple[str, int,
         pool.set_share(*bad)
 
 
+def test_what_is_awaited_can_be_promised_to_nobody(pool_url: str) -> None:
+    size = CHUNKS * SIZE
+    with maru.Pool.create(f"{pool_url.partition('?')[0]}{QUERY}&spare={size}") as pool:
+        with pytest.raises(ShareTooLarge, match="than the 1 MiB"):
+            pool.set_share("a", size + SIZE)
+        maru.Pool.add_segment(pool.config.url, f"{pool.folder}/segment-added")
+        pool.set_share("a", size + SIZE)
+
+
+def test_a_gate_that_keeps_a_part_of_a_loop_keeps_nobody_from_a_share(pool_url: str) -> None:
+    """A loop larger than the pool closes the gate: what comes in is refused, but not what was promised its place."""
+    small, count = 4096, 1024
+    query = f"?size={count * small}&slab_bytes=1MiB&unit_bytes=4096&slots=4000"
+    with maru.Pool.create(pool_url.partition("?")[0] + query) as pool:
+        pool.set_share("loop", count // 4 * small)
+        pool.set_share("late", count // 2 * small)
+        for _ in range(6):
+            for key in (key_of(n, "loop") for n in range(count * 13 // 10)):
+                if pool.get(key) is None:
+                    pool.put(key, bytes(small), namespace=namespace(pool, "loop"))
+        assert pool.stats()["counters"]["gate_refused"] > count // 2
+        assert store(pool, "nobody", 1, size=small) == [Outcome.FULL]
+        assert set(store(pool, "late", *range(count // 2), size=small)) == {Outcome.STORED}
+
+
 def test_expired_chunks_protect_nobody(pool: maru.Pool) -> None:
     pool.set_share("a", CHUNKS * SIZE)
     ns = namespace(pool, "a")

@@ -65,24 +65,30 @@ class Audit:
 
     def __init__(self, log: AuditLog, clock_ns: Callable[[], int] = time.time_ns, starts: bool = True) -> None:
         """`starts`: write by itself, once a second. Without, flush() is called by whoever made it."""
-        self.counts = AuditCounts()
         self._file, self._clock_ns, self._starts = log, clock_ns, starts
         self._sources: list[Callable[[], Iterable[Entry]]] = []
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._begin()
+        if starts:
+            os.register_at_fork(after_in_child=_reviver(self))
+            atexit.register(self.close)
+            self._thread = _started(self)
+
+    def _begin(self) -> None:
+        """Nothing is noted yet, and nobody writes."""
+        self.counts = AuditCounts()
         self._mine = threading.local()
         self._tables: list[_Table] = []
         self._period = 0
         self._rare: deque[Entry] = deque()
         self._rare_count = self._left_out = 0
         self._flushing = threading.Lock()
-        self._bell, self._over = threading.Event(), threading.Event()
-        self._since_ns = clock_ns()
+        self._bell = threading.Event()
+        self._since_ns = self._clock_ns()
         self._gap_since_ns = self._gap_calls = 0
         self._gap_why = ""
-        self._thread: threading.Thread | None = None
-        if starts:
-            os.register_at_fork(after_in_child=_reviver(self))
-            atexit.register(self.close)
-            self._thread = _started(self)
+        self._thread = None
 
     # ---- noting ----------------------------------------------------------------------------------------------------
 
@@ -219,9 +225,8 @@ class Audit:
 
     def _revive(self) -> None:
         """In a forked child, which has neither the thread nor what the parent noted."""
-        was_over, starts, sources = self._over.is_set(), self._starts, self._sources
-        self.__init__(self._file, self._clock_ns, starts=False)  # type: ignore[misc]
-        self._starts, self._sources = starts, sources
+        was_over, self._over = self._over.is_set(), threading.Event()
+        self._begin()
         if was_over:
             self._over.set()
         else:
