@@ -123,7 +123,10 @@ void map_segment(Pool& pool, uint32_t number) {
   Pool::SegmentMap& map = pool.maps[number];
   read_place(pool.folder, pool.segments[number], &map);
   const SegmentGeometry& place = pool.geometry.segments[number];
-  Descriptor fd(::open(map.path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  const int protection = pool.reads_only ? PROT_READ : PROT_READ | PROT_WRITE;
+  Descriptor fd(::open(map.path.c_str(), (pool.reads_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOFOLLOW));
+  if (!fd && errno == EACCES && !pool.reads_only && ::access(map.path.c_str(), R_OK) == 0)
+    mismatch(map.path, "this user may only read the pool's data; attach with access=read");
   if (!fd)
     mismatch(map.path, std::string("cannot open this segment of the pool: ") + std::strerror(errno) +
                            "; mount it where the pool expects it, or give it up: maru pool segment");
@@ -138,7 +141,7 @@ void map_segment(Pool& pool, uint32_t number) {
                            " bytes; give it up (maru pool segment), or destroy the pool");
   map.device = st.st_dev;
   map.inode = st.st_ino;
-  void* headers = mmap(nullptr, place.data_offset, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  void* headers = mmap(nullptr, place.data_offset, protection, MAP_SHARED, fd.get(), 0);
   if (headers == MAP_FAILED) mismatch(map.path, std::string("cannot map: ") + std::strerror(errno));
   if (map.headers) munmap(map.headers, place.data_offset);  // Of an attempt that failed.
   map.headers = static_cast<uint8_t*>(headers);
@@ -161,8 +164,9 @@ void map_segment(Pool& pool, uint32_t number) {
   const auto offset = static_cast<off_t>(place.data_offset);
   uint8_t* rw = pool.writable + map.first_byte;
   uint8_t* ro = pool.readable + map.first_byte;
-  if (mmap(rw, map.byte_count, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd.get(), offset) ==
-          MAP_FAILED ||
+  // A reader's range for writing stays what it was reserved as: whoever stores there faults.
+  if ((!pool.reads_only && mmap(rw, map.byte_count, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd.get(),
+                                offset) == MAP_FAILED) ||
       mmap(ro, map.byte_count, PROT_READ, MAP_SHARED | MAP_FIXED, fd.get(), offset) == MAP_FAILED)
     mismatch(map.path, std::string("cannot map: ") + std::strerror(errno));
   for (uint8_t* at : {rw, ro}) {
@@ -241,6 +245,7 @@ std::unique_ptr<Pool> attach_pool(const AttachOptions& options) {
   auto pool = std::make_unique<Pool>();
   pool->folder = options.folder;
   pool->copy_threads = options.copy_threads;
+  pool->reads_only = options.reads_only;
   pool->lock_file = std::make_unique<LockFile>(options.folder + "/" + kLockName, false, 0);
   Descriptor attaching = pool->lock_file->lock(kLockByteCreate, deadline);
   if (!attaching) {

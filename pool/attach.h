@@ -15,6 +15,7 @@ struct AttachOptions {
   uint32_t adopt_row = kNobody;  // Its row, when a daemon before us had one for it,
   uint64_t adopt_epoch = 0;      // ... of this epoch.
   uint32_t copy_threads = 1;     // Of one large copy, at most.
+  bool reads_only = false;       // Segments are opened and mapped without write permission.
 };
 
 // Raises PoolNotFound, PoolMismatch (not ours, another format, torn, truncated, a segment of another pool,

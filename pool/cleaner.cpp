@@ -149,11 +149,13 @@ void clean_process(Pool& pool, uint32_t process) {
   }
   MARU_POINT("clean.pins_wiped");
   clean_locks(pool, process);
-  clean_slots(pool, process);
-  MARU_POINT("clean.slots_done");
-  clean_slabs(pool, process);
-  clean_owners(pool, process);
-  MARU_POINT("clean.owners_done");
+  if (!pool.reads_only) {  // Then it is a reader's row, and there is nothing more.
+    clean_slots(pool, process);
+    MARU_POINT("clean.slots_done");
+    clean_slabs(pool, process);
+    clean_owners(pool, process);
+    MARU_POINT("clean.owners_done");
+  }
   ProcessRow& row = pool.processes[process];
   row.revoked_bytes.store(0);
   row.flags.store(0);

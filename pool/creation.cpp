@@ -92,9 +92,8 @@ void read_boot_id(uint8_t out[16]) {
 
 CreateResult create_pool(const CreateOptions& options) {
   CreateResult result;
-  const uint32_t mode = options.group_access ? 0660 : 0600;
   const std::string index_path = options.folder + "/" + kIndexName;
-  const Descriptor creating = lock_for_creation(options.folder, mode);
+  const Descriptor creating = lock_for_creation(options.folder, options.index_mode);
   MARU_POINT("create.locked");
 
   uint8_t boot_id[16];
@@ -115,14 +114,15 @@ CreateResult create_pool(const CreateOptions& options) {
   Undo undo{options.folder, {}};
   for (const SegmentSpec& spec : options.segments) {
     bool existed = true;
-    OpenSegment segment = open_segment(options.folder, spec, mode, boot_id, &existed, &result.notes);
+    OpenSegment segment =
+        open_segment(options.folder, spec, options.data_mode, boot_id, &existed, &result.notes);
     if (!existed) undo.paths.push_back(segment.path);
     device_bytes.push_back(segment.device_bytes);
     segments.push_back(std::move(segment));
   }
   const Geometry geometry = plan_geometry(options, device_bytes);
 
-  NewIndex index(options.folder, geometry, mode);
+  NewIndex index(options.folder, geometry, options.index_mode);
   undo.paths.push_back(index_path);
   auto* base = index.base();
   auto* super = index.super();
@@ -133,7 +133,7 @@ CreateResult create_pool(const CreateOptions& options) {
   for (uint32_t i = 0; i < segments.size(); i++) {
     const OpenSegment& segment = segments[i];
     const SegmentGeometry& place = geometry.segments[i];
-    if (!segment.device) size_file(segment, place, mode);
+    if (!segment.device) size_file(segment, place, options.data_mode);
     MARU_POINT("create.segment_sized");
     SegmentRow& row = rows[i];
     const auto count = static_cast<uint32_t>(options.segments.size());

@@ -31,8 +31,11 @@ struct CreateOptions {
   uint32_t namespace_limit = 1024;
   ChecksumPolicy checksum = ChecksumPolicy::kBoundary;
   uint64_t cooling_ns = 30'000'000'000;
-  bool gate = true;           // Refuse to evict what will be wanted sooner than what comes in.
-  bool group_access = false;  // 0660 instead of 0600.
+  bool gate = true;  // Refuse to evict what will be wanted sooner than what comes in.
+  // Of the segments' files, and of the index and the lock: whoever reads a chunk counts its pin there, so
+  // that one is also writable for readers.
+  uint32_t data_mode = 0600;
+  uint32_t index_mode = 0600;
 };
 
 struct SegmentGeometry {

@@ -108,7 +108,7 @@ void Housekeeper::populate_data() {
     while (populate_ && populated_[slab] < mark) {
       const uint64_t from = populated_[slab], bytes = std::min(mark - from, kStepBytes);
       const uint64_t at = slab * pool_.geometry.slab_bytes + from;
-      touch_pages(pool_.writable + at, bytes, true);
+      if (!pool_.reads_only) touch_pages(pool_.writable + at, bytes, true);
       touch_pages(pool_.readable + at, bytes, false);
       populated_[slab] += bytes;
       MARU_POINT("populate.step");
@@ -126,11 +126,13 @@ void Housekeeper::run() {
   uint64_t last_space = 0;
   do {
     if (pool_.is_live()) {
-      give_up_recut(pool_, true);
+      if (!pool_.reads_only) give_up_recut(pool_, true);
       if (map_new_segments(pool_) > 0) space_done_ = false;
       lose_cut_off_segments(pool_);  // Before anything of ours touches them.
       populate_data();
-      if (!space_done_ || now_ns() > last_space + kRefusedPauseNs) {
+      if (pool_.reads_only) {
+        space_done_ = true;  // What is real by now is all that a reader can wait for.
+      } else if (!space_done_ || now_ns() > last_space + kRefusedPauseNs) {
         make_space();
         last_space = now_ns();
         populate_data();
@@ -143,7 +145,7 @@ void Housekeeper::run() {
     changed_.notify_all();
     if (should_stop()) return;
     // Whoever takes the byte sweeps, if nobody has within this tick.
-    if (pool_.is_live() && now_ns() >= pool_.super->sweep_ns.load() + kTickNs) {
+    if (pool_.is_live() && !pool_.reads_only && now_ns() >= pool_.super->sweep_ns.load() + kTickNs) {
       const Descriptor lock = pool_.lock_file->try_lock(kLockByteHousekeeper);
       MARU_POINT("sweep.elected");
       if (lock) sweep(pool_, kSlotsPerSweep, &cursor_);

@@ -141,6 +141,9 @@ struct SegmentRow {
   char path[440];  // A hint for people and for attach; relative to the pool's folder when it has no '/'.
 };
 
+// Bits of ProcessRow::flags. A reader holds nothing but pins, so another reader may clean up after it.
+inline constexpr uint64_t kProcessReads = 1;
+
 // One attached process. Being alive is not written here: it is the byte lock on kLockByteProcess + number.
 // The exception is a row that the daemon holds for another host: it lives until `lease_ns` as well (lease.h).
 struct ProcessRow {
@@ -151,7 +154,7 @@ struct ProcessRow {
   Atomic<uint64_t> attached_ns;    // CLOCK_BOOTTIME. Owner writes.
   Atomic<uint64_t> revoked_bytes;  // Bytes of reservations taken over from it. Rivals add; owner subtracts;
                                    // cleaner clears.
-  Atomic<uint64_t> flags;          // Device memory registered, remote proxy. Owner writes; cleaner clears.
+  Atomic<uint64_t> flags;          // ProcessFlag bits. Owner writes; cleaner clears.
   char name[48];                   // For people. Owner writes.
   Atomic<uint64_t> key_pin_ns;     // CLOCK_BOOTTIME of its oldest key pin; 0: none. Owner writes.
   Atomic<uint32_t> key_pins;       // Of its pins, those that nobody has an address of. Owner writes.

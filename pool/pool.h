@@ -95,11 +95,11 @@ struct Pool final : ForkWitness {
   NamespaceMark* namespace_marks = nullptr;  // In the first segment.
 
   // ---- the data: one reserved address range each, segments side by side in slab order ----
-  uint8_t* writable = nullptr;  // Read-write: writers' own reservations only.
+  uint8_t* writable = nullptr;  // Read-write: writers' own reservations only. Nothing of a reader's.
   uint8_t* readable = nullptr;  // PROT_READ: everything sealed.
   size_t data_span = 0;
   struct SegmentMap {
-    uint8_t* headers = nullptr;  // Read-write map of the file's first data_offset bytes.
+    uint8_t* headers = nullptr;  // Read-write map (a reader's: read) of the file's first data_offset bytes.
     uint64_t first_byte = 0;     // Of its first slab, in the ranges above.
     uint64_t byte_count = 0;     // Of its slabs.
     std::string path;
@@ -110,13 +110,16 @@ struct Pool final : ForkWitness {
 
   std::unique_ptr<Evictor> evictor;
   std::unique_ptr<SlowRecut> slow_recut;
-  std::unique_ptr<Tally> tally;          // For an audit log; null where there is none.
-  std::mutex mapping;                    // Held while segments that came later are mapped.
-  Atomic<uint32_t> stripe{0};            // Which segment the next extent is taken from.
-  Atomic<uint32_t> unmapped{0};          // Bit s: segment s is not mapped here: lost, awaited, or just added.
-  Atomic<int32_t> near_node{-1};         // The NUMA node that we prefer; -1: none.
-  Atomic<uint32_t> near_segments{0};     // Bit s: s lies on the NUMA node that we prefer. 0: take turns.
-  uint32_t copy_threads = 1;             // Of one copy, at most.
+  std::unique_ptr<Tally> tally;       // For an audit log; null where there is none.
+  std::mutex mapping;                 // Held while segments that came later are mapped.
+  Atomic<uint32_t> stripe{0};         // Which segment the next extent is taken from.
+  Atomic<uint32_t> unmapped{0};       // Bit s: segment s is not mapped here: lost, awaited, or just added.
+  Atomic<int32_t> near_node{-1};      // The NUMA node that we prefer; -1: none.
+  Atomic<uint32_t> near_segments{0};  // Bit s: s lies on the NUMA node that we prefer. 0: take turns.
+  uint32_t copy_threads = 1;          // Of one copy, at most.
+  // Segments are mapped without write permission: this process reserves, frees and cleans nothing, since all
+  // of that touches extent headers or wiped bytes. What it does in the index: count pins, touch, quarantine.
+  bool reads_only = false;
   Atomic<bool> fresh_slabs_gone{false};  // Slabs are cut once and then only re-cut: no need to look again.
 
   // ---- small things every room needs ----

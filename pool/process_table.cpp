@@ -26,7 +26,6 @@ void fill_row(Pool& pool, const std::string& name) {
   row.attached_ns.store(now_ns());
   row.key_pins.store(0);
   row.key_pin_ns.store(0);
-  row.flags.store(0);
   std::memset(row.name, 0, sizeof row.name);
   // Cut between characters, so that what people read stays valid UTF-8.
   size_t length = std::min(name.size(), sizeof row.name - 1);
@@ -55,6 +54,10 @@ void claim_process(Pool& pool, const std::string& name) {
       LockFile::untie(page);  // It was claimed between our two looks, and its daemon died since.
       continue;
     }
+    if (pool.reads_only && row.attached.load() != 0 && !(row.flags.load() & kProcessReads)) {
+      LockFile::untie(page);  // What a dead writer left is not a reader's to end.
+      continue;
+    }
     own_row(pool, p, page);
     if (row.attached.load() != 0) {
       // The last owner died: holding its byte lock gives the right, and being about to use its number the
@@ -63,6 +66,8 @@ void claim_process(Pool& pool, const std::string& name) {
       clean_process(pool, p);
       pool.count(Counter::kReaped);
     }
+    // Before anybody can take the row for a dead one's: a reader may only clean up after readers.
+    row.flags.store(pool.reads_only ? kProcessReads : 0);
     row.attached.store(1);  // From here on a death leaves work for a cleaner, and says so.
     MARU_POINT("claim.attached");
     pool.my_epoch = row.epoch.fetch_add(1) + 1;
@@ -77,7 +82,9 @@ void claim_process(Pool& pool, const std::string& name) {
   throw Failure(
       "PoolBusy",
       "all " + std::to_string(pool.geometry.process_limit) + " process slots of " + pool.folder +
-          " are in use; create the pool with a larger process_limit",
+          " are in use" +
+          (pool.reads_only ? ", or held by dead writers until a process comes that may write" : "") +
+          "; create the pool with a larger process_limit",
       {{"path", pool.folder}, {"process_limit", static_cast<int64_t>(pool.geometry.process_limit)}});
 }
 

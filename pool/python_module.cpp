@@ -71,8 +71,8 @@ std::vector<std::string> create(const std::string& folder, uint64_t size,
                                 const std::vector<std::string>& segments, const std::string& medium,
                                 uint64_t unit_bytes, uint64_t slab_bytes, uint64_t expected_chunk_bytes,
                                 uint64_t slot_count, uint32_t process_limit, uint32_t namespace_limit,
-                                const std::string& checksum, double cooling, bool gate, bool group_access,
-                                const std::vector<uint64_t>& spare) {
+                                const std::string& checksum, double cooling, bool gate, uint32_t data_mode,
+                                uint32_t index_mode, const std::vector<uint64_t>& spare) {
   CreateOptions options;
   options.folder = folder;
   options.size_bytes = size;
@@ -86,17 +86,18 @@ std::vector<std::string> create(const std::string& folder, uint64_t size,
   options.checksum = checksum_from(checksum);
   options.cooling_ns = seconds_to_ns(cooling, "cooling");
   options.gate = gate;
-  options.group_access = group_access;
+  options.data_mode = data_mode;
+  options.index_mode = index_mode;
   options.spare_bytes = spare;
   MaybeRelease no_gil(true);
   return create_pool(options).notes;
 }
 
-nb::dict rebuild(const std::string& folder, const std::vector<std::string>& segments, bool group_access) {
+nb::dict rebuild(const std::string& folder, const std::vector<std::string>& segments, uint32_t index_mode) {
   CreateOptions options;
   options.folder = folder;
   for (const std::string& path : segments) options.segments.push_back({path});
-  options.group_access = group_access;
+  options.index_mode = index_mode;
   Recovered recovered;
   {
     MaybeRelease no_gil(true);
@@ -181,11 +182,11 @@ NB_MODULE(MARU_MODULE, m) {
         nb::arg("unit_bytes") = 0, nb::arg("slab_bytes") = 0, nb::arg("expected_chunk_bytes") = 0,
         nb::arg("slot_count") = 0, nb::arg("process_limit") = 128, nb::arg("namespace_limit") = 1024,
         nb::arg("checksum") = "boundary", nb::arg("cooling") = 30.0, nb::arg("gate") = true,
-        nb::arg("group_access") = false, nb::arg("spare") = std::vector<uint64_t>{},
+        nb::arg("data_mode") = 0600, nb::arg("index_mode") = 0600, nb::arg("spare") = std::vector<uint64_t>{},
         "Create a pool in an existing folder; returns notes for people. Raises PoolExists, PoolBusy, "
         "PoolMismatch, NoSpace, BadSize.");
-  m.def("rebuild_pool", &rebuild, nb::arg("folder"), nb::arg("segments"), nb::arg("group_access") = false,
-        nb::sig("def rebuild_pool(folder: str, segments: list[str], group_access: bool = False) -> dict[str, "
+  m.def("rebuild_pool", &rebuild, nb::arg("folder"), nb::arg("segments"), nb::arg("index_mode") = 0600,
+        nb::sig("def rebuild_pool(folder: str, segments: list[str], index_mode: int = 384) -> dict[str, "
                 "typing.Any]"),
         "Make the lost index of a pool anew from its segments. Raises PoolExists, PoolBusy, PoolMismatch, "
         "NoSpace.");

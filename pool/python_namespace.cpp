@@ -21,7 +21,11 @@ nb::bytes Namespace::digest() { return nb::bytes(row().digest, 16); }
 
 uint64_t Namespace::epoch() { return row().epoch.load(); }
 
-uint64_t Namespace::bump() { return bump_namespace(nb::cast<Handle&>(owner_).pool(), id_); }
+uint64_t Namespace::bump() {
+  Pool& pool = nb::cast<Handle&>(owner_).pool();
+  refuse_readers(pool, "invalidates nothing");
+  return bump_namespace(pool, id_);
+}
 
 nb::object Namespace::ttl() {
   const uint64_t ttl_ns = row().ttl_ns.load();
@@ -42,7 +46,9 @@ void bind_namespaces(nb::module_& m) {
       .def_prop_ro("ttl", &Namespace::ttl, nb::sig("def ttl(self) -> float | None"),
                    "Seconds a chunk lives from its store, or None.")
       .def("bump", &Namespace::bump,
-           "Invalidate everything stored in this namespace so far, in O(1). Returns the new epoch.")
+           "Invalidate everything stored in this namespace so far, in O(1). Returns the new epoch. Raises "
+           "ReadsOnly, "
+           "NotAttached.")
       .def("chunk_keys", &Namespace::chunk_keys, nb::arg("token_ids"), nb::arg("chunk_tokens") = 256,
            nb::sig(
                "def chunk_keys(self, token_ids: typing_extensions.Buffer, chunk_tokens: int = 256) -> bytes"),
@@ -104,11 +110,13 @@ void bind_namespace_methods(nb::class_<Handle>& pool) {
       "_set_share",
       [](nb::handle self, const std::string& tenant, nb::handle share, nb::handle limit, bool refuse) {
         Pool& pool = nb::cast<Handle&>(self).pool();
+        refuse_readers(pool, "promises nobody anything");
         set_share(pool, tenant, nb::cast<uint64_t>(share), nb::cast<uint64_t>(limit), refuse);
       },
       nb::arg("tenant"), nb::arg("share_bytes"), nb::arg("limit_bytes"), nb::arg("refuse"),
       nb::sig("def _set_share(self, tenant: str, share_bytes: int, limit_bytes: int, refuse: bool) -> None"),
-      "What Pool.set_share says. Raises ShareTooLarge, PoolBusy, NamespaceTableFull.");
+      "What Pool.set_share says. Raises ShareTooLarge, PoolBusy, NamespaceTableFull, "
+      "ReadsOnly.");
 }
 
 }  // namespace maru

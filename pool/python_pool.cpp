@@ -151,9 +151,10 @@ uint32_t reap(Handle& handle) {
   const SessionRef session = handle.session();
   MaybeRelease no_gil(true);
   if (!session->pool().is_live()) return 0;
-  give_up_recut(session->pool(), false);
   map_new_segments(session->pool());
   lose_cut_off_segments(session->pool());
+  if (session->pool().reads_only) return 0;  // Whoever may write cleans up.
+  give_up_recut(session->pool(), false);
   const uint32_t cleaned = clean_dead_processes(session->pool());
   uint64_t cursor = 0;
   sweep(session->pool(), session->pool().geometry.slot_count, &cursor);
@@ -162,6 +163,7 @@ uint32_t reap(Handle& handle) {
 
 bool remove(Handle& handle, nb::handle key, std::optional<nb::bytes> namespaces) {
   Pool& pool = handle.pool();
+  refuse_readers(pool, "removes nothing");
   const Mine mine(std::move(namespaces));
   return pool.is_live() && remove_key(pool, one_key(key), mine.set());
 }
@@ -188,9 +190,10 @@ void bind_pool(nb::module_& m) {
   pool.def(
           "__init__",
           [](Handle* self, std::string folder, std::string process_name, bool populate, double lease,
-             std::optional<std::pair<uint32_t, uint64_t>> adopt, uint32_t copy_threads) {
+             std::optional<std::pair<uint32_t, uint64_t>> adopt, uint32_t copy_threads, bool reads_only) {
             AttachOptions options{std::move(folder), std::move(process_name)};
             options.copy_threads = copy_threads;
+            options.reads_only = reads_only;
             options.lease_ns = seconds_to_ns(lease, "lease");
             if (adopt) std::tie(options.adopt_row, options.adopt_epoch) = *adopt;
             if (adopt && options.lease_ns == 0) throw nb::value_error("adopt needs a lease");
@@ -198,12 +201,16 @@ void bind_pool(nb::module_& m) {
           },
           nb::arg("folder"), nb::arg("process_name"), nb::arg("populate"), nb::kw_only(),
           nb::arg("lease") = 0.0, nb::arg("adopt") = nb::none(), nb::arg("copy_threads") = 1,
+          nb::arg("reads_only") = false,
           "Attach to the pool in `folder`. Raises PoolNotFound, PoolMismatch, PoolBusy.\n\n"
           "`lease`: seconds that this row lives on without its process, for another host. `adopt`: the "
           "(number, "
           "epoch) of such a\n"
           "row that a process before us left. Raises LeaseEnded when it is not there any more. "
-          "`copy_threads`: of one large copy, at most.")
+          "`copy_threads`: of one large copy, at most. `reads_only`: the segments are opened and mapped "
+          "without "
+          "write permission;\n"
+          "what would be stored is answered FULL, what would be removed or changed raises ReadsOnly.")
       .def("_row", &Handle::row, "Number of our row in the process table, and its epoch.")
       .def(
           "_renew_lease",
@@ -267,7 +274,7 @@ void bind_pool(nb::module_& m) {
            nb::sig("def remove(self, key: typing_extensions.Buffer, *, namespaces: bytes | None = None) -> "
                    "bool"),
            "Remove one chunk. False when it is absent, or pinned by somebody: then nothing changed. "
-           "`namespaces` as of lookup.")
+           "`namespaces` as of lookup. Raises BadKey, ReadsOnly, NotAttached.")
       .def("_namespace_rows", &namespace_rows,
            nb::sig("def _namespace_rows(self) -> list[tuple[int, bytes, bytes, int]]"),
            "The namespaces in use: number, digest (16 bytes), tenant (UTF-8), time to live in ns (0: none).")

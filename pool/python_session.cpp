@@ -142,6 +142,12 @@ WritableBytes::WritableBytes(nb::handle object) {
     throw nb::python_error();
 }
 
+void refuse_readers(const Pool& pool, const char* what) {
+  if (pool.reads_only)
+    throw Failure("ReadsOnly", "this process attached to " + pool.folder + " with access=read, so it " + what,
+                  {{"path", pool.folder}});
+}
+
 uint64_t seconds_to_ns(double seconds, const char* what) {
   if (!(seconds >= 0) || seconds > 1e9)
     throw nb::value_error((std::string(what) + " must be 0 or more seconds").c_str());

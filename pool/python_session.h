@@ -129,6 +129,9 @@ class WritableBytes {
   Py_buffer buffer_{};
 };
 
+// Raises ReadsOnly for an attachment that only reads; `what`: what it does not do.
+void refuse_readers(const Pool& pool, const char* what);
+
 // Seconds from Python as nanoseconds; a named error for what is negative or not a number.
 uint64_t seconds_to_ns(double seconds, const char* what);
 

@@ -242,8 +242,7 @@ void refuse_living(const CreateOptions& options) {
 }  // namespace
 
 Recovered rebuild_pool(CreateOptions options) {
-  const uint32_t mode = options.group_access ? 0660 : 0600;
-  const Descriptor creating = lock_for_creation(options.folder, mode);
+  const Descriptor creating = lock_for_creation(options.folder, options.index_mode);
   refuse_living(options);
   std::vector<Scanned> segments(options.segments.size());
   std::vector<uint64_t> device_bytes;
@@ -290,7 +289,7 @@ Recovered rebuild_pool(CreateOptions options) {
                "not cut as a pool of these segments would be: it is cut off, or its header was overwritten");
   }
 
-  NewIndex index(options.folder, geometry, mode);
+  NewIndex index(options.folder, geometry, options.index_mode);
   MARU_POINT("rebuild.index_made");
   std::memcpy(index.super()->pool_uuid, first.pool_uuid, sizeof first.pool_uuid);
   std::memcpy(index.super()->boot_id, first.boot_id, sizeof first.boot_id);

@@ -69,9 +69,10 @@ void write_header(Pool& pool, const SlotHot& slot, const SlotCold& cold, uint32_
   header->sealed.store(header_mark(pool, *header), std::memory_order_release);
 }
 
-// Is nothing of its namespace to be stored?
-bool is_uncached(const Pool& pool, const ReserveRequest& request) {
-  return pool.namespaces[request.namespace_id].flags.load(std::memory_order_relaxed) & kNamespaceUncached;
+// Is nothing of its namespace, or nothing by this process, to be stored?
+bool is_not_stored(const Pool& pool, const ReserveRequest& request) {
+  return pool.reads_only ||
+         pool.namespaces[request.namespace_id].flags.load(std::memory_order_relaxed) & kNamespaceUncached;
 }
 
 // Everything that must be true of the bytes and the slot before the word says SEALED. False: the namespace
@@ -179,7 +180,7 @@ Outcome reserve_chunk(Pool& pool, const ReserveRequest& request, Reservation* ou
   refuse_bad_size(pool, request.size_bytes);
   refuse_bad_parts(request);
   if (!pool.is_live()) return counted(pool, Outcome::kBusy);
-  if (is_uncached(pool, request)) return counted(pool, Outcome::kFull);
+  if (is_not_stored(pool, request)) return counted(pool, Outcome::kFull);
   if (request.parts == 1) {
     // Look before making room: what is there, or on its way, should evict nobody.
     if (is_sealed(pool, request.key)) return counted(pool, Outcome::kExists);
@@ -233,6 +234,7 @@ bool renew_chunk(Pool& pool, const Reservation& r, uint64_t deadline_ns) {
 Outcome allocate_draft(Pool& pool, uint64_t size_bytes, bool device, uint32_t tenant, Draft* out) {
   refuse_bad_size(pool, size_bytes);
   if (!pool.is_live()) return counted(pool, Outcome::kBusy);
+  if (pool.reads_only) return counted(pool, Outcome::kFull);
   const uint64_t unit = allocate_extent(pool, pool.units_for(size_bytes), device, 0, tenant);
   if (unit == kNoUnit) return counted(pool, Outcome::kFull);
   MARU_POINT("draft.allocated");
@@ -242,7 +244,7 @@ Outcome allocate_draft(Pool& pool, uint64_t size_bytes, bool device, uint32_t te
 
 Outcome publish_draft(Pool& pool, const Draft& draft, const ReserveRequest& request, PinnedExtent* held) {
   if (!pool.is_live()) return counted(pool, Outcome::kBusy);
-  if (is_uncached(pool, request)) return counted(pool, Outcome::kFull);
+  if (is_not_stored(pool, request)) return counted(pool, Outcome::kFull);
   if (is_sealed(pool, request.key)) return counted(pool, Outcome::kExists);
   count_incoming(pool, request.key);
   // It comes on the account of whom it is named for.
@@ -338,7 +340,8 @@ bool revoke_parts(Pool& pool, uint64_t i, uint64_t reserved_word) {
 bool release_if_unpinned(Pool& pool, uint64_t i) {
   SlotHot& slot = pool.hot[i];
   uint64_t word = slot.word.load();
-  if (slot_state(word) != SlotState::kRevoked || slot_process(word) != kNobody || is_pinned(pool, i))
+  if (slot_state(word) != SlotState::kRevoked || slot_process(word) != kNobody || is_pinned(pool, i) ||
+      pool.reads_only)
     return false;
   // Nobody can pin or join a revoked slot any more, so once seen unpinned it stays so.
   if (!slot.word.compare_exchange_strong(word,

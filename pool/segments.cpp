@@ -32,11 +32,14 @@ class OpenIndex {
         super->layout_crc != layout_crc() ||
         !geometry_problem(*super, static_cast<uint64_t>(st.st_size), &geometry).empty())
       throw Failure("PoolMismatch", path + ": not an index that this version can change", {{"path", path}});
-    mode = st.st_mode & 0777;
+    data_mode = st.st_mode & 0777;
     void* map = mmap(nullptr, geometry.index_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
     if (map == MAP_FAILED)
       throw Failure("PoolMismatch", "cannot map " + path + ": " + reason(), {{"path", path}});
     base = static_cast<uint8_t*>(map);
+    const std::string first(rows()[0].path, strnlen(rows()[0].path, sizeof rows()[0].path));
+    if (::stat(segment_path(folder, first).c_str(), &st) == 0 && S_ISREG(st.st_mode))
+      data_mode = st.st_mode & 0777;
   }
   ~OpenIndex() {
     if (base) munmap(base, geometry.index_bytes);
@@ -48,7 +51,7 @@ class OpenIndex {
 
   std::unique_ptr<Superblock> super = std::make_unique<Superblock>();
   Geometry geometry;
-  uint32_t mode = 0600;
+  uint32_t data_mode = 0600;  // As the first segment's, if that is a file.
   uint8_t* base = nullptr;
 };
 
@@ -122,7 +125,7 @@ uint32_t add_segment(const std::string& folder, const SegmentSpec& spec, CreateR
   uint8_t boot_id[16];
   read_boot_id(boot_id);
   bool existed = true;
-  const OpenSegment segment = open_segment(folder, spec, index.mode, boot_id, &existed, &result->notes);
+  const OpenSegment segment = open_segment(folder, spec, index.data_mode, boot_id, &existed, &result->notes);
   refuse_own_segments(index, folder, segment);
   try {
     if (segment.device) {
@@ -134,7 +137,7 @@ uint32_t add_segment(const std::string& folder, const SegmentSpec& spec, CreateR
                       {{"wanted_bytes", static_cast<int64_t>(segment.device_bytes)}});
       place.file_bytes = segment.device_bytes;
     } else {
-      size_file(segment, place, index.mode);
+      size_file(segment, place, index.data_mode);
     }
     MARU_POINT("segment.sized");
     write_segment_header(segment, place, {number, number + 1, spec.medium, folder}, g, index.super->pool_uuid,

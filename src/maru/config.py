@@ -2,11 +2,15 @@
 
     maru:///NAME?size=64GiB&data=PATH[,PATH...]&medium=shm|hugetlb|file|devdax&dir=PLACE&...
 
+`share=` says what others may do to a pool that is made: nothing (private), all that its creator may (group), only read
+(readers: the group; handed: whoever the daemon hands it to, see docs/security.md). `access=read` attaches to it for
+reading only: the data is mapped without write permission.
+
 `tenant_secret=file:PATH` (or `env:NAME`, `command:PROGRAM ARGUMENT...`) gives a tenant's processes the secret which
 seeds its keys, as `maru keys tenant-secret` writes it.
 
 NAME alone means `/dev/shm/maru-<uid>/NAME`, private to this user; `dir=` puts the folder elsewhere, for pools that
-several users or containers share. What matters to whoever attaches is the name, `populate`, `copy_threads`,
+several users or containers share. What matters to whoever attaches is the name, `access`, `populate`, `copy_threads`,
 `tenant_secret`, `audit` and `audit_key` (this process keeps an audit log there); the rest only to whoever creates the
 pool.
 """
@@ -24,6 +28,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from maru.errors import BadUrl, PoolMismatch, PoolNotFound
 
 Medium = Literal["shm", "hugetlb", "file", "devdax"]
+Share = Literal["private", "group", "readers", "handed"]
 Checksum = Literal["off", "boundary", "always"]
 
 DEFAULT_SIZE_BYTES = 4 << 30
@@ -119,7 +124,9 @@ class PoolConfig:
     namespaces: int = 1024
     cooling: float = 30.0
     gate: bool = True
-    group: bool = False
+    share: Share = "private"
+    reads_only: bool = False
+    """Attach for reading: the data is mapped without write permission, and nothing is stored, removed or changed."""
     populate: bool = True
     copy_threads: int = 1
     spare: tuple[int, ...] = ()
@@ -128,6 +135,24 @@ class PoolConfig:
     audit: Path | None = None
     """The folder where this process keeps an audit log of what it does in the pool."""
     audit_key: Path | None = None
+
+    @property
+    def data_mode(self) -> int:
+        """Permissions of a new pool's segments."""
+        return {"private": 0o600, "group": 0o660, "readers": 0o640, "handed": 0o644}[self.share]
+
+    @property
+    def index_mode(self) -> int:
+        """Permissions of its index and lock: whoever reads counts pins there, and has a row."""
+        return {"private": 0o600, "group": 0o660, "readers": 0o660, "handed": 0o666}[self.share]
+
+    @property
+    def is_read_by_others(self) -> bool:
+        return self.share in ("readers", "handed")
+
+    @property
+    def folder_mode(self) -> int:
+        return {"private": 0o700, "group": 0o770, "readers": 0o750, "handed": 0o755}[self.share]
 
     @property
     def url(self) -> str:
@@ -167,7 +192,7 @@ def _count(query: dict[str, str], name: str, default: int, limit: int) -> int:
 
 _KNOWN = (
     "size", "data", "medium", "dir", "checksum", "unit_bytes", "slab_bytes", "chunk_bytes", "slots", "processes",
-    "namespaces", "cooling", "gate", "share", "populate", "copy_threads", "spare", "tenant_secret", "audit",
+    "namespaces", "cooling", "gate", "share", "access", "populate", "copy_threads", "spare", "tenant_secret", "audit",
     "audit_key",
 )  # fmt: skip
 
@@ -244,7 +269,8 @@ def parse_url(url: str) -> PoolConfig:
         namespaces=_count(query, "namespaces", 1024, 1 << 20),
         cooling=cooling,
         gate=_choice(query, "gate", ("on", "off"), "on") == "on",
-        group=_choice(query, "share", ("private", "group"), "private") == "group",
+        share=_choice(query, "share", ("private", "group", "readers", "handed"), "private"),  # type: ignore[arg-type]
+        reads_only=_choice(query, "access", ("write", "read"), "write") == "read",
         populate=_choice(query, "populate", ("background", "off"), "background") == "background",
         spare=tuple(parse_size(size) for size in query["spare"].split(",")) if "spare" in query else (),
         copy_threads=_count(query, "copy_threads", default_copy_threads(), 64),
@@ -309,13 +335,14 @@ def secure_folder(config: PoolConfig, create: bool) -> None:
 
     Raises PoolNotFound, PoolMismatch.
     """
-    mode = 0o770 if config.group else 0o700
     for folder in (config.folder.parent, config.folder):
         is_ours = folder == config.folder or folder == shared_memory_root()
         try:
             if create and is_ours:
-                folder.mkdir(mode=mode if folder == config.folder else 0o700, exist_ok=True)
+                folder.mkdir(mode=config.folder_mode if folder == config.folder else 0o700, exist_ok=True)
             state = folder.lstat()
+            if create and folder == config.folder and state.st_uid == os.getuid() and config.is_read_by_others:
+                folder.chmod(config.folder_mode)  # Whatever the umask: the URL asks for it by name.
         except FileNotFoundError:
             if folder == config.folder or folder == shared_memory_root():
                 raise PoolNotFound(f"no pool at {config.folder}", path=str(config.folder)) from None
@@ -324,11 +351,17 @@ def secure_folder(config: PoolConfig, create: bool) -> None:
             raise PoolMismatch(f"cannot use {folder}: {error.strerror}", path=str(folder)) from error
         if not stat.S_ISDIR(state.st_mode):
             raise PoolMismatch(f"{folder} is not a folder (a link or a file stands in its place)", path=str(folder))
-        is_shared = config.group and folder != shared_memory_root()
+        is_shared = (config.share != "private" or config.reads_only) and folder != shared_memory_root()
         if is_ours and state.st_uid != os.getuid() and not is_shared:
             raise PoolMismatch(
                 f"{folder} belongs to another user (uid {state.st_uid}); for a pool that users share say "
                 "dir=PLACE&share=group",
+                path=str(folder),
+            )
+        if create and config.share == "handed" and folder != config.folder and state.st_mode & 0o001:
+            raise PoolMismatch(
+                f"anybody may enter {folder}, so a pool there is not reached through the daemon alone; chmod o-x it, "
+                "or leave dir= out",
                 path=str(folder),
             )
         if is_ours and state.st_mode & 0o002:

@@ -11,6 +11,7 @@
     │   ├── ShareTooLarge         more promised to a tenant than there is
     │   ├── LeaseEnded            what another host held here is not held for it any more
     │   ├── NoDaemon              another host is asked, and no daemon answers
+    │   ├── ReadsOnly             attached with access=read, and asked to change something
     │   └── NotAttached           this handle was closed
     ├── CannotListen              a daemon's address is taken, or its certificate cannot be used
     ├── Forbidden                 a daemon knows who asks, and it is not theirs to ask
@@ -130,6 +131,12 @@ class NoDaemon(PoolError):
 
     host: str = ""
     hint = "start one there: maru serve NAME --listen tcp://ADDRESS:PORT; instances on one host need none: maru:///NAME"
+
+
+class ReadsOnly(PoolError):
+    """This process attached for reading only, and was asked to remove or change something. Nothing was changed."""
+
+    hint = "attach without access=read, as a user who may write the pool's segments"
 
 
 class NotAttached(PoolError):

@@ -94,7 +94,13 @@ class Pool(core.PoolCore):
 
             self._secrets = read_tenant_secrets(config.tenant_secret)
         self._audit: Audit | None = None
-        super().__init__(str(config.folder), _process_name(), config.populate, copy_threads=config.copy_threads)
+        super().__init__(
+            str(config.folder),
+            _process_name(),
+            config.populate,
+            copy_threads=config.copy_threads,
+            reads_only=config.reads_only,
+        )
         if config.audit is not None:
             self._audit = self._audited(config.audit)
 
@@ -167,7 +173,7 @@ class Pool(core.PoolCore):
         """
         config = parse_url(url)
         secure_folder(config, create=False)
-        return core.rebuild_pool(str(config.folder), list(config.data), config.group)
+        return core.rebuild_pool(str(config.folder), list(config.data), config.index_mode)
 
     @staticmethod
     def set_segment(url: str, number: int, state: Literal["online", "draining", "lost"]) -> None:
@@ -234,7 +240,8 @@ class Pool(core.PoolCore):
             checksum=config.checksum,
             cooling=config.cooling,
             gate=config.gate,
-            group_access=config.group,
+            data_mode=config.data_mode,
+            index_mode=config.index_mode,
             spare=list(config.spare),
         )
         for note in notes:

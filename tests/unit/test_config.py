@@ -171,7 +171,7 @@ def test_every_parameter_is_read() -> None:
     assert (config.medium, config.data, config.checksum) == ("file", ("/mnt/a", "/mnt/b"), "always")
     assert (config.unit_bytes, config.slab_bytes, config.chunk_bytes) == (64 << 10, 16 << 20, 1 << 20)
     assert (config.slots, config.processes, config.namespaces) == (5000, 7, 9)
-    assert (config.cooling, config.group, config.populate) == (1.5, True, False)
+    assert (config.cooling, config.share, config.populate) == (1.5, "group", False)
 
 
 def test_the_shortest_url_of_a_pool_names_the_same_folder() -> None:
