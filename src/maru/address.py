@@ -4,6 +4,8 @@
     maru://HOST:PORT[?pool_size=64G&...]     the pool of the daemon that listens there (`maru serve`)
     maru://localhost:PORT[?pool_size=64G]    the same; where no daemon listens, this host's pool `default`
 
+    unix:///PATH[?pool_size=64G&...]         what a daemon of this host (`maru serve --local PATH`) has for this user
+
 A daemon on this host hands out its pool itself. One on another host leaves a pool on this one, the near pool, through
 which chunks come and go: `pool_size` and the other parameters of a pool are the near pool's then. For reaching the
 daemon there are `key=` (a client's key file), `mode=` and `data=` (maru.connect).
@@ -23,7 +25,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from maru.config import PoolConfig, parse_url, redact, why_no_url
@@ -41,6 +43,7 @@ _SLABS_MIN = 4
 _USED_SHARE_MIN = 0.9
 _EXPECTED_CHUNK_BYTES = 256 << 10
 _SCHEMES = ("maru://", "tcp://")
+_LOCAL_SOCKET = "unix://"
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ def read_address(text: str, size_bytes: int = 0, chunk_bytes: int = 0, tiers: Se
     """
     if not isinstance(text, str):
         raise BadUrl(f"an address is a str, not {type(text).__name__}")
+    if text.startswith(_LOCAL_SOCKET):
+        return _of_local_socket(text, size_bytes, chunk_bytes, tiers)
     scheme = next((scheme for scheme in _SCHEMES if text.startswith(scheme)), None)
     if scheme is None:
         raise BadUrl(f"{redact(text)!r} is not an address: maru:///NAME is a pool of this host")
@@ -109,6 +114,19 @@ def read_address(text: str, size_bytes: int = 0, chunk_bytes: int = 0, tiers: Se
     return Address(_url(name, query), tenant, key_pin_age_s, daemon, needs_daemon, below)
 
 
+def _of_local_socket(text: str, size_bytes: int, chunk_bytes: int, tiers: Sequence[str]) -> Address:
+    """The pool is the near one's, for users that the daemon gives chunks to and not its memory."""
+    path, mark, query = text[len(_LOCAL_SOCKET) :].partition("?")
+    if not path.startswith("/"):
+        raise BadUrl(f"{redact(text)!r} is not a local socket: write unix:///PATH")
+    pairs = parse_qsl(query, keep_blank_values=True)
+    mode = [value for name, value in pairs if name == "mode"]
+    near = "maru:///" + _near_name(path.strip("/")[-50:], "socket")
+    rest = urlencode([pair for pair in pairs if pair[0] != "mode"], safe="/,")
+    address = read_address(near + (f"{mark}{rest}" if rest else ""), size_bytes, chunk_bytes, tiers)
+    return replace(address, daemon=_LOCAL_SOCKET + path + (f"?mode={mode[-1]}" if mode else ""), needs_daemon=True)
+
+
 def slab_bytes_for(size_bytes: int, chunk_bytes: int) -> int:
     """A slab's size for a pool of `size_bytes` that holds mostly chunks of `chunk_bytes`: a power of two.
 
@@ -132,7 +150,7 @@ def _url(name: str, query: dict[str, str]) -> str:
     return f"maru:///{name}" + ("?" + urlencode(query, safe="/,") if query else "")
 
 
-def _near_name(host: str, port: int | None) -> str:
+def _near_name(host: str, port: int | str | None) -> str:
     """The pool of this host through which another's chunks come."""
     return "near-" + re.sub(r"[^A-Za-z0-9._-]", "-", host)[:50] + f"-{port}"
 

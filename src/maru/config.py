@@ -135,6 +135,8 @@ class PoolConfig:
     audit: Path | None = None
     """The folder where this process keeps an audit log of what it does in the pool."""
     audit_key: Path | None = None
+    handed_by: str = ""
+    """The local socket that handed the pool over (maru.client.handed); `folder` is a descriptor of ours then."""
 
     @property
     def data_mode(self) -> int:
@@ -158,7 +160,7 @@ class PoolConfig:
     def url(self) -> str:
         """The shortest URL that names this pool."""
         base = default_folder(self.name)
-        return (
+        return self.handed_by or (
             f"maru:///{self.name}"
             if base == self.folder
             else f"maru:///{self.name}?dir={quote(str(self.folder.parent))}"

@@ -147,22 +147,36 @@ def generate(
 def add(
     ctx: typer.Context,
     name: NameArgument,
-    public_key: Annotated[str, typer.Argument(metavar="PUBLIC_KEY", help="40 characters; put single quotes around.")],
+    public_key: Annotated[
+        str | None, typer.Argument(metavar="[PUBLIC_KEY]", help="40 characters; put single quotes around.")
+    ] = None,
+    uid: Annotated[
+        int | None, typer.Option("--uid", metavar="UID", help="Instead of a key: a user of this host, as `id -u` says.")
+    ] = None,
     tenant: TenantOption = credentials.DEFAULT_TENANT,
     may: MayOption = None,
     may_map: MapOption = None,
     folder: FolderOption = None,
     json_output: JsonFlag = False,
 ) -> None:
-    """Let in a client that made its keys itself.
+    """Let in a client that made its keys itself, or a user of this host.
+
+    A user needs no key: the local socket of [cyan]maru serve --local PATH[/cyan] knows them by their uid.
 
     [bold]Examples[/bold]
 
     [cyan]maru keys add node7 '…40 characters…'[/cyan]   what `maru keys generate node7 --server` said there
+    [cyan]maru keys add blue --uid 1007 --tenant blue --may read[/cyan]   then, as that user: maru.connect("unix:///PATH")
     """
-    grants = credentials.read_grants(may or [])
-    client = credentials.add_client(_place(folder), name, public_key, tenant, may_map=may_map, grants=grants)
-    _note(ctx, "a client was let in with a key of its own", client.name, client.tenant)
+    grants, place = credentials.read_grants(may or []), _place(folder)
+    if (public_key is None) == (uid is None):
+        raise typer.BadParameter("say a client's PUBLIC_KEY, or a user's --uid")
+    if uid is None:
+        client = credentials.add_client(place, name, public_key or "", tenant, may_map=may_map, grants=grants)
+        _note(ctx, "a client was let in with a key of its own", client.name, client.tenant)
+    else:
+        client = credentials.add_user(place, name, uid, tenant, may_map=may_map, grants=grants)
+        _note(ctx, f"the user {uid} was let in", client.name, client.tenant)
     _tell(json_output, _client_json(client), f"{name} may speak to the daemon", _client_facts(client))
 
 
@@ -198,8 +212,8 @@ def list_keys(folder: FolderOption = None, json_output: JsonFlag = False) -> Non
     if not clients:
         console().print("No client may speak to it. [cyan]maru keys generate NAME[/cyan] lets one in.", style="yellow")
     else:
-        rows = [(one.name, one.tenant, _may(one), one.public_z85, _day(one.added_unix_s)) for one in clients]
-        _show_table(("client", "tenant", "may", "public key", "added"), rows)
+        rows = [(one.name, one.tenant, _may(one), _known_by(one), _day(one.added_unix_s)) for one in clients]
+        _show_table(("client", "tenant", "may", "known by", "added"), rows)
     if tokens:
         _show_tokens(tokens)
 
@@ -443,14 +457,19 @@ def _may(client: Client) -> str:
     return " ".join([*map(str, client.grants), *(["map"] if client.may_map else [])])
 
 
+def _known_by(client: Client) -> str:
+    return client.public_z85 if client.uid is None else f"uid {client.uid}"
+
+
 def _client_facts(client: Client) -> dict[str, str]:
-    return {"public key": client.public_z85, "tenant": client.tenant, "may": _may(client)}
+    return {"known by": _known_by(client), "tenant": client.tenant, "may": _may(client)}
 
 
 def _client_json(client: Client) -> dict[str, Any]:
     return {
         "name": client.name,
         "public_key": client.public_z85,
+        "uid": client.uid,
         "tenant": client.tenant,
         "may": [str(grant) for grant in client.grants],
         "may_map": client.may_map,

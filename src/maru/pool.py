@@ -257,14 +257,19 @@ class Pool(core.PoolCore):
         for that tenant's clients. Raises NamespaceTableFull, PoolBusy, NotAttached, ValueError for a policy that there
         is none of, or a tenant's name of more than TENANT_BYTES_MAX bytes.
         """
-        if len(identity.tenant.encode("utf-8", "surrogatepass")) > TENANT_BYTES_MAX:
+        tenant = self._tenant_of(identity)
+        if len(tenant.encode("utf-8", "surrogatepass")) > TENANT_BYTES_MAX:
             # Cut off in the pool's table, two tenants would be one: one account, one view, one key for what lies below.
-            raise ValueError(f"a tenant's name has at most {TENANT_BYTES_MAX} bytes; {identity.tenant[:80]!r} has more")
+            raise ValueError(f"a tenant's name has at most {TENANT_BYTES_MAX} bytes; {tenant[:80]!r} has more")
         digest = core.blake3(identity.encode(), 16)
-        secret = self._secret_of(identity.tenant)
+        secret = self._secret_of(tenant)
         if secret is not None:
             digest = seeded_digest(secret, digest)
-        return self._register_namespace(digest, identity.tenant, ttl, policy_flags(policy))
+        return self._register_namespace(digest, tenant, ttl, policy_flags(policy))
+
+    def _tenant_of(self, identity: Identity) -> str:
+        """Whose a namespace is."""
+        return identity.tenant
 
     def _secret_of(self, tenant: str) -> bytes | None:
         """The secret of a tenant (32 bytes) that the pool's URL gives; None: none."""

@@ -88,6 +88,10 @@ def serve(
         Path | None,
         typer.Option("--audit-key", metavar="FILE", help="Its key, when not FOLDER/audit.key: maru audit key FILE."),
     ] = None,
+    local: Annotated[
+        Path | None,
+        typer.Option("--local", metavar="PATH", help="A Unix socket for users of this host, by `maru keys add --uid`."),
+    ] = None,
     lease_s: Annotated[
         float, typer.Option("--lease", min=2, max=300, help="Seconds after which a silent host has given back all.")
     ] = 10.0,
@@ -140,7 +144,7 @@ def serve(
     limits = Limits(lease_s=lease_s, guard_s=min(1.0, lease_s / 4))
     found = _peers(peer or [], peer_ca, registry)
     daemon = Daemon(
-        ServeConfig(url, listen, plain, keys, web, events, limits, found, tuple(tier or []), audit, audit_key)
+        ServeConfig(url, listen, plain, keys, web, events, limits, found, tuple(tier or []), audit, audit_key, local)
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
@@ -148,6 +152,8 @@ def serve(
             told = {"pool": daemon.pool.config.url, "rpc": daemon.rpc_server.url}
             if daemon.web_server:
                 told["http"] = daemon.web_server.url
+            if local:
+                told["local"] = f"unix://{local.absolute()}"
             if daemon.events:
                 told["kv_events"] = endpoint
             if json_output:

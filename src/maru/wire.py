@@ -328,3 +328,44 @@ def decode_answer(header: bytes | memoryview) -> Answer:
         return _answers.decode(header)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage(f"not an answer of protocol {PROTOCOL}: {error}") from None
+
+
+# ---- the local socket -------------------------------------------------------------------------------------
+
+HANDED_BYTES_MAX: Final = 16 << 10
+
+
+class Handed(msgspec.Struct, array_like=True, tag="maru local socket", gc=False):
+    """All that a daemon's local socket ever says, to whoever connects: what is theirs, by the uid that the system
+    gives. With `access` comes a descriptor of the pool's folder.
+    """
+
+    protocol: int
+    refused: str = ""
+    """Why nothing is: the error's name and its words, with a line's end between them."""
+    pool: str = ""
+    uuid: str = ""
+    access: str = ""
+    """"write", "read", or nothing: then the pool is asked by messages."""
+    tenant: str = ""
+    """Whose they are; nothing: whoever they say, as anybody who may open the pool."""
+    tenant_secret: bytes = b""
+    """What seeds that tenant's keys, 32 bytes; nothing: nothing does."""
+    endpoint: str = ""
+    key: tuple[str, str, str, str] | None = None
+    """Of the client they are for messages: its name, public key, the server's, and its secret one. None: plain."""
+
+    def __repr__(self) -> str:
+        return f"Handed({self.pool!r}, access={self.access!r}, tenant={self.tenant!r})"
+
+
+def encode_handed(handed: Handed) -> bytes:
+    return msgspec.msgpack.encode(handed)
+
+
+def decode_handed(raw: bytes) -> Handed:
+    """Raises BadMessage."""
+    try:
+        return msgspec.msgpack.decode(raw, type=Handed)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise BadMessage(f"not what a daemon's local socket says: {error}") from None

@@ -2,6 +2,7 @@
 
     maru.connect("maru:///kv")                    a pool of this host
     maru.connect("maru://10.0.0.7:6555")          the pool of a daemon (`maru serve`), by the best way there is
+    maru.connect("unix:///run/maru/kv.sock")      what a daemon of this host (`maru serve --local`) has for this user
 
 Asked for a daemon, a client learns which pool it serves. On the same host it gets that pool itself, and speaks with the
 daemon no more. On another host that maps the same memory (segments are known by their UUID) it asks the daemon where
@@ -30,12 +31,13 @@ def connect(
 ) -> Pool | RemotePool:
     """Attach to a pool, wherever it is. Both kinds of result have the same calls for chunks.
 
-    `url`: maru:///NAME, or maru://HOST:PORT[?mode=&key=&data=], whose parameters count where no argument is given.
-    `mode`: take this way or fail. `key`: a client's key file (maru keys generate NAME); without one the connection is
-    plain. `data`: devices or files to look for the pool's segments in, besides where the daemon has them. `deadline`:
-    seconds that a call waits. `memory_bytes`: what is fetched at once over the wire.
+    `url`: maru:///NAME, unix:///PATH[?mode=], or maru://HOST:PORT[?mode=&key=&data=], whose parameters count where
+    no argument is given. `mode`: take this way or fail. `key`: a client's key file (maru keys generate NAME);
+    without one the connection is plain. `data`: devices or files to look for the pool's segments in, besides where
+    the daemon has them. `deadline`: seconds that a call waits. `memory_bytes`: what is fetched at once over the
+    wire.
 
-    Raises BadUrl, NoDaemon, VersionSkew, PoolMismatch, and what opening a pool raises.
+    Raises BadUrl, NoDaemon, Forbidden, VersionSkew, PoolMismatch, and what opening a pool raises.
     """
     from maru.pool import Pool
 

@@ -362,11 +362,14 @@ class _NoAnswer(Exception):
 def _granted(answer: wire.Answer) -> wire.Answer:
     """Raises what the daemon refused, as the class that it names."""
     if isinstance(answer, wire.Refused):
-        kind = getattr(errors, answer.error, MaruError)
-        if not (isinstance(kind, type) and issubclass(kind, MaruError)):
-            kind = MaruError
-        raise kind(answer.message[:500])
+        raise refusal(answer.error, answer.message)
     return answer
+
+
+def refusal(name: str, words: str) -> MaruError:
+    """The error that a daemon names, as the class of that name here."""
+    kind = getattr(errors, name, MaruError)
+    return (kind if isinstance(kind, type) and issubclass(kind, MaruError) else MaruError)(words[:500])
 
 
 def _library() -> str:

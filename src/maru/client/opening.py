@@ -66,7 +66,7 @@ def _open(address: Address, deadline_s: float, near: bool) -> Pool:
             f"speaking with a daemon needs {error.name}: pip install 'maru-kvcache[remote]'", host=address.daemon
         ) from None
     if isinstance(found, Pool):
-        if not address.pool.tenant_secret:
+        if not address.pool.tenant_secret or found.config.handed_by:  # What is handed over has it with it.
             return found
         with found:
             return Pool.attach(_told_again(found.config.url, address.pool))
@@ -89,7 +89,7 @@ def settled(address: Address, pool: Pool) -> Address:
 
     A pool of this host by its name, without asking a daemon on the way; a near pool as it was found.
     """
-    if not address.daemon or hasattr(pool, "far"):
+    if not address.daemon or hasattr(pool, "far") or pool.config.handed_by:
         return address
     return replace(address, url=_told_again(pool.config.url, address.pool), daemon="", needs_daemon=False)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from maru import wire
 from maru.client.channel import BOOT_ID, Channel
+from maru.client.handed import SCHEME, attach_handed, knock
 from maru.client.remote import MEMORY_BYTES, RemotePool
 from maru.client.segments import SegmentsMemory
 from maru.config import redact, why_no_url
-from maru.credentials import load_client_key
+from maru.credentials import ClientKey, load_client_key
 from maru.errors import BadUrl, Forbidden, MaruError, PoolMismatch
 from maru.pool import Pool
 
@@ -50,6 +52,8 @@ def connect_to_daemon(
     url: str, mode: str, key: str | None, data: tuple[str, ...], deadline_s: float, memory_bytes: int | None
 ) -> Pool | RemotePool:
     """As maru.connect."""
+    if url.startswith(SCHEME):
+        return _by_local_socket(url, mode, deadline_s, memory_bytes or MEMORY_BYTES)
     way = read_way(url)
     mode = mode if mode != "auto" else way.mode
     if mode not in MODES:
@@ -90,6 +94,30 @@ def connect_to_daemon(
         channel.close()
         raise
     return RemotePool(channel, None, memory_bytes)
+
+
+def _by_local_socket(url: str, mode: str, deadline_s: float, memory_bytes: int) -> Pool | RemotePool:
+    """By whom the system says that we are: the pool itself, or the daemon that may be asked."""
+    asked = dict(parse_qsl(url.partition("?")[2], keep_blank_values=True))
+    if unknown := asked.keys() - {"mode"}:
+        raise BadUrl(f"unknown parameter {min(unknown)!r}; known is mode")
+    mode = mode if mode != "auto" else asked.get("mode", "auto")
+    if mode not in ("auto", "local", "wire"):
+        raise BadUrl(f"mode={mode} is not one of auto, local, wire, the ways that a local socket leads to")
+    handed, folder = knock(url, deadline_s)
+    if folder >= 0:
+        if mode != "wire":
+            return attach_handed(url, handed, folder)
+        os.close(folder)
+    elif mode == "local":
+        raise Forbidden(
+            f"{url} hands its pool over to others, not to this user; it may be asked by messages: mode=auto"
+        )
+    if handed.key is None:
+        raise Forbidden(f"{url} hands its pool over and nothing else, since its daemon has no keys: mode=local")
+    name, public, server_public, secret = handed.key
+    key = ClientKey(name, public, server_public, secret)
+    return RemotePool(_greeted(Channel(handed.endpoint, key, False, deadline_s), handed.uuid), None, memory_bytes)
 
 
 def _greeted(channel: Channel, pool_uuid: str | None = None) -> Channel:

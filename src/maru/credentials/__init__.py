@@ -11,7 +11,7 @@ Everything lies in one folder that only its owner can read (`default_folder()` u
 
     folder       files that nobody else reads, written whole       curve      the pairs, and sockets that use them
     records      what the lists have in common                     clients    the list of those let in
-    grants       what a client may do with its tenant's namespaces
+    grants       what a client may do with its tenant's namespaces  users    those of this host, by their uid
     tenant_secrets  what makes a tenant's keys its own              sources    where a secret is read from
     authorised   asking all of it while a daemon runs              tokens     bearer tokens
                                                                    certificate   TLS
@@ -57,6 +57,7 @@ from maru.credentials.tenant_secrets import (
     write_tenant_secret,
 )
 from maru.credentials.tokens import Role, Token, add_token, list_tokens, revoke_token
+from maru.credentials.users import add_user, key_of_user
 
 __all__ = [
     "DEFAULT_TENANT",
@@ -78,11 +79,13 @@ __all__ = [
     "ZapCallback",
     "add_client",
     "add_token",
+    "add_user",
     "default_folder",
     "default_hosts",
     "generate_client",
     "generate_remote",
     "generate_server",
+    "key_of_user",
     "level_anywhere",
     "level_for",
     "list_clients",

@@ -96,6 +96,10 @@ class Authorised:
         """The client with this public key, with its tenant; None: it may not speak."""
         return self._clients.value().get(public_z85)
 
+    def user(self, uid: int) -> Client | None:
+        """The client that this user of the daemon's host is; None: it is none."""
+        return next((one for one in self._clients.value().values() if one.uid == uid), None)
+
     def onlookers(self) -> frozenset[str]:
         """The keys of all clients that may know of every tenant's chunks: those that may map the pool."""
         return frozenset(key for key, client in self._clients.value().items() if client.may_map)

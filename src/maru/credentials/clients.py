@@ -45,6 +45,8 @@ class Client:
     It may read the pool's KV events too, for they tell of every tenant's chunks."""
     grants: tuple[Grant, ...] = EVERYTHING
     """What it may do with its tenant's namespaces. No other tenant's are anything to it."""
+    uid: int | None = None
+    """Of a user of the daemon's host who is let in by the local socket; see `users`."""
 
 
 def read_clients(raw: bytes | None, path: Path) -> list[Client]:
@@ -59,6 +61,7 @@ def read_clients(raw: bytes | None, path: Path) -> list[Client]:
             seconds_of(row, "added_unix_s", path),
             _may_map(row, path),
             _grants(row, path),
+            _uid(row, path),
         )
         for row in rows_of(decode(_KIND, raw, path), "clients", CLIENT_LIMIT, path)
     ]
@@ -83,14 +86,26 @@ def add_client(
     `may_map`: may it map the pool's memory; None: only one of the default tenant that nobody limits.
     Raises BadCredential, CredentialExists (the name or the key is there), CredentialsBusy, UnsafeCredentials.
     """
-    keys = KeyFolder(folder)
     public = checked_key(public_z85, "PUBLIC_KEY")
-    maps = _maps_untold(tenant, grants) if may_map is None else may_map
+    maps = maps_untold(tenant, grants) if may_map is None else may_map
     fresh = Client(checked_name(name), public, checked_tenant(tenant), int(time.time()), maps, grants)
+    add_row(folder, fresh, deadline_s)
+    return fresh
+
+
+def add_row(folder: Path, fresh: Client, deadline_s: float) -> None:
+    """Put a client on the list. Raises CredentialExists, CredentialsBusy, UnsafeCredentials, BadCredential."""
+    keys = KeyFolder(folder)
     keys.make()
     with keys.locked(deadline_s):
-        _write(keys, [*_without(keys, fresh.name, fresh.public_z85), fresh])
-    return fresh
+        clients = _without(keys, fresh.name, fresh.public_z85)
+        for one in clients:
+            if fresh.uid is not None and one.uid == fresh.uid:
+                raise CredentialExists(
+                    f"the user {fresh.uid} is there already, as {one.name!r}: a user is one client",
+                    path=str(keys.path),
+                )
+        _write(keys, [*clients, fresh])
 
 
 def generate_client(
@@ -117,7 +132,7 @@ def generate_client(
         handed = KeyFolder(folder / CLIENTS_FOLDER)
         handed.make()
         path, public = make_client_key(handed, name, server.public_z85)
-        maps = _maps_untold(tenant, grants) if may_map is None else may_map
+        maps = maps_untold(tenant, grants) if may_map is None else may_map
         fresh = Client(name, public, tenant, int(time.time()), maps, grants)
         _write(keys, [*clients, fresh])
     return fresh, path
@@ -143,15 +158,23 @@ def _list(keys: KeyFolder) -> list[Client]:
     return read_clients(keys.read(CLIENTS_FILE), keys.path / CLIENTS_FILE)
 
 
-def _maps_untold(tenant: str, grants: tuple[Grant, ...]) -> bool:
+def maps_untold(tenant: str, grants: tuple[Grant, ...]) -> bool:
+    """May a client map the pool of which nobody said it?"""
     return tenant == DEFAULT_TENANT and grants == EVERYTHING
 
 
 def _may_map(row: dict[str, Any], path: Path) -> bool:
     """Lists of before there was this question do not answer it: then the default tenant's may, and no others."""
-    value = row.get("may_map", _maps_untold(row["tenant"], _grants(row, path)))
+    value = row.get("may_map", maps_untold(row["tenant"], _grants(row, path)))
     if not isinstance(value, bool):
         raise BadCredential(f"{path} cannot be read: 'may_map' is not true or false", path=str(path))
+    return value
+
+
+def _uid(row: dict[str, Any], path: Path) -> int | None:
+    value = row.get("uid")
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise BadCredential(f"{path} cannot be read: 'uid' is not a user's number", path=str(path))
     return value
 
 
@@ -186,6 +209,7 @@ def _write(keys: KeyFolder, clients: list[Client]) -> None:
             "added_unix_s": one.added_unix_s,
             "may_map": one.may_map,
             "grants": [str(grant) for grant in one.grants],
+            **({} if one.uid is None else {"uid": one.uid}),
         }
         for one in clients
     ]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from maru.credentials.folder import LOCK_DEADLINE_S, KeyFolder, read_private_file
 from maru.credentials.records import checked_name, decode, encode, text_of
-from maru.credentials.tenant_secrets import make_pool_secret
+from maru.credentials.tenant_secrets import SECRET_BYTES, hkdf_sha256, make_pool_secret
 from maru.errors import BadCredential, CredentialExists, CredentialNotFound, MissingPackage
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ EVENTS_ZAP_DOMAIN = "maru-events"
 """Of sockets that tell of every tenant's chunks."""
 SERVER_FILE = "server.key"
 CLIENTS_FOLDER = "clients"
+_USER_INFO = b"maru user 1\0"
 _SERVER_KIND, _CLIENT_KIND = "server key", "client key"
 _Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
 _KEY = re.compile(f"[{re.escape(_Z85)}]{{40}}")
@@ -161,6 +162,15 @@ def secure_client(socket: zmq.Socket[Any], key: ClientKey) -> None:
     socket.curve_secretkey = key.secret_z85.encode()
     socket.curve_publickey = key.public_z85.encode()
     socket.curve_serverkey = key.server_public_z85.encode()
+
+
+def derive_pair(keys: ServerKeys, whose: str) -> tuple[str, str]:
+    """(public, secret) of a pair that only the daemon can make, and can make again. Raises MissingPackage."""
+    zmq = _zmq()
+    from zmq.utils import z85
+
+    secret = z85.encode(hkdf_sha256(z85.decode(keys.secret_z85.encode()), _USER_INFO + whose.encode(), SECRET_BYTES))
+    return zmq.curve_public(secret).decode(), secret.decode()
 
 
 def _pair_of(document: dict[str, Any], path: Path) -> tuple[str, str]:

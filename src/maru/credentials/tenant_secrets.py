@@ -40,13 +40,12 @@ class PoolSecret:
         assert len(secret) == SECRET_BYTES
         self._secret = secret
         self._made: dict[str, bytes] = {}
-        self._hashes, self._hkdf = _cryptography()
+        _cryptography()
 
     def of(self, tenant: str) -> bytes:
         """The secret of one tenant: 32 bytes, always the same."""
         if tenant not in self._made:
-            hkdf = self._hkdf.HKDF(self._hashes.SHA256(), SECRET_BYTES, None, _INFO + tenant.encode())
-            self._made[tenant] = hkdf.derive(self._secret)
+            self._made[tenant] = hkdf_sha256(self._secret, _INFO + tenant.encode(), SECRET_BYTES)
         return self._made[tenant]
 
     def __repr__(self) -> str:
@@ -140,6 +139,13 @@ def read_tenant_secrets(source: str) -> TenantSecrets:
     if not found:
         raise BadCredential(f"{place} holds no tenant's secret: `maru keys tenant-secret` writes one")
     return TenantSecrets(found)
+
+
+def hkdf_sha256(secret: bytes, info: bytes, size_bytes: int) -> bytes:
+    """What RFC 5869 makes of a secret, without a salt. Raises MissingPackage."""
+    hashes, hkdf = _cryptography()
+    made: bytes = hkdf.HKDF(hashes.SHA256(), size_bytes, None, info).derive(secret)
+    return made
 
 
 def _is_tenant(word: str) -> bool:

@@ -35,6 +35,7 @@ from maru.daemon.audited_web import WebAudit
 from maru.daemon.control import Control
 from maru.daemon.facts import DaemonIdentity, Histogram, LeaseFigures, PeerFigures, RpcFigures
 from maru.daemon.kv_publisher import EventPublisher, EventSettings
+from maru.daemon.local_socket import Doorkeeper, LocalSocket
 from maru.daemon.peers import NamedPeers, PeerSettings, PeerWatch, Source
 from maru.daemon.registry import Registry
 from maru.daemon.server import SECONDS_BOUNDS, RpcServer
@@ -71,6 +72,8 @@ class ServeConfig:
     audit: Path | None = None
     """The folder of an audit log: who stored, hit, was refused, changed what."""
     audit_key: Path | None = None
+    local: Path | None = None
+    """A Unix socket for users of this host, who are let in by their uid; None: none."""
 
 
 class Daemon:
@@ -106,6 +109,7 @@ class Daemon:
             self.web_server = WebServer(make_app(self, web), web) if web else None
             self.events: EventPublisher | None = None
             self.peer_watch = PeerWatch([])
+            self.local_socket: LocalSocket | None = None
             self._keys, self._authorised = keys, authorised
         except BaseException:
             if self.ladder:
@@ -125,6 +129,9 @@ class Daemon:
                 self.events.start()
             if self.web_server:
                 self.web_server.start()
+            if self.config.local:
+                self.local_socket = self._local_socket(self.config.local)
+                self.local_socket.start()
             self.peer_watch = PeerWatch(self._peer_sources())
             self.peer_watch.start()
         except BaseException:
@@ -144,6 +151,8 @@ class Daemon:
     def stop(self) -> None:
         """End all parts. Idempotent."""
         self.peer_watch.stop()
+        if self.local_socket:
+            self.local_socket.stop()
         if self.web_server:
             self.web_server.stop()
         if self.events:
@@ -176,6 +185,14 @@ class Daemon:
         secure = None if keys is None else lambda socket: secure_server(socket, keys, EVENTS_ZAP_DOMAIN)
         context = self.rpc_server.context
         return EventPublisher(self.pool, settings, context, secure, self.config.plain, self._authorised)
+
+    def _local_socket(self, path: Path) -> LocalSocket:
+        secret = load_pool_secret(self.config.keys) if self.config.keys else None
+        uuid = self.pool.stats()["uuid"]
+        endpoint = self.rpc_server.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+        return LocalSocket(
+            path, Doorkeeper(self.pool, uuid, endpoint, self._authorised, self._keys, secret), self.audit
+        )
 
     def _peer_sources(self) -> list[Source]:
         settings, found = self.config.peers, list[Source]()

@@ -50,12 +50,18 @@ def tenants_seed(pool: Pool, pool_secret: PoolSecret | None) -> Seed:
     """
 
     def seed(tenant: str, digest: bytes) -> bytes:
-        secret = pool._secret_of(tenant)
-        if secret is None and pool_secret is not None and tenant != DEFAULT_TENANT:
-            secret = pool_secret.of(tenant)
+        secret = tenant_secret(pool, pool_secret, tenant)
         return seeded_digest(secret, digest) if secret else digest
 
     return seed
+
+
+def tenant_secret(pool: Pool, pool_secret: PoolSecret | None, tenant: str) -> bytes | None:
+    """What seeds a tenant's keys (32 bytes), None for nothing; see tenants_seed."""
+    secret = pool._secret_of(tenant)
+    if secret is None and pool_secret is not None and tenant != DEFAULT_TENANT:
+        secret = pool_secret.of(tenant)
+    return secret
 
 
 @dataclass(frozen=True)
