@@ -15,7 +15,16 @@ struct ViewObject {
   Py_ssize_t size;
 };
 
+// Several chunks that lie side by side, each with a pin.
+struct SpanObject {
+  PyObject_HEAD SessionRef session;
+  std::vector<uint64_t> slots;
+  const uint8_t* data;
+  Py_ssize_t size;
+};
+
 PyTypeObject* view_type = nullptr;
+PyTypeObject* span_type = nullptr;
 
 int view_get_buffer(PyObject* self, Py_buffer* buffer, int flags) {
   auto* view = reinterpret_cast<ViewObject*>(self);
@@ -36,6 +45,49 @@ PyType_Slot view_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(view_get_b
                             {0, nullptr}};
 PyType_Spec view_spec = {"maru._native.View", sizeof(ViewObject), 0,
                          Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, view_slots};
+
+int span_get_buffer(PyObject* self, Py_buffer* buffer, int flags) {
+  auto* span = reinterpret_cast<SpanObject*>(self);
+  return PyBuffer_FillInfo(buffer, self, const_cast<uint8_t*>(span->data), span->size, 1, flags);
+}
+
+void span_dealloc(PyObject* self) {
+  auto* span = reinterpret_cast<SpanObject*>(self);
+  if (!span->session->is_forked())
+    for (const uint64_t slot : span->slots) unpin(span->session->pool(), slot);
+  std::destroy_at(&span->slots);
+  std::destroy_at(&span->session);
+  PyTypeObject* type = Py_TYPE(self);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyType_Slot span_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(span_get_buffer)},
+                            {Py_tp_dealloc, reinterpret_cast<void*>(span_dealloc)},
+                            {0, nullptr}};
+PyType_Spec span_spec = {"maru._native.Span", sizeof(SpanObject), 0,
+                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, span_slots};
+
+// `chunks` lie side by side and are pinned already; takes over the pins.
+nb::object make_span(const SessionRef& session, const PinnedExtent* chunks, uint64_t count) {
+  PyObject* object = span_type->tp_alloc(span_type, 0);
+  if (!object) {
+    for (uint64_t n = 0; n < count; n++) unpin(session->pool(), chunks[n].slot);
+    throw nb::python_error();
+  }
+  auto* span = reinterpret_cast<SpanObject*>(object);
+  new (&span->session) SessionRef(session);
+  new (&span->slots) std::vector<uint64_t>();
+  for (uint64_t n = 0; n < count; n++) {
+    span->slots.push_back(chunks[n].slot);
+    span->size += static_cast<Py_ssize_t>(chunks[n].size_bytes);
+  }
+  span->data = session->pool().readable_at(chunks[0].extent);
+  PyObject* memory = PyMemoryView_FromObject(object);
+  Py_DECREF(object);
+  if (!memory) throw nb::python_error();
+  return nb::steal(memory);
+}
 
 }  // namespace
 
@@ -93,6 +145,28 @@ nb::list PinnedPrefix::views() const {
   return out;
 }
 
+nb::list PinnedPrefix::spans(uint64_t first, uint64_t count) const {
+  need_open();
+  if (session_->is_forked())
+    throw nb::value_error("this prefix was pinned before fork; pin it again in this process");
+  if (first > chunks_.size() || count > chunks_.size() - first)
+    throw nb::index_error("the prefix has fewer chunks");
+  Pool& pool = session_->pool();
+  nb::list out;
+  for (uint64_t begin = first, end = first + count, next = first; next < end; begin = next) {
+    uint64_t byte = pool.byte_of_extent(chunks_[begin].extent);
+    do {
+      if (!pin_again(pool, chunks_[next].slot)) {
+        while (next-- > begin) unpin(pool, chunks_[next].slot);
+        throw Failure("TooManyPins", "one chunk has 60,000 live views in this process; drop some");
+      }
+      byte += chunks_[next++].size_bytes;
+    } while (next < end && pool.byte_of_extent(chunks_[next].extent) == byte);
+    out.append(make_span(session_, &chunks_[begin], next - begin));
+  }
+  return out;
+}
+
 nb::bytes PinnedPrefix::extents() const {
   need_open();
   PyObject* out = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(chunks_.size() * 16));
@@ -130,7 +204,8 @@ void PinnedPrefix::release() {
 
 void bind_views(nb::module_& m) {
   view_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&view_spec));
-  if (!view_type) throw nb::python_error();
+  span_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&span_spec));
+  if (!view_type || !span_type) throw nb::python_error();
   nb::class_<PinnedPrefix>(
       m, "PinnedPrefix",
       "The leading chunks of a prefix, pinned: none of them moves, changes or goes away until the "
@@ -148,6 +223,10 @@ void bind_views(nb::module_& m) {
       .def_prop_ro("nbytes", &PinnedPrefix::byte_count, "Bytes of all pinned chunks.")
       .def("extents", &PinnedPrefix::extents, nb::sig("def extents(self) -> bytes"),
            "n x 16 bytes: offset in the pool's data and size of each chunk, both little-endian u64.")
+      .def("_spans", &PinnedPrefix::spans, nb::arg("first"), nb::arg("count"),
+           nb::sig("def _spans(self, first: int, count: int) -> list[memoryview]"),
+           "As `views` of `count` chunks from `first` on, but chunks that lie side by side in memory are one "
+           "view.")
       .def("_stamps", &PinnedPrefix::stamps,
            "n x 16 bytes: slot and generation of each chunk, both little-endian u64. Equal stamps, equal "
            "bytes.");

@@ -19,7 +19,8 @@ class PinnedPrefix {
 
   uint64_t count() const { return count_; }
   uint64_t byte_count() const;
-  nb::list views() const;  // Built on access; each view takes a pin of its own.
+  nb::list views() const;                                // Built on access; each view takes a pin of its own.
+  nb::list spans(uint64_t first, uint64_t count) const;  // The same, chunks that lie side by side as one.
   nb::bytes extents() const;
   nb::bytes stamps() const;  // n x (u64 offset in the data range, u64 size).
   void release();

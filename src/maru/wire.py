@@ -190,12 +190,14 @@ class Find(Message, tag=18):
 
 class Fetch(Message, tag=19):
     """Whole chunks of a lease, `count` of them from `chunk` on: FETCH_CHUNKS_MAX and PIECE_BYTES are the most. Answer:
-    Pieces, a body for each.
+    Pieces, a body for each, or for each run of chunks that lie side by side.
     """
 
     lease: int
     chunk: int
     count: int
+    runs: bool = False
+    """One body may hold several whole chunks. A message of fewer frames is as much faster as a chunk is small."""
 
 
 Request = (
@@ -297,7 +299,7 @@ class Pieces(Message, tag=72):
     """Bodies: bytes, in order."""
 
     checksums: list[int]
-    """XXH3-64 of each body."""
+    """XXH3-64 of each chunk."""
 
 
 Answer = Welcome | Done | Leased | Piece | Rows | Reserved | Outcomes | Refused | Pieces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -158,3 +159,56 @@ def test_a_checksum_is_computed_once_as_long_as_it_is_remembered() -> None:
     sums = Checksums(limit=2)
     assert [sums.of(name, compute) for name in (b"a", b"b", b"a", b"b")] == [1, 2, 1, 2]
     assert [sums.of(name, compute) for name in (b"c", b"b", b"a")] == [3, 2, 4]
+
+
+def test_chunks_that_lie_side_by_side_travel_as_one_body(pool: maru.Pool) -> None:
+    size = pool.stats()["unit_bytes"] * 2  # No gap after any of them.
+    keys = keys_of(pool.namespace(IDENTITY), 6)
+    data = [bytes_for(n, size) for n in range(6)]
+    assert set(pool.put_many(keys, data)) == {Outcome.STORED}
+    control = Control(pool, LIMITS, os.urandom(16), "test")
+    talker = Talker(control)
+    leased, extents = talker.ask(wire.Pin(0, 1 << 30), keys)
+    assert isinstance(leased, wire.Leased)
+    places = memoryview(extents).cast("Q")[::3].tolist()
+    runs = 1 + sum(after != before + size for before, after in itertools.pairwise(places))
+    answer, bodies = control.answer(talker.session, wire.Fetch(9, leased.lease, 0, 6, True), b"")
+    assert isinstance(answer, wire.Pieces)
+    assert len(answer.checksums) == 6
+    assert len(bodies) == runs < 6
+    assert b"".join(bytes(body) for body in bodies) == b"".join(data)
+    assert len(control.answer(talker.session, wire.Fetch(10, leased.lease, 0, 6), b"")[1]) == 6
+
+
+def test_a_body_on_its_way_holds_every_chunk_that_is_in_it(pool: maru.Pool) -> None:
+    size = pool.stats()["unit_bytes"]
+    keys = keys_of(pool.namespace(IDENTITY), 4)
+    pool.put_many(keys, [bytes_for(n, size) for n in range(4)])
+    with pool.pin(keys) as prefix:
+        spans = prefix._spans(0, 4)
+        with pytest.raises(IndexError):
+            prefix._spans(1, 4)
+    assert not any(pool.remove(keys[at : at + 16]) for at in range(0, 64, 16))
+    assert b"".join(bytes(span) for span in spans) == b"".join(bytes_for(n, size) for n in range(4))
+    with pytest.raises(TypeError):
+        spans[0][0] = 1  # type: ignore[index]
+    del spans
+    assert all(pool.remove(keys[at : at + 16]) for at in range(0, 64, 16))
+
+
+class Lengthening(Control):
+    """A daemon whose last body is longer than what was asked for."""
+
+    def _fetch(self, session: object, request: object, body: object) -> object:  # type: ignore[override]
+        answer, out = super()._fetch(session, request, body)  # type: ignore[arg-type]
+        return answer, [*out[:-1], bytes(out[-1]) + b"!"]
+
+
+def test_more_bytes_than_were_asked_for_are_not_taken(pool: maru.Pool) -> None:
+    keys = keys_of(pool.namespace(IDENTITY), 2)
+    pool.put_many(keys, [bytes_for(n) for n in range(2)])
+    server = RpcServer(Lengthening(pool, LIMITS, os.urandom(16), "test"), "tcp://127.0.0.1:0")
+    server.start()
+    with fetching(server) as client, client.pin(keys) as prefix, pytest.raises(MaruError, match="checksum"):
+        _ = prefix.views
+    server.stop()

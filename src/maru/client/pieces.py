@@ -32,13 +32,27 @@ def fetch(channel: Channel, lease: int, wanted: Wanted) -> bool:
 
     for request, answer, bodies in channel.exchange(requests()):
         buffers = targets.pop((request.chunk, getattr(request, "offset", 0)))  # type: ignore[union-attr]
-        checksums = _checksums(answer)
-        if not len(buffers) == len(bodies) == len(checksums):
+        checksums, chunks = _checksums(answer), list(_chunks_in(bodies, buffers))
+        is_as_long = sum(map(len, bodies)) == sum(map(len, buffers))
+        if not (is_as_long and len(buffers) == len(chunks) == len(checksums)):
             return False
-        for buffer, body, checksum in zip(buffers, bodies, checksums, strict=True):
-            if len(body) != len(buffer) or core.xxh3_64_copying(buffer, body) != checksum:
+        for buffer, chunk, checksum in zip(buffers, chunks, checksums, strict=True):
+            if len(chunk) != len(buffer) or core.xxh3_64_copying(buffer, chunk) != checksum:
                 return False
     return True
+
+
+def _chunks_in(bodies: list[memoryview], buffers: list[memoryview]) -> Iterator[memoryview]:
+    """What came for each buffer: a body holds one chunk, or several whole ones. What fits none is cut wrong, and so
+    has another checksum."""
+    wanted = iter(buffers)
+    for body in bodies:
+        at = 0
+        for buffer in wanted:
+            yield body[at : at + len(buffer)]
+            at += len(buffer)
+            if at >= len(body):
+                break
 
 
 def writes(channel: Channel, holds: Iterable[tuple[int, memoryview]]) -> Iterator[tuple[wire.Request, Body]]:
@@ -54,7 +68,7 @@ def _asked(channel: Channel, lease: int, wanted: Wanted) -> Iterator[tuple[wire.
     for index, buffer in wanted:
         is_next = index == first + len(run) and len(run) < wire.FETCH_CHUNKS_MAX
         if run and not (is_next and size + len(buffer) <= channel.piece_bytes):
-            yield wire.Fetch(0, lease, first, len(run)), run
+            yield wire.Fetch(0, lease, first, len(run), True), run
             run = []
         if len(buffer) > channel.piece_bytes:
             for offset, piece in _cut(channel, buffer):
@@ -65,7 +79,7 @@ def _asked(channel: Channel, lease: int, wanted: Wanted) -> Iterator[tuple[wire.
         run.append(buffer)
         size += len(buffer)
     if run:
-        yield wire.Fetch(0, lease, first, len(run)), run
+        yield wire.Fetch(0, lease, first, len(run), True), run
 
 
 def _cut(channel: Channel, data: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -93,8 +93,7 @@ class Control:
             wire.Renew: self._renew, wire.Release: self._release, wire.Reserve: self._reserve,
             wire.Allocate: self._allocate, wire.Write: self._write, wire.Seal: self._seal,
             wire.Publish: self._publish, wire.Discard: self._discard, wire.Remove: self._remove,
-            wire.Stats: self._stats, wire.Goodbye: self._goodbye, wire.Find: self._find,
-            wire.Fetch: self._fetch,
+            wire.Stats: self._stats, wire.Goodbye: self._goodbye, wire.Find: self._find, wire.Fetch: self._fetch,
         }  # fmt: skip
 
     # Who is there
@@ -321,7 +320,8 @@ class Control:
         if sum(piece.nbytes for piece in pieces) > wire.PIECE_BYTES:
             raise BadMessage(f"those chunks have more than {wire.PIECE_BYTES} bytes")
         sums = [self._sent_sum(lease, at, 0, piece) for at, piece in enumerate(pieces, request.chunk)]
-        return wire.Pieces(request.number, sums), pieces
+        out = lease.prefix._spans(request.chunk, request.count) if request.runs else pieces
+        return wire.Pieces(request.number, sums), out
 
     def _sent_sum(self, lease: Lease, chunk: int, offset: int, piece: memoryview) -> int:
         """Remembered of pieces as clients cut them, for others may be of any size and number."""
