@@ -102,6 +102,7 @@ def replicas_that(chunk_tokens: int, **habits: bool) -> Callable[[int], Replica]
 @dataclass
 class ToyDeployment(Deployment):
     make: Callable[[int], Replica] = field(kw_only=True)
+    has_server: bool = False
     has_ended: bool = False
 
     def start(self, number: int) -> Replica:
@@ -109,6 +110,12 @@ class ToyDeployment(Deployment):
 
     def version(self) -> str:
         return "toy 1"
+
+    def server_pids(self) -> list[int]:
+        return [os.getpid()] if self.has_server else []
+
+    def kill_server(self) -> bool:
+        return self.has_server
 
     def end(self) -> None:
         self.has_ended = True

@@ -370,10 +370,6 @@ class Session:
                 for replica in deployment.replicas:
                     self.check(replica.ask(prompt), "")
 
-    def noted(self, system: str) -> list[Sample]:
-        """What the step that is under way has noted of a system."""
-        return [sample for sample in self._step_samples if sample.system == system]
-
     def count(self, compared: int, wrong: int) -> None:
         """Comparisons that a figure made by itself."""
         self._step_checks[0] += compared

@@ -1,7 +1,7 @@
 """The servers that a way needs beside its engines: started in order, watched, killed when a figure asks for it, ended.
 
 Holds:      starting, waiting until one answers, killing and starting again, ending; and the command lines of LMCache's
-            servers and of Redis.
+            servers, of Redis and of our own daemon.
 Promises:   a server that does not come up in time is a ServerFailed with its log's name. None outlives the process that
             started it: the kernel kills it then.
 Leaves:     which servers a way needs, and their settings, to the way.
@@ -156,6 +156,12 @@ def lmcache_coordinator(port: int) -> Server:
     """Tells LMCache's servers of each other; has no KV."""
     command = (LMCACHE, "coordinator", "--host", HOST, "--port", str(port), "--disable-metrics")
     return Server(command, f"tcp://{HOST}:{port}", keeps_kv=False)
+
+
+def maru_daemon(port: int, pool_url: str) -> Server:
+    """`maru serve` on a pool, for clients that are to get its bytes over the wire: plain, on the loopback."""
+    listen = f"tcp://{HOST}:{port}"
+    return Server((sys.executable, "-m", "maru", "serve", pool_url, "--listen", listen, "--http", "off"), listen)
 
 
 def redis_server(port: int, size_bytes: int, folder: Path) -> Server:

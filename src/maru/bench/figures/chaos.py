@@ -1,9 +1,11 @@
 """Steady load while processes are killed: what is still answered, whether one token is wrong, how soon hits come back.
 
 Two replicas serve conversations without a pause. Every few seconds SIGKILL goes to one of them, or to the system's
-cache server where it has one, by a seed that can be run again; a new process takes its place. What was in flight is
-asked again. Every system gets the same load and the same kills. Answers are compared with what the same prompt was
-answered before, by whatever system and process.
+cache server where it has one: first to that, then by a seed that can be run again. A new process takes its place. What
+was in flight is asked again. Every system gets the same load, and its kills at the same seconds. Answers are compared
+with what the same prompt was answered before, by whatever system and process.
+
+A pool of one host has no server. So ours takes part a second time, as another host has it: its server is `maru serve`.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import math
 import random
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 
 from maru.bench import usage
@@ -22,6 +25,7 @@ from maru.bench.loads.contexts import conversations
 from maru.bench.loads.drive import Drive, Served, Turn
 from maru.bench.loads.prompts import Prompts
 from maru.bench.session import Session
+from maru.bench.systems import roster
 from maru.bench.systems.contract import Deployment, Job, Replica, System, SystemFailed
 
 CONTEXT, QUICK_CONTEXT = 2048, 384
@@ -30,6 +34,7 @@ ANSWERS_A_SECOND = 20
 """So much load is there at least: more than two replicas answer."""
 OUTPUT_TOKENS = 4
 SERVER = -1
+OURS = "maru"
 
 
 class Chaos(Figure):
@@ -38,12 +43,17 @@ class Chaos(Figure):
     question = "When something dies, what do users notice: missing answers, wrong ones, or slow ones, and for how long?"
     engines = ("transformers", "vllm", "lmcache")
     knobs = (
-        Knob("seconds", 180.0, 12.0, "of load on each system"),
-        Knob("every", 20.0, 4.0, "seconds between kills"),
+        Knob("seconds", 180.0, 10.0, "of load on each system"),
+        Knob("every", 20.0, 3.0, "seconds between kills"),
         Knob("conversations", 6, 3, "under way at once"),
         Knob("turns", 5, 3, "of each; then they begin again, each with a context that nobody has seen"),
         Knob("seed", 1, 1, "of what is killed"),
     )
+
+    def systems(self, run: Session, chosen: Sequence[System]) -> Sequence[System]:
+        """Beside ours, ours by a daemon."""
+        more = roster.by_daemon(run.engine)
+        return [one for system in chosen for one in (system, *([more] if more and system.name == OURS else []))]
 
     def measures(self, _run: Session) -> list[Measure]:
         def of(name: str, title: str, unit: str, better: Better, note: str = "") -> Measure:
@@ -56,7 +66,10 @@ class Chaos(Figure):
             ),
             of("answered", "Right answers, in all", "answers", "higher"),
             of("wrong", "Wrong answers", "answers", "lower", "must be 0"),
-            of("first-hit", "From a kill to the new process's first hit", "s", "lower", "starting it is part of that"),
+            of(
+                "first-hit", "From a kill to the first hit with the new process", "s", "lower",
+                "starting it is part of that; after a server's end any replica's hit counts",
+            ),
             of("ttft", "Time to first token", "s", "lower", "from when a user asks, with all waiting"),
             of(
                 "memory", "Memory held at the end, beyond the beginning", "MB", "lower",
@@ -101,7 +114,7 @@ class _Killer:
     def __init__(self, deployment: Deployment, every_s: float, until_s: float, seed: int) -> None:
         """None is killed in the last half of a pause: who died then could not come back."""
         self._deployment, self._every_s, self._until_s = deployment, every_s, until_s - every_s / 2
-        self._chosen = random.Random(seed)
+        self._random = random.Random(seed)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.kills: list[tuple[float, int]] = []
@@ -118,8 +131,7 @@ class _Killer:
 
     def _run(self) -> None:
         while not self._over.wait(self._every_s):
-            targets = [*range(len(self._deployment.replicas)), *([SERVER] if self._deployment.server_pids() else [])]
-            target = self._chosen.choice(targets)
+            target = self._chosen()
             at = time.monotonic() - self._begun
             if at > self._until_s:
                 return
@@ -132,6 +144,14 @@ class _Killer:
                 self.error = error
                 return
             self.kills.append((at, target))
+
+    def _chosen(self) -> int:
+        """A server dies first: a short run shows that, too."""
+        targets = [*range(len(self._deployment.replicas)), *([SERVER] if self._deployment.server_pids() else [])]
+        if SERVER in targets and not self.kills:
+            return SERVER
+        target: int = self._random.choice(targets)
+        return target
 
 
 def _one(run: Session, system: System, job: Job, sessions: list[list[Turn]]) -> None:
@@ -174,7 +194,9 @@ def _note(run: Session, name: str, served: list[Served], kills: list[tuple[float
         run.note("goodput", name, (number + 0.5) * BIN_S, count / BIN_S)
     for one in served:
         run.note("ttft", name, "requests", one.user_ttft_s)
+    without_hit = set[str]()
     for at, target in kills:
+        what = "of the server" if target == SERVER else "of a replica"
         run.note("kills-events", name, round(at, 1), 2.0 if target == SERVER else 1.0)
         hits = [
             one.done_s - at
@@ -182,9 +204,11 @@ def _note(run: Session, name: str, served: list[Served], kills: list[tuple[float
             if one.asked_s > at and one.answer.cached_tokens and target in (SERVER, one.replica)
         ]
         if hits:
-            run.note("first-hit", name, "after a kill", min(hits))
-    if kills and not any(sample.measure == "first-hit" for sample in run.noted(name)):
-        run.remark(f"{name}: no hit of a new process came within the load")
+            run.note("first-hit", name, what, min(hits))
+        else:
+            without_hit.add(what)
+    for what in sorted(without_hit):
+        run.remark(f"{name}: after a kill {what} no hit came within the load")
 
 
 FIGURE = Chaos()

@@ -29,6 +29,12 @@ def systems_of(engine: str) -> tuple[System, ...]:
     return found
 
 
+def by_daemon(engine: str) -> System | None:
+    """Ours as another host has it, behind a daemon that can die; None where an engine cannot be had that way."""
+    found: System | None = getattr(importlib.import_module(ENGINES[engine]), "BY_DAEMON", None)
+    return found
+
+
 def chosen(engine: str, names: Sequence[str] | None) -> tuple[System, ...]:
     """Those of these names, in the roster's order; all when there are none. Raises NoSuchSystem."""
     every = systems_of(engine)

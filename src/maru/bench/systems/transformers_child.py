@@ -1,7 +1,7 @@
 """The process of the engine `transformers`: a real model on Hugging Face transformers, answering greedily.
 
-What it does about KV is one of three: nothing (recompute), keep the caches of its own latest prompts (the engine's own
-prefix reuse), or Maru's door. All three run the same greedy loop.
+What it does about KV is one of four: nothing (recompute), keep the caches of its own latest prompts (the engine's own
+prefix reuse), or Maru's door, on a pool of this host or on one behind a daemon. All of them run the same greedy loop.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ class TransformersChild(EngineChild):
         self.model = AutoModelForCausalLM.from_pretrained(
             job["model"], dtype=torch.float32, attn_implementation="sdpa"
         ).eval()
-        self._pool: maru.Pool | None = None
+        self._pool: Any = None
         self._door: Any = None
-        if job["keep"] == "pool":
-            self._pool = maru.Pool.attach(job["pool"])
+        if job["keep"] in ("pool", "daemon"):
+            attach = maru.Pool.attach if job["keep"] == "pool" else maru.connect
+            self._pool = attach(job["pool"])  # What a daemon brings has the same calls.
             self._pool.wait_ready(POOL_READY_S)
             self._door = PoolCache(
                 self._pool, self.model, model_name=job["model_name"], tokenizer_name=job["model_name"],
@@ -64,7 +65,6 @@ class TransformersChild(EngineChild):
 
     def end(self) -> None:
         if getattr(self, "_pool", None) is not None:
-            assert self._pool is not None
             self._pool.close()
 
 
