@@ -289,7 +289,7 @@ def test_nobody_there_is_said_within_the_deadline() -> None:
 
 def test_memory_that_cannot_be_mapped_here_is_fetched(pool: maru.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     with served(pool) as server:
-        server.control._figures["segments"][0]["path"] = "/dev/null"
+        server.control._figures.told["segments"][0]["path"] = "/dev/null"
         with pytest.raises(PoolMismatch, match="not to be mapped here"):
             maru.connect(address_of(server), mode="mapped")
         monkeypatch.setattr("maru.client.ways.BOOT_ID", Path("/proc/version"))
@@ -308,7 +308,7 @@ class Newer(Control):
 
 def test_memory_of_another_pool_is_not_mapped(pool: maru.Pool) -> None:
     with served(pool) as server:
-        server.control._figures["uuid"] = "0" * 32
+        server.control._figures.told["uuid"] = "0" * 32
         with pytest.raises(PoolMismatch, match="another segment"):
             maru.connect(address_of(server), mode="mapped")
 

@@ -25,6 +25,7 @@ from maru.coherence import Memory, hand_out, publishable, show_to_others
 from maru.credentials import Client, Level
 from maru.daemon.checksums import Checksums
 from maru.daemon.parts import KEY_BYTES, fitting, keys_of, one_key_of, parent_of, plain_extents, ttl_of
+from maru.daemon.pool_figures import PoolFigures
 from maru.daemon.pool_memory import PoolMemory
 from maru.daemon.sessions import Hold, Lease, Limits, Session, refuse_one_more
 from maru.daemon.tenancy import Seed, Tenancy
@@ -80,11 +81,11 @@ class Control:
         self._daemon = daemon
         self._library = library
         self._clock = clock
-        self._memory = memory or PoolMemory(pool)
+        self._memory = memory
         self._begin_rise = begin_rise
         self._watches: list[_Watch] = []
         self._shown_sums, self._sent_sums = Checksums(CHECKSUMS_MAX), Checksums(CHECKSUMS_MAX)
-        self._figures = pool.stats()
+        self._figures = PoolFigures(pool, clock)
         namespaces_max = int(limits.namespaces_share * self._figures["namespace_limit"])
         self._tenancy = Tenancy(pool, namespaces_max, clock, seed)
         self._host = BOOT_ID.read_text().strip()
@@ -125,6 +126,7 @@ class Control:
             session = self._new_session(client, hello)
         session.heard_s = self._clock()
         session.renew(self.limits.lease_s + self.limits.guard_s)
+        self._figures.look_again()
         return session, self._welcome(session, hello)
 
     def _new_session(self, client: Client | None, hello: wire.Hello) -> Session:
@@ -139,6 +141,7 @@ class Control:
             pool = core.PoolCore(self.pool.folder, name, False, lease=held)
         session = Session(hello.session, client, name, hello.host[:64], pool, self._clock(), hello.mapped)
         if hello.mapped:
+            session.memory = self._memory or PoolMemory(pool)
             session.row_number = pool._row()[0]
             for row in hello.rows[:OLD_ROWS_MAX]:  # They are in the table already, whoever holds them.
                 try:
@@ -156,14 +159,7 @@ class Control:
         return wire.Welcome(
             hello.number, wire.PROTOCOL, self._library, self._daemon, figures["uuid"], self.pool.config.name,
             self.pool.folder, self._host, figures["unit_bytes"], figures["slab_bytes"], figures["size_bytes"],
-            self.limits.lease_s, self.limits.guard_s,
-            [
-                wire.Segment(
-                    row["uuid"], row["path"], row["medium"], row["first_byte"], row["bytes"], row["data_offset"]
-                )
-                for row in figures["segments"]
-                if row["state"] != "AWAITED"
-            ],
+            self.limits.lease_s, self.limits.guard_s, figures.segments(),
             session.pool._row() if session.is_mapped else None,
             list(session.old_rows),
         )  # fmt: skip
@@ -269,7 +265,7 @@ class Control:
         keys = keys_of(body)
         if request.bytes_max < 0:
             raise BadMessage(f"at most {request.bytes_max} bytes are not to be had")
-        room = int(self.limits.pinned_share * self._figures["size_bytes"])
+        room = self._figures.share(self.limits.pinned_share)
         room -= sum(one.pinned_bytes for one in self._sessions_of(session))
         room = max(0, min(room, request.bytes_max))
         if len(session.leases) >= wire.HOLDS_MAX:
@@ -284,18 +280,18 @@ class Control:
         if len(prefix) == 0:
             prefix.release()
             return wire.Leased(request.number, 0, 0), b""
-        extents = self._shown(prefix) if session.is_mapped else plain_extents(prefix)
+        extents = self._shown(prefix, session.memory) if session.memory else plain_extents(prefix)
         lease = Lease(prefix, prefix.nbytes)
         return wire.Leased(request.number, session.add_lease(lease), len(prefix)), extents
 
-    def _shown(self, prefix: core.PinnedPrefix) -> bytes:
+    def _shown(self, prefix: core.PinnedPrefix, memory: Memory) -> bytes:
         """Extents with checksums, every byte flushed: each chunk once, as long as it is the same."""
         places = memoryview(prefix.extents()).cast("Q")
         stamps = prefix._stamps()
         out = bytearray()
         for at in range(len(prefix)):
             offset, size, stamp = places[2 * at], places[2 * at + 1], stamps[at * 16 : at * 16 + 16]
-            checksum = self._shown_sums.of(stamp, partial(show_to_others, self._memory, offset, size))
+            checksum = self._shown_sums.of(stamp, partial(show_to_others, memory, offset, size))
             for word in (offset, size, checksum):
                 out += word.to_bytes(8, "little")
         return bytes(out)
@@ -333,6 +329,7 @@ class Control:
     def _renew(self, session: Session, request: wire.Renew, _: Body) -> tuple[wire.Answer, Body]:
         session.keep_rows(request.rows)
         session.renew(self.limits.lease_s + self.limits.guard_s)
+        self._figures.look_again()
         return wire.Rows(request.number, session.rows), b""
 
     def _release(self, session: Session, request: wire.Release, _: Body) -> tuple[wire.Answer, Body]:
@@ -342,7 +339,7 @@ class Control:
 
     def _reserve(self, session: Session, request: wire.Reserve, body: Body) -> tuple[wire.Answer, Body]:
         keys = keys_of(body)
-        self._refuse_size(request.size)
+        self._figures.refuse_size(request.size)
         if not 0 < request.deadline_s <= 600:
             raise BadMessage("a reservation's deadline is above 0 and at most 600 seconds")
         count = min(len(keys) // KEY_BYTES, self._reservable(session, request.size))
@@ -361,7 +358,7 @@ class Control:
             if outcome is Outcome.FULL:
                 break
             if held.outcome is Outcome.RESERVED:
-                holds.append(self._handed_out(session, Hold(held, request.size, self._taken(request.size))))
+                holds.append(self._handed_out(session, Hold(held, request.size, self._figures.taken(request.size))))
                 offsets += held.offset.to_bytes(8, "little")
             parent = key
         outcomes += [Outcome.FULL.value] * (len(keys) // KEY_BYTES - len(outcomes))
@@ -370,7 +367,7 @@ class Control:
     def _allocate(self, session: Session, request: wire.Allocate, _: Body) -> tuple[wire.Answer, Body]:
         self._tenancy.need_anywhere(session.client, Level.WRITE)
         account = self._tenancy.account(session.client, session.namespace)
-        self._refuse_size(request.size)
+        self._figures.refuse_size(request.size)
         if not 0 < request.count <= wire.HOLDS_MAX:
             raise BadMessage(f"1 to {wire.HOLDS_MAX} drafts can be asked for, not {request.count}")
         holds: list[int] = []
@@ -379,15 +376,15 @@ class Control:
             draft = session.pool.allocate(request.size, device=session.is_mapped, namespace=account)
             if draft is None:
                 break
-            holds.append(self._handed_out(session, Hold(draft, request.size, self._taken(request.size))))
+            holds.append(self._handed_out(session, Hold(draft, request.size, self._figures.taken(request.size))))
             offsets += draft.offset.to_bytes(8, "little")
         missing = request.count - len(holds)
         outcomes = [Outcome.RESERVED.value] * len(holds) + [Outcome.FULL.value] * missing
         return wire.Reserved(request.number, outcomes, holds), bytes(offsets)
 
     def _handed_out(self, session: Session, hold: Hold) -> int:
-        if session.is_mapped:
-            hand_out(self._memory, hold.held.offset, hold.size_bytes)
+        if session.memory:
+            hand_out(session.memory, hold.held.offset, hold.size_bytes)
         return session.add_hold(hold)
 
     def _write(self, session: Session, request: wire.Write, body: Body) -> tuple[wire.Answer, Body]:
@@ -451,9 +448,9 @@ class Control:
         """Bytes written in place by another host: do we read what it wrote? Over the wire: did all of them come? What
         did not is what lay there before, maybe another tenant's: whoever published that could read it.
         """
-        if not session.is_mapped:
+        if session.memory is None:
             return hold.written.is_whole(hold.size_bytes)
-        return at < len(checksums) and publishable(self._memory, hold.held.offset, hold.size_bytes, checksums[at])
+        return at < len(checksums) and publishable(session.memory, hold.held.offset, hold.size_bytes, checksums[at])
 
     def _discard(self, session: Session, request: wire.Discard, _: Body) -> tuple[wire.Answer, Body]:
         count = 0
@@ -479,22 +476,13 @@ class Control:
     def _reservable(self, session: Session, size: int) -> int:
         """How many more chunks of this size the client may have under way."""
         share, sessions = self.limits.reserved_share, self._sessions_of(session)
-        room = int(share * self._figures["size_bytes"]) - sum(one.reserved_bytes for one in sessions)
+        room = self._figures.share(share) - sum(one.reserved_bytes for one in sessions)
         slots = int(share * self._figures["chunks"]["slots"]) - sum(len(one.holds) for one in sessions)
         room = min(room, self._tenancy.may_reserve(session.client, self.sessions.values()))
-        return max(0, min(room // self._taken(size), slots, wire.HOLDS_MAX - len(session.holds)))
-
-    def _taken(self, size: int) -> int:
-        """What a chunk of so many bytes takes of the pool: the smallest ones take a whole unit too."""
-        unit: int = self._figures["unit_bytes"]
-        return -(-size // unit) * unit
+        return max(0, min(room // self._figures.taken(size), slots, wire.HOLDS_MAX - len(session.holds)))
 
     def _sessions_of(self, session: Session) -> list[Session]:
         """All of the same key: who may open a session may open many, and gets no more by it."""
         if not session.user:
             return [session]
         return [one for one in self.sessions.values() if one.user == session.user]
-
-    def _refuse_size(self, size: int) -> None:
-        if not 0 < size <= self._figures["slab_bytes"]:
-            raise BadMessage(f"a chunk of {size} bytes does not fit this pool's slabs of {self._figures['slab_bytes']}")

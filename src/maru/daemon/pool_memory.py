@@ -5,13 +5,12 @@ from __future__ import annotations
 import ctypes
 
 from maru.native import core
-from maru.pool import Pool
 
 
 class PoolMemory:
-    """The pool's bytes as this host's processes see them."""
+    """The pool's bytes as one attachment of this host sees them; of no use after it was closed."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: core.PoolCore) -> None:
         address, _, size = pool._data_range()
         self._bytes = _memory_at(address, size)
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from maru import wire
+from maru.coherence import Memory
 from maru.credentials import Client
 from maru.daemon.coverage import Coverage
 from maru.errors import PoolBusy
@@ -104,6 +105,10 @@ class Session:
     """What its pins and reservations are made with: the daemon's own attachment, or its row's."""
     heard_s: float
     is_mapped: bool = False
+    memory: Memory | None = None
+    """Of one that maps the pool: its bytes as its row reaches them here. The daemon's own attachment may map a segment
+    that was just added a moment later than the row does.
+    """
     leases: dict[int, Lease] = field(default_factory=dict)
     holds: dict[int, Hold] = field(default_factory=dict)
     old_rows: dict[tuple[int, int], core.PoolCore] = field(default_factory=dict)
