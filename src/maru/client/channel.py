@@ -143,6 +143,11 @@ class Channel:
         self.old_rows = [row for row in answer.rows if row != welcome.row]
         self._keep(sent_s, welcome)
 
+    def segments(self) -> list[wire.Segment]:
+        """Those that the pool has by now: some may have come since we were greeted. Raises as call()."""
+        answer, _ = self.call(self._hello())
+        return list(_welcome(answer).segments)
+
     def close(self) -> None:
         """Say goodbye, if the daemon listens, and close. Idempotent."""
         if self._closed:
@@ -200,16 +205,9 @@ class Channel:
         with self._greeting:
             sent_s = time.monotonic()
             known = self.welcome
-            rows = list(self.old_rows)
-            if known is not None and known.row is not None and known.row not in rows:
-                rows.append(known.row)
-            hello = wire.Hello(
-                self.next_number(), (wire.PROTOCOL, wire.PROTOCOL), _library(), self.session,
-                f"{platform.node()}:{os.getpid()}", BOOT_ID.read_text().strip(), self.is_mapped, rows,
-            )  # fmt: skip
-            answer, _ = line.ask_once(hello, deadline)
-            if not isinstance(answer, wire.Welcome):
-                raise BadMessage(f"a daemon answers a greeting with a welcome, not {type(answer).__name__}")
+            hello = self._hello()
+            hello.number = self.next_number()
+            answer = _welcome(line.ask_once(hello, deadline)[0])
             if self.is_mapped and known is not None and known.pool_uuid != answer.pool_uuid:
                 # What is mapped here is the memory of the old one; bytes over the wire can come from any.
                 raise NoDaemon("another pool is served there now", host=self.endpoint)
@@ -222,6 +220,15 @@ class Channel:
             if is_new:
                 for (digest, tenant), (ttl_s, policy) in list(self._namespaces.items()):
                     line.ask_once(wire.Register(self.next_number(), digest, tenant, ttl_s, policy), deadline)
+
+    def _hello(self) -> wire.Hello:
+        known, rows = self.welcome, list(self.old_rows)
+        if known is not None and known.row is not None and known.row not in rows:
+            rows.append(known.row)
+        return wire.Hello(
+            0, (wire.PROTOCOL, wire.PROTOCOL), _library(), self.session, f"{platform.node()}:{os.getpid()}",
+            BOOT_ID.read_text().strip(), self.is_mapped, rows,
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def _line(self) -> Iterator[_Line]:
@@ -370,6 +377,12 @@ def refusal(name: str, words: str) -> MaruError:
     """The error that a daemon names, as the class of that name here."""
     kind = getattr(errors, name, MaruError)
     return (kind if isinstance(kind, type) and issubclass(kind, MaruError) else MaruError)(words[:500])
+
+
+def _welcome(answer: wire.Answer) -> wire.Welcome:
+    if not isinstance(answer, wire.Welcome):
+        raise BadMessage(f"a daemon answers a greeting with a welcome, not {type(answer).__name__}")
+    return answer
 
 
 def _library() -> str:

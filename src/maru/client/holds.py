@@ -96,7 +96,7 @@ class RemotePrefix:
         """
         self._need_held()
         if self._fetched is None:
-            self._fetched = list(self._in_place() if self._pool.memory is not None else self._over_the_wire())
+            self._fetched = list(self._views())
             self._need_held()
         return list(self._fetched)
 
@@ -109,7 +109,7 @@ class RemotePrefix:
         if len(buffer) != size:
             raise ValueError(f"the chunk has {size} bytes, the buffer {len(buffer)}")
         self._need_held()
-        memory = self._pool.memory
+        memory = self._pool.memory_at(offset, size)
         if memory is None:
             self._pool.fetch(self._lease, [(index, buffer)])
         else:
@@ -120,13 +120,17 @@ class RemotePrefix:
 
     def read_many(self, wanted: Sequence[tuple[int, memoryview]]) -> None:
         """As read_into, for several chunks: (index, buffer) each. Over the wire they come one behind the other."""
-        if self._pool.memory is not None:
-            for index, buffer in wanted:
+        self._need_held()
+        far = []
+        for index, buffer in wanted:
+            offset, size, _ = self._extents[index]
+            if self._pool.memory_at(offset, size) is None:
+                far.append((index, buffer))
+            else:
                 self.read_into(index, buffer)
-            return
-        self._need_held()
-        self._pool.fetch(self._lease, wanted)
-        self._need_held()
+        if far:
+            self._pool.fetch(self._lease, far)
+            self._need_held()
 
     def release(self) -> None:
         """Let go. Views in place are not to be read any more; fetched ones stay good."""
@@ -138,24 +142,29 @@ class RemotePrefix:
         if not self.held:
             raise LeaseEnded("this prefix was released, or its lease has ended")
 
-    def _in_place(self) -> Iterator[memoryview]:
-        memory = self._pool.memory
-        assert memory is not None
-        for offset, size, checksum in self._extents:
-            view = read_of_others(memory, offset, size, checksum)
+    def _views(self) -> Iterator[memoryview]:
+        """What lies in a segment that is not here comes over the wire, as much as this client fetches at once."""
+        places = [self._pool.memory_at(offset, size) for offset, size, _ in self._extents]
+        far = [0 if place else size for place, size in zip(places, self._extents.sizes, strict=True)]
+        room = self._pool.memory_bytes
+        count = next((at for at, end in enumerate(accumulate(far)) if end > room), len(far))
+        fetched = self._over_the_wire([(at, far[at]) for at in range(count) if far[at]])
+        for place, (offset, size, checksum) in zip(places[:count], self._extents, strict=False):
+            view = next(fetched) if place is None else read_of_others(place, offset, size, checksum)
             if view is None:
                 self._pool.count("bytes_refused")
                 return
             yield view.toreadonly()
 
-    def _over_the_wire(self) -> Iterator[memoryview]:
-        if not self._extents:
+    def _over_the_wire(self, wanted: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
+        """(index, size) each."""
+        if not wanted:
             return
-        room = _fresh_memory(self.nbytes)
-        ends = list(accumulate(self._extents.sizes))
-        buffers = [room[end - size : end] for end, size in zip(ends, self._extents.sizes, strict=True)]
-        self._pool.fetch(self._lease, list(enumerate(buffers)))
-        for buffer in buffers:
+        room = _fresh_memory(sum(size for _, size in wanted))
+        ends = accumulate(size for _, size in wanted)
+        buffers = [(at, room[end - size : end]) for (at, size), end in zip(wanted, ends, strict=True)]
+        self._pool.fetch(self._lease, buffers)
+        for _, buffer in buffers:
             yield buffer.toreadonly()
 
 

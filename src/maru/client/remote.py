@@ -1,9 +1,9 @@
 """A pool of another host, by its daemon, with the calls of maru.Pool.
 
-Holds:      the session's channel, the memory where it is mapped, and the clock of its leases.
+Holds:      the session's channel, the memory as far as it is mapped, and the clock of its leases.
 Promises:   to the caller every failure of network or daemon is a miss (0, None, BUSY, LOST), counted, and logged once
             until it is over; no answer is waited for beyond the deadline. Bytes are verified before anybody sees them.
-Leaves:     connections to `channel`, what is held to `holds`, caches to `coherence`.
+Leaves:     connections to `channel`, what is held to `holds`, what is mapped to `reach`, caches to `coherence`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from maru import wire
 from maru.client import pieces
 from maru.client.channel import Body, Channel
 from maru.client.holds import Extents, RemoteBatch, RemoteDrafts, RemotePrefix, RemoteReservation
-from maru.coherence import Memory, write_for_others
+from maru.client.reach import Mapped, Reach
+from maru.coherence import write_for_others
 from maru.errors import BadKey, BadSize, ChunkTooLarge, MaruError, NotAttached
 from maru.key import Identity
 from maru.native import core
@@ -38,12 +39,6 @@ WATCH_S = 0.5
 _ENDED = (Outcome.STORED, Outcome.LOST)
 _WORLD_FAILED = (MaruError, OSError)
 _CALLER_ERRORS = (BadKey, BadSize, ChunkTooLarge)
-
-
-class Mapped(Memory, Protocol):
-    """The pool's memory, mapped here."""
-
-    def close(self) -> None: ...
 
 
 class RemoteNamespace:
@@ -75,9 +70,11 @@ class RemotePool:
         """
         self.channel = channel
         self.memory = memory
+        self.memory_at = Reach(memory, channel.segments).at
+        """The memory to reach (offset, size) by; None: over the wire."""
         self.failures: dict[str, int] = {}
         """What was answered as a miss, by the name of its error."""
-        self._memory_bytes = memory_bytes
+        self.memory_bytes = memory_bytes
         self._lock = threading.Lock()
         self._failing = False
         self._closing = threading.Event()
@@ -167,7 +164,7 @@ class RemotePool:
         packed = self._packed(keys)
         with self._failing_open():
             daemon = self.channel.daemon
-            room = self._memory_bytes if self.memory is None else 1 << 62
+            room = self.memory_bytes if self.memory is None else 1 << 62
             answer, body = self.channel.call(wire.Pin(0, room), packed[: wire.KEYS_MAX * KEY_BYTES])
             if answer.count:
                 return self._prefix(answer.lease, Extents(body), daemon)
@@ -333,15 +330,18 @@ class RemotePool:
 
     def _written(self, holds: dict[int, tuple[int, int]], buffers: dict[int, memoryview]) -> list[int] | None:
         """Bytes brought to where they were reserved; their checksums, if it was done in place. None: held no more."""
-        if self.memory is None:
-            for _ in self.channel.exchange(
-                pieces.writes(self.channel, ((hold, buffers[at]) for at, (hold, _) in holds.items()))
-            ):
+        places = {at: self.memory_at(offset, len(buffers[at])) for at, (_, offset) in holds.items()}
+        if far := [(hold, buffers[at]) for at, (hold, _) in holds.items() if places[at] is None]:
+            for _ in self.channel.exchange(pieces.writes(self.channel, far)):
                 pass
+        if self.memory is None:
             return []
         if not self._is_held():
             return None
-        return [write_for_others(self.memory, offset, buffers[at]) for at, (_, offset) in holds.items()]
+        return [
+            write_for_others(place, offset, buffers[at]) if (place := places[at]) else core.xxh3_64(buffers[at])
+            for at, (_, offset) in holds.items()
+        ]
 
     def _looked_up(self, outcomes: list[Outcome], keys: bytes) -> list[Outcome]:
         """What seems lost may be there all the same: done by a daemon that died, or forgot us, before it said so."""

@@ -1,15 +1,16 @@
 """The pool's memory on another host: its data segments, found by their identity and mapped.
 
 Holds:      a read-write and a read-only mapping of each segment, side by side as the pool numbers its bytes.
-Promises:   maps only what says in its own header that it is that segment of that pool; anything else is PoolMismatch.
-            Writes nowhere but where the daemon reserved for this client.
-Leaves:     caches to `coherence`, who may read what to the daemon.
+Promises:   maps only what says in its own header that it is that segment of that pool; anything else is PoolMismatch,
+            or, where it came later, is not reached. Writes nowhere but where the daemon reserved for this client.
+Leaves:     caches to `coherence`, who may read what to the daemon, when segments are asked for to `reach`.
 
 The index is never mapped here: it lies in the daemon host's own memory, and its words are that host's alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -25,17 +26,29 @@ DEVICES = "dax*"
 
 
 class SegmentsMemory:
-    """All segments of one pool in this process: `coherence.Memory`."""
+    """All segments of one pool in this process: `reach.Mapped`."""
 
     def __init__(self, welcome: wire.Welcome, paths: Iterable[str] = ()) -> None:
         """`paths`: where to look besides where the daemon has them. Raises PoolMismatch."""
+        self._pool_uuid, self._paths = welcome.pool_uuid, tuple(paths)
         self._maps: list[tuple[int, int, mmap.mmap, memoryview]] = []
         try:
             for segment in welcome.segments:
-                self._maps.append(_map_segment(segment, welcome.pool_uuid, (segment.path, *paths)))
+                self._maps.append(_map_segment(segment, welcome.pool_uuid, (segment.path, *self._paths)))
         except BaseException:
             self.close()
             raise
+
+    def reaches(self, offset: int, size: int) -> bool:
+        """Do these bytes lie in a segment that is mapped here?"""
+        return any(first <= offset and offset + size <= end for first, end, _, _ in self._maps)
+
+    def learn(self, segments: Iterable[wire.Segment]) -> None:
+        """Map those that came since. What is not here is passed over."""
+        for segment in segments:
+            if not self.reaches(segment.first_byte, segment.size_bytes):
+                with contextlib.suppress(PoolMismatch):
+                    self._maps.append(_map_segment(segment, self._pool_uuid, (segment.path, *self._paths)))
 
     def view(self, offset: int, size: int) -> memoryview:
         """Read-only bytes, `offset` as the pool counts. Raises PoolMismatch for what lies in no segment."""

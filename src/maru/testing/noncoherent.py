@@ -107,6 +107,13 @@ class Host:
             self._land(len(self._leaving))
         self._fabric.wander()
 
+    def reaches(self, offset: int, size: int) -> bool:
+        """Every host has all of it."""
+        return offset + size <= len(self._fabric.memory)
+
+    def learn(self, segments: object) -> None:
+        """There is one piece of memory, and it is known."""
+
     def close(self) -> None:
         """Nothing to let go of."""
 
