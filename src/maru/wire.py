@@ -140,6 +140,16 @@ class Write(Message, tag=10):
     """XXH3-64 of the body."""
 
 
+class Fill(Message, tag=24):
+    """All bytes of several holds, one after the other (body); FETCH_CHUNKS_MAX and PIECE_BYTES are the most. Answer:
+    Done with their number.
+    """
+
+    holds: list[int]
+    checksums: list[int]
+    """XXH3-64 of each hold's bytes."""
+
+
 class Seal(Message, tag=11):
     """Publish reservations. Answer: Outcomes."""
 
@@ -201,8 +211,8 @@ class Fetch(Message, tag=19):
 
 
 Request = (
-    Hello | Register | Lookup | Pin | Read | Renew | Release | Reserve | Allocate | Write | Seal | Publish | Discard
-    | Remove | Watch | Stats | Goodbye | Find | Fetch
+    Hello | Register | Lookup | Pin | Read | Renew | Release | Reserve | Allocate | Write | Fill | Seal | Publish
+    | Discard | Remove | Watch | Stats | Goodbye | Find | Fetch
 )  # fmt: skip
 
 CHANGES_THE_POOL: Final = (Pin, Release, Reserve, Allocate, Seal, Publish, Discard, Remove)

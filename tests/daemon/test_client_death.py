@@ -19,9 +19,9 @@ pytestmark = pytest.mark.crash
 
 CHUNKS, SIZE = 3, 30_000
 SHORT = Limits(lease_s=0.6, guard_s=0.1)
-ASKED = ["Register", "Lookup", "Pin", "Fetch", "Release", "Reserve", "Write", "Seal", "Allocate", "Publish", "Discard",
-         "Remove"]  # fmt: skip
-NEVER_IN_PLACE = {"Fetch", "Write"}
+ASKED = ["Register", "Lookup", "Pin", "Fetch", "Release", "Reserve", "Write", "Fill", "Seal", "Allocate", "Publish",
+         "Discard", "Remove"]  # fmt: skip
+NEVER_IN_PLACE = {"Fetch", "Write", "Fill"}
 
 
 def live_and_die(address: str, way: str, name: str, moment: str) -> None:

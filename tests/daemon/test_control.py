@@ -406,6 +406,8 @@ def test_goodbye_gives_everything_back_at_once(pool: maru.Pool, control: Control
         (wire.Allocate(0, 100, 0), b"", BadMessage),
         (wire.Allocate(0, -5, 1), b"", BadMessage),
         (wire.Write(0, 99, 0, 0), b"x", LeaseEnded),
+        (wire.Fill(0, [99], [0]), b"x", LeaseEnded),
+        (wire.Fill(0, [], []), b"", LeaseEnded),
         (wire.Publish(0, [1, 2]), bytes(16), BadMessage),
         (wire.Remove(0), bytes(17), BadKey),
     ],

@@ -41,12 +41,13 @@ ASKED = [
     "Release",
     "Reserve",
     "Write",
+    "Fill",
     "Seal",
     "Discard",
     "Remove",
 ]
 """What a client's day asks for. A client that maps the pool neither reads nor writes by messages."""
-NEVER_IN_PLACE = {"Fetch", "Write"}
+NEVER_IN_PLACE = {"Fetch", "Write", "Fill"}
 
 PASSED = ("alloc.", "discard.", "evict.", "free.", "lock.", "namespace.", "pin.", "release.", "reserve.", "seal.",
           "slab.", "unpin.")  # fmt: skip

@@ -150,7 +150,7 @@ def test_a_hundred_thousand_hostile_frames_change_nothing_for_others(scene: Scen
     assert set(scene.pool.put_many(keys, data, namespace)) == {Outcome.STORED}
     recorded = a_recorded_day(scene)
     kinds = {type(wire.decode_request(frames[0])) for frames in recorded}
-    assert len(kinds) == 18
+    assert len(kinds) == 19
     before_bytes = scene.own_bytes
     with scene.client("good") as good, good.pin(keys) as held, Worker(good) as worker:
         sessions, holds = [good.channel.session], [held._lease]

@@ -11,13 +11,14 @@ from serving import IDENTITY, LIMITS, Talker, address_of, bytes_for, keys_of, ro
 
 import maru
 from maru import Outcome, wire
-from maru.client import channel
+from maru.client import channel, pieces
 from maru.client.remote import RemotePool
 from maru.daemon.checksums import Checksums
 from maru.daemon.control import Control
 from maru.daemon.pool_memory import PoolMemory
 from maru.daemon.server import RpcServer
-from maru.errors import MaruError
+from maru.errors import BadMessage, LeaseEnded, MaruError
+from maru.native import core
 
 
 @pytest.fixture
@@ -212,3 +213,68 @@ def test_more_bytes_than_were_asked_for_are_not_taken(pool: maru.Pool) -> None:
     with fetching(server) as client, client.pin(keys) as prefix, pytest.raises(MaruError, match="checksum"):
         _ = prefix.views
     server.stop()
+
+
+def test_small_chunks_that_are_stored_share_messages(pool: maru.Pool) -> None:
+    sizes = [20_000] * 7 + [400_000, 3_000_000] + [10_000] * 70
+    data = [bytes_for(n, size) for n, size in enumerate(sizes)]
+    with served(pool) as server, fetching(server) as client:
+        namespace = client.namespace(IDENTITY)
+        keys = keys_of(namespace, len(sizes))
+        for first, end in ((0, 7), (7, 8), (8, 9), (9, 79)):
+            stored = client.put_many(keys[first * 16 : end * 16], data[first:end], namespace)
+            assert set(stored) == {Outcome.STORED}
+        counts = server.counts.requests
+        assert counts["Write"] + counts["Fill"] < 77
+    with pool.pin(keys) as prefix:
+        assert [bytes(view) for view in prefix.views] == data
+
+
+def test_memory_for_a_message_is_used_again_only_when_it_was_answered(pool: maru.Pool) -> None:
+    with served(pool) as server, fetching(server) as client:
+        client.channel.piece_bytes = wire.PIECE_BYTES
+        data = [(hold, memoryview(bytes_for(hold, 100_000))) for hold in range(60)]
+        rooms = pieces._Rooms()
+        waiting: list[tuple[wire.Request, memoryview, bytes]] = []
+        for request, body in pieces._filled(client.channel, data, rooms):
+            waiting.append((request, memoryview(body), bytes(body)))
+            if len(waiting) == channel.WINDOW:
+                asked, sent, meant = waiting.pop(0)
+                assert sent == meant
+                rooms.answered(asked)
+        assert all(sent == meant for _, sent, meant in waiting)
+
+
+@pytest.mark.parametrize(
+    ("holds", "sums", "length", "error"),
+    [
+        ([0, 1], [True, True], 40_000, None),
+        ([0, 1], [True, False], 40_000, BadMessage),
+        ([0, 1], [True], 40_000, LeaseEnded),
+        ([0, 9], [True, True], 40_000, LeaseEnded),
+        ([0, 1], [True, True], 39_999, BadMessage),
+        ([0, 1], [True, True], 40_001, BadMessage),
+        ([0] * (wire.FETCH_CHUNKS_MAX + 1), [True] * (wire.FETCH_CHUNKS_MAX + 1), 20_000 * 65, LeaseEnded),
+    ],
+    ids=["right", "damaged", "a checksum too few", "not held", "a byte too few", "a byte too many", "too many"],
+)
+def test_what_fills_several_chunks_must_be_exactly_their_bytes(
+    pool: maru.Pool, holds: list[int], sums: list[bool], length: int, error: type[MaruError] | None
+) -> None:
+    keys, data = keys_of(pool.namespace(IDENTITY), 2), [bytes_for(n) for n in range(2)]
+    talker = Talker(Control(pool, LIMITS, os.urandom(16), "test"))
+    reserved, _ = talker.ask(wire.Reserve(0, 20_000), keys)
+    assert isinstance(reserved, wire.Reserved)
+    named = [(*reserved.holds, *range(1000, 1010))[hold] for hold in holds]
+    body = b"".join([*data, *data * 40])[:length]
+    checksums = [core.xxh3_64(data[n % 2]) if is_right else 7 for n, is_right in enumerate(sums)]
+    request = wire.Fill(0, named, checksums)
+    if error is None:
+        talker.ask(request, body)
+    else:
+        with pytest.raises(error):
+            talker.ask(request, body)
+    outcomes, _ = talker.ask(wire.Seal(0, reserved.holds))
+    assert isinstance(outcomes, wire.Outcomes)
+    assert (outcomes.outcomes == [Outcome.STORED.value] * 2) == (error is None)
+    assert pool.check() == []

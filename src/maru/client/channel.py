@@ -173,7 +173,7 @@ class Channel:
         took_s = time.monotonic() - sent_s
         if took_s < self.try_s / 4:
             self.try_s = max(TRY_S, self.try_s / 2)
-        if not isinstance(asked, wire.Read | wire.Fetch | wire.Write):
+        if not isinstance(asked, wire.Read | wire.Fetch | wire.Write | wire.Fill):
             pass  # Says nothing of what bytes cost.
         elif took_s < QUICK_S:
             self._quick += 1

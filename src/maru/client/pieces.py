@@ -55,11 +55,56 @@ def _chunks_in(bodies: list[memoryview], buffers: list[memoryview]) -> Iterator[
                 break
 
 
-def writes(channel: Channel, holds: Iterable[tuple[int, memoryview]]) -> Iterator[tuple[wire.Request, Body]]:
+def store(channel: Channel, holds: Iterable[tuple[int, memoryview]]) -> None:
+    """Bring (hold, its bytes) each to the daemon. Raises as Channel.call."""
+    rooms = _Rooms()
+    for request, _, _ in channel.exchange(_filled(channel, holds, rooms)):
+        rooms.answered(request)
+
+
+class _Rooms:
+    """Memory in which small chunks are put together for one message: used again once the message is answered."""
+
+    def __init__(self) -> None:
+        self._free: list[bytearray] = []
+        self._lent: dict[int, bytearray] = {}
+
+    def fill(self, run: list[tuple[int, memoryview]]) -> tuple[wire.Request, Body]:
+        """One message of these chunks."""
+        if len(run) == 1:
+            ((hold, data),) = run
+            return wire.Write(0, hold, 0, core.xxh3_64(data)), data
+        size = sum(len(data) for _, data in run)
+        room = self._free.pop() if self._free and len(self._free[-1]) >= size else bytearray(size)
+        whole, at, checksums = memoryview(room), 0, list[int]()
+        for _, data in run:
+            checksums.append(core.xxh3_64_copying(whole[at : at + len(data)], data))
+            at += len(data)
+        self._lent[run[0][0]] = room
+        return wire.Fill(0, [hold for hold, _ in run], checksums), whole[:at]
+
+    def answered(self, request: wire.Request) -> None:
+        if isinstance(request, wire.Fill):
+            self._free.append(self._lent.pop(request.holds[0]))
+
+
+def _filled(
+    channel: Channel, holds: Iterable[tuple[int, memoryview]], rooms: _Rooms
+) -> Iterator[tuple[wire.Request, Body]]:
     """The messages that bring (hold, its bytes) each to the daemon."""
+    run, size = list[tuple[int, memoryview]](), 0
     for hold, data in holds:
-        for offset, piece in _cut(channel, data):
-            yield wire.Write(0, hold, offset, core.xxh3_64(piece)), piece
+        if 2 * len(data) > channel.piece_bytes:  # None of its like would go with it.
+            for offset, piece in _cut(channel, data):
+                yield wire.Write(0, hold, offset, core.xxh3_64(piece)), piece
+            continue
+        if run and (size + len(data) > channel.piece_bytes or len(run) == wire.FETCH_CHUNKS_MAX):
+            yield rooms.fill(run)
+            run, size = [], 0
+        run.append((hold, data))
+        size += len(data)
+    if run:
+        yield rooms.fill(run)
 
 
 def _asked(channel: Channel, lease: int, wanted: Wanted) -> Iterator[tuple[wire.Fetch | wire.Read, list[memoryview]]]:

@@ -332,8 +332,7 @@ class RemotePool:
         """Bytes brought to where they were reserved; their checksums, if it was done in place. None: held no more."""
         places = {at: self.memory_at(offset, len(buffers[at])) for at, (_, offset) in holds.items()}
         if far := [(hold, buffers[at]) for at, (hold, _) in holds.items() if places[at] is None]:
-            for _ in self.channel.exchange(pieces.writes(self.channel, far)):
-                pass
+            pieces.store(self.channel, far)
         if self.memory is None:
             return []
         if not self._is_held():

@@ -92,7 +92,7 @@ class Control:
         self._meaning: dict[type, Callable[..., tuple[wire.Answer, Out]]] = {
             wire.Register: self._register, wire.Lookup: self._lookup, wire.Pin: self._pin, wire.Read: self._read,
             wire.Renew: self._renew, wire.Release: self._release, wire.Reserve: self._reserve,
-            wire.Allocate: self._allocate, wire.Write: self._write, wire.Seal: self._seal,
+            wire.Allocate: self._allocate, wire.Write: self._write, wire.Fill: self._fill, wire.Seal: self._seal,
             wire.Publish: self._publish, wire.Discard: self._discard, wire.Remove: self._remove,
             wire.Stats: self._stats, wire.Goodbye: self._goodbye, wire.Find: self._find, wire.Fetch: self._fetch,
         }  # fmt: skip
@@ -391,16 +391,20 @@ class Control:
         hold = session.holds.get(request.hold)
         if hold is None:
             raise LeaseEnded("that memory is not held for this client (any more)")
-        size = len(body)
-        if not 0 < size <= wire.PIECE_BYTES or not 0 <= request.offset <= hold.size_bytes - size:
-            raise BadMessage(f"bytes {request.offset} + {size} do not lie in a chunk of {hold.size_bytes}")
-        # Nobody reads them before the seal, which only this client can ask for.
-        with memoryview(hold.held.buffer) as whole, whole[request.offset : request.offset + size] as here:  # type: ignore[arg-type]
-            if core.xxh3_64_copying(here, body) != request.checksum:
-                hold.written.forget()  # Some of it may have been right before.
-                raise BadMessage("the bytes are not those that their checksum is of")
-        hold.written.add(request.offset, request.offset + size)
-        return wire.Done(request.number, size), b""
+        hold.write(request.offset, memoryview(body), request.checksum)
+        return wire.Done(request.number, len(body)), b""
+
+    def _fill(self, session: Session, request: wire.Fill, body: Body) -> tuple[wire.Answer, Body]:
+        holds = [hold for number in request.holds if (hold := session.holds.get(number)) is not None]
+        if not 0 < len(holds) == len(request.holds) == len(request.checksums) <= wire.FETCH_CHUNKS_MAX:
+            raise LeaseEnded("that memory is not held for this client (any more), or not so much of it at once")
+        if len(body) > wire.PIECE_BYTES or len(body) != sum(hold.size_bytes for hold in holds):
+            raise BadMessage(f"{len(body)} bytes are not those of {len(holds)} whole chunks")
+        whole, at = memoryview(body), 0
+        for hold, checksum in zip(holds, request.checksums, strict=True):
+            hold.write(0, whole[at : at + hold.size_bytes], checksum)
+            at += hold.size_bytes
+        return wire.Done(request.number, at), b""
 
     def _seal(self, session: Session, request: wire.Seal, _: Body) -> tuple[wire.Answer, Body]:
         outcomes = []

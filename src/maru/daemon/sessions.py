@@ -21,7 +21,7 @@ from maru import wire
 from maru.coherence import Memory
 from maru.credentials import Client
 from maru.daemon.coverage import Coverage
-from maru.errors import PoolBusy
+from maru.errors import BadMessage, PoolBusy
 from maru.native import core
 from maru.pool import Namespace
 
@@ -90,6 +90,20 @@ class Hold:
     @property
     def is_draft(self) -> bool:
         return isinstance(self.held, core.Draft)
+
+    def write(self, offset: int, data: memoryview, checksum: int) -> None:
+        """Bytes that came for it. Nobody reads them before the seal, which only their client can ask for.
+
+        Raises BadMessage when they do not fit, or are not those that the checksum is of.
+        """
+        size = len(data)
+        if not 0 < size <= wire.PIECE_BYTES or not 0 <= offset <= self.size_bytes - size:
+            raise BadMessage(f"bytes {offset} + {size} do not lie in a chunk of {self.size_bytes}")
+        with memoryview(self.held.buffer) as whole, whole[offset : offset + size] as here:  # type: ignore[arg-type]
+            if core.xxh3_64_copying(here, data) != checksum:
+                self.written.forget()  # Some of it may have been right before.
+                raise BadMessage("the bytes are not those that their checksum is of")
+        self.written.add(offset, offset + size)
 
 
 @dataclass
