@@ -35,14 +35,21 @@ bool claim_unit(Pool& pool, uint64_t unit, uint64_t slab, uint64_t slab_word_see
   uint64_t word = pool.owners[unit].load(std::memory_order_acquire);
   const OwnerKind kind = owner_kind(word);
   if (kind != OwnerKind::kFree && !(kind == OwnerKind::kCooling && has_cooled_down(word))) return false;
+  // A device may have written on after it was wiped: then once more, and until that is done the word says so.
+  const uint64_t before = owner_wiped(word) ? word : 0, wiped = before & kWipedBit,
+                 mine = owner_process_word(pool.me, wanted.device, wanted.tenant);
   MARU_POINT("alloc.before_claim");
-  if (!pool.owners[unit].compare_exchange_strong(word,
-                                                 owner_process_word(pool.me, wanted.device, wanted.tenant)))
-    return false;
+  if (!pool.owners[unit].compare_exchange_strong(word, mine | wiped)) return false;
   MARU_POINT("alloc.claimed");
-  if (pool.slabs[slab].word.load() == slab_word_seen || MARU_MUTANT("slab_word_not_rechecked")) return true;
-  pool.owners[unit].store(0);
-  return false;
+  if (pool.slabs[slab].word.load() != slab_word_seen && !MARU_MUTANT("slab_word_not_rechecked")) {
+    pool.owners[unit].store(before);
+    return false;
+  }
+  if (wiped && !MARU_MUTANT("cooled_extent_not_wiped")) {
+    wipe_extent(pool, unit);
+    pool.owners[unit].store(mine);
+  }
+  return true;
 }
 
 // Look through one slab for a free chunk.
@@ -277,7 +284,7 @@ void prefer_numa_node(Pool& pool, int32_t node) {
 }
 
 uint64_t allocate_extent(Pool& pool, uint64_t units, bool device, uint64_t protect_parent, uint32_t tenant) {
-  const uint64_t bytes = units * pool.geometry.unit_bytes;
+  const uint64_t bytes = pool.account_bytes(units);
   uint64_t unit = kNoUnit;
   if (charge(pool, tenant, bytes) || make_own_room(pool, tenant, bytes, protect_parent)) {
     MARU_POINT("alloc.charged");
@@ -314,12 +321,13 @@ void wipe_extent(Pool& pool, uint64_t unit) {
 
 void free_extent(Pool& pool, uint64_t unit, bool device) {
   const uint64_t owner = pool.owners[unit].load(std::memory_order_relaxed);
-  const uint64_t bytes = chunk_units_at(pool, unit) * pool.geometry.unit_bytes;
+  const uint64_t bytes = pool.account_bytes(chunk_units_at(pool, unit));
   clear_header(pool, unit);
   MARU_POINT("free.header_cleared");
   if (owner_wiped(owner)) wipe_extent(pool, unit);
   if (device && !MARU_MUTANT("device_extent_not_cooled")) {
-    pool.owners[unit].store(owner_cooling_word((now_ns() + pool.geometry.cooling_ns) / kMillisecond));
+    pool.owners[unit].store(
+        owner_cooling_word((now_ns() + pool.geometry.cooling_ns) / kMillisecond, owner_wiped(owner)));
     pool.count(Counter::kCooled);
   } else {
     pool.owners[unit].store(0);

@@ -16,7 +16,7 @@ constexpr uint32_t kForNobody = 0;
 // Take the extent off its tenant's account, for what `incoming` brings. False: its share keeps it. What
 // counts as absent already is taken from nobody.
 bool leave_account(Pool& pool, uint64_t i, uint64_t unit, uint32_t from, uint32_t incoming) {
-  const uint64_t bytes = chunk_units_at(pool, unit) * pool.geometry.unit_bytes;
+  const uint64_t bytes = pool.account_bytes(chunk_units_at(pool, unit));
   if (!is_current(pool, pool.hot[i], i))
     discharge(pool, from, bytes);
   else if (!take_off(pool, from, incoming, bytes))

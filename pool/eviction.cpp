@@ -110,7 +110,7 @@ struct Search {
     const SlotHot& slot = pool.hot[i];
     const uint32_t from = tenant_of(pool, slot.namespace_id.load(std::memory_order_relaxed));
     if (own_only) return from == tenant;
-    const uint64_t bytes = pool.units_for(size) * pool.geometry.unit_bytes;
+    const uint64_t bytes = pool.account_bytes(pool.units_for(size));
     return may_make_way(pool, from, tenant, bytes, own_too) || !is_current(pool, slot, i);
   }
 
@@ -376,7 +376,7 @@ SlabContent look_at_slab(Pool& pool, uint64_t slab, uint64_t chunk_units, uint64
       auto* one = std::find_if(takes.begin(), takes.end(),
                                [&](auto& t) { return t.first == owner_tenant(owner) || t.second == 0; });
       if (one == takes.end()) return out;
-      *one = {owner_tenant(owner), one->second + step * chunk_units * pool.geometry.unit_bytes};
+      *one = {owner_tenant(owner), one->second + step * pool.account_bytes(chunk_units)};
       if (!may_make_way(pool, one->first, tenant, one->second, own_too)) return out;
     }
     ages += rank(pool, i, word);

@@ -169,11 +169,12 @@ nb::object allocate(Handle& handle, nb::handle size, bool device, nb::handle nam
   const ReserveRequest request =
       make_request(session->pool(), Key{}, namespace_object, nb::none(), nb::none());
   const uint32_t tenant = tenant_of(session->pool(), request.namespace_id);
+  const bool wiped = session->pool().namespaces[request.namespace_id].flags.load() & kNamespaceWiped;
   Draft draft;
   Outcome outcome;
   {
     MaybeRelease no_gil(true);
-    outcome = allocate_draft(session->pool(), bytes, device, tenant, &draft);
+    outcome = allocate_draft(session->pool(), bytes, device, tenant, wiped, &draft);
   }
   if (outcome != Outcome::kReserved) return nb::none();
   return nb::cast(PyDraft{std::make_shared<Window>(session, draft)});

@@ -42,6 +42,16 @@ bool mark_draining(Pool& pool, uint64_t slab, uint64_t units, uint32_t tenant, R
   return true;
 }
 
+// A chunk that is free or has cooled down. What a device may have written into it since is wiped.
+bool claim_resting(Pool& pool, uint64_t unit, uint64_t word) {
+  const uint64_t mine = owner_process_word(pool.me, false, 0), wiped = owner_wiped(word) ? kWipedBit : 0;
+  if (!pool.owners[unit].compare_exchange_strong(word, mine | wiped)) return false;
+  if (!wiped) return true;
+  wipe_extent(pool, unit);
+  pool.owners[unit].store(mine);
+  return true;
+}
+
 // Own up to `limit` more chunks of a slab that is DRAINING|me: free ones by CAS, sealed ones by evicting
 // them.
 Claim claim_chunks(Pool& pool, Recut& recut, uint64_t limit) {
@@ -52,7 +62,7 @@ Claim claim_chunks(Pool& pool, Recut& recut, uint64_t limit) {
     bool ok = false;
     if (owner_kind(word) == OwnerKind::kFree ||
         (owner_kind(word) == OwnerKind::kCooling && has_cooled_down(word)))
-      ok = pool.owners[unit].compare_exchange_strong(word, owner_process_word(pool.me, false, 0));
+      ok = claim_resting(pool, unit, word);
     else if (owner_kind(word) == OwnerKind::kSlot && owner_value(word) < pool.geometry.slot_count)
       recut.evicted += ok = push_out(pool, owner_value(word), unit, false, recut.tenant, 0);
     if (!ok) return Claim::kRefused;

@@ -231,12 +231,15 @@ bool renew_chunk(Pool& pool, const Reservation& r, uint64_t deadline_ns) {
   return after == word;
 }
 
-Outcome allocate_draft(Pool& pool, uint64_t size_bytes, bool device, uint32_t tenant, Draft* out) {
+Outcome allocate_draft(Pool& pool, uint64_t size_bytes, bool device, uint32_t tenant, bool wiped,
+                       Draft* out) {
   refuse_bad_size(pool, size_bytes);
   if (!pool.is_live()) return counted(pool, Outcome::kBusy);
   if (pool.reads_only) return counted(pool, Outcome::kFull);
   const uint64_t unit = allocate_extent(pool, pool.units_for(size_bytes), device, 0, tenant);
   if (unit == kNoUnit) return counted(pool, Outcome::kFull);
+  // Nothing is written yet. What it is named for later says again whether it is wiped.
+  if (wiped) pool.owners[unit].fetch_or(kWipedBit);
   MARU_POINT("draft.allocated");
   *out = {unit, pool.extent_of_unit(unit), size_bytes, device};
   return Outcome::kReserved;
@@ -250,7 +253,7 @@ Outcome publish_draft(Pool& pool, const Draft& draft, const ReserveRequest& requ
   // It comes on the account of whom it is named for.
   const uint32_t tenant = tenant_of(pool, request.namespace_id),
                  before = owner_tenant(pool.owners[draft.unit].load(std::memory_order_relaxed));
-  const uint64_t bytes = chunk_units_at(pool, draft.unit) * pool.geometry.unit_bytes;
+  const uint64_t bytes = pool.account_bytes(chunk_units_at(pool, draft.unit));
   if (tenant != before && !charge(pool, tenant, bytes)) return counted(pool, Outcome::kFull);
   Reservation r;
   const Outcome outcome = claim_key(pool, request, draft.unit, &r);

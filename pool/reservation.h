@@ -67,7 +67,7 @@ void discard_chunk(Pool& pool, const Reservation& reservation);
 bool renew_chunk(Pool& pool, const Reservation& reservation, uint64_t deadline_ns);
 
 // FULL when nothing can or should be evicted for `tenant`. Raises ChunkTooLarge, BadSize.
-Outcome allocate_draft(Pool& pool, uint64_t size_bytes, bool device, uint32_t tenant, Draft* out);
+Outcome allocate_draft(Pool& pool, uint64_t size_bytes, bool device, uint32_t tenant, bool wiped, Draft* out);
 
 // Name a draft and seal it: STORED, or EXISTS, IN_FLIGHT, BUSY, FULL, LOST; unless STORED or LOST the draft
 // remains.

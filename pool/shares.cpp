@@ -59,7 +59,7 @@ std::vector<uint64_t> used_by_owners(const Pool& pool) {
     for (uint64_t n = 0; n < g.units_per_slab / units; n++) {
       const uint32_t tenant =
           owner_tenant(pool.owners[slab * g.units_per_slab + n * units].load(std::memory_order_relaxed));
-      if (tenant != 0 && tenant < used.size()) used[tenant] += units * g.unit_bytes;
+      if (tenant != 0 && tenant < used.size()) used[tenant] += pool.account_bytes(units);
     }
   }
   return used;

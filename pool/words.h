@@ -75,7 +75,8 @@ constexpr uint64_t slab_generation(uint64_t word) { return word >> 40; }
 // ---- owner word of a unit: the allocator's only truth
 // ------------------------------------------------------ 0 free | PROCESS: private to a process | SLOT: of
 // that slot | COOLING: nobody's until a time (milliseconds). Of the first two: value : 44 | tenant : 16 |
-// wiped : 1 | device : 1 | kind : 2. The tenant is whose account the extent is on (shares.h); 0: nobody's.
+// wiped : 1 | device : 1 | kind : 2. A cooling one may be wiped too. The tenant is whose account the extent
+// is on (shares.h); 0: nobody's.
 enum class OwnerKind : uint64_t { kFree = 0, kProcess = 1, kSlot = 2, kCooling = 3 };
 
 inline constexpr uint64_t kDeviceBit = 1ull << 61;  // A device may be writing into this extent.
@@ -90,7 +91,9 @@ constexpr uint64_t owner_slot_word(uint64_t slot, bool device, uint32_t tenant, 
   return 2ull << 62 | (device ? kDeviceBit : 0) | (wiped ? kWipedBit : 0) | uint64_t{tenant} << kTenantShift |
          slot;
 }
-constexpr uint64_t owner_cooling_word(uint64_t until_ms) { return 3ull << 62 | until_ms; }
+constexpr uint64_t owner_cooling_word(uint64_t until_ms, bool wiped) {
+  return 3ull << 62 | (wiped ? kWipedBit : 0) | until_ms;
+}
 constexpr OwnerKind owner_kind(uint64_t word) { return static_cast<OwnerKind>(word >> 62); }
 constexpr bool owner_device(uint64_t word) { return (word & kDeviceBit) != 0; }
 constexpr uint64_t owner_value(uint64_t word) { return word & kOwnerValueMask; }
@@ -98,7 +101,9 @@ constexpr bool has_account(OwnerKind kind) { return kind == OwnerKind::kProcess 
 constexpr uint32_t owner_tenant(uint64_t word) {
   return has_account(owner_kind(word)) ? (word >> kTenantShift) & kTenantMax : 0;
 }
-constexpr bool owner_wiped(uint64_t word) { return has_account(owner_kind(word)) && (word & kWipedBit); }
+constexpr bool owner_wiped(uint64_t word) {
+  return owner_kind(word) != OwnerKind::kFree && (word & kWipedBit);
+}
 constexpr bool owned_by_slot(uint64_t word, uint64_t slot) {
   return owner_kind(word) == OwnerKind::kSlot && owner_value(word) == slot;
 }

@@ -151,6 +151,16 @@ def holds_pins(here: Street) -> None:
         here.held.append(client.pin(key))
 
 
+def holds_pins_by_many_keys(here: Street) -> None:
+    """One key may pin half of the pool."""
+    for key in (keys := here.fresh(CHUNKS)):
+        client, space = here.loud()
+        client.put(key, bytes(SIZE), space)
+    for n, key in enumerate(keys):
+        client, _ = here.loud(f"loud{n % 4}")
+        here.held.append(client.pin(key))
+
+
 NOISE = [
     stores,
     stores_one_long_prefix,
@@ -161,6 +171,7 @@ NOISE = [
     holds_drafts,
     holds_reservations,
     holds_pins,
+    holds_pins_by_many_keys,
 ]
 
 

@@ -340,3 +340,21 @@ def test_tenants_come_back_with_a_rebuilt_index(pool_url: str) -> None:
         assert used(pool, "a") == 3
         assert is_right(key_of(1, "a"), pool.get(key_of(1, "a")) or b"")
         assert pool.check() == []
+
+
+def test_tiny_chunks_that_fill_the_index_are_beyond_a_share_too(pool_url: str) -> None:
+    """Each takes a place of the index, of which there are fewer than units of memory."""
+    url = f"{pool_url.partition('?')[0]}?size=1MiB&slab_bytes=64KiB&slots=64&unit_bytes=4096&processes=8&gate=off"
+    with maru.Pool.create(url) as pool:
+        slots = pool.stats()["chunks"]["slots"]
+        place = (1 << 20) // slots
+        pool.set_share("steady", (1 << 20) // 2)
+        pool.set_share("tiny", (1 << 20) // 2)
+        store(pool, "tiny", *range(200), size=100)
+        assert figures(pool, "tiny")["used_bytes"] == pool.stats()["chunks"]["sealed"] * place
+        assert used(pool, "tiny") * SIZE > (1 << 20) * 0.6, "it has borrowed: there is nobody else yet"
+        wanted = slots // 2
+        outcomes = store(pool, "steady", *range(1000, 1000 + wanted), size=100)
+        assert outcomes.count(Outcome.STORED) >= 0.9 * wanted, "but for keys whose two buckets are another's by right"
+        assert figures(pool, "tiny")["used_bytes"] >= (1 << 20) // 2 - place
+        assert pool.check() == []

@@ -150,7 +150,7 @@ class ExtentRules:
         elif kind == _PROCESS:
             if not self.tables.is_alive(value):
                 self._look_at_dead(unit, owner, value)
-        elif kind == _COOLING and owner - (_COOLING << self._kind_shift) > self._until_ms_max:
+        elif kind == _COOLING and value > self._until_ms_max:
             what = "rests longer than the pool's cooling time: its space is lost until then"
             self._say("error", "unit.cooling", unit, what, owner, advice="destroy")
         return kind

@@ -267,7 +267,7 @@ class Control:
             raise BadMessage(f"at most {request.bytes_max} bytes are not to be had")
         room = self._figures.share(self.limits.pinned_share)
         room -= sum(one.pinned_bytes for one in self._sessions_of(session))
-        room = max(0, min(room, request.bytes_max))
+        room = max(0, min(room, request.bytes_max, self._tenancy.may_pin(session.client, self.sessions.values())))
         if len(session.leases) >= wire.HOLDS_MAX:
             raise PoolBusy(f"this client has {wire.HOLDS_MAX} leases already")
         mine = self._tenancy.visible(session.client, Level.READ)

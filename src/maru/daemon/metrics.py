@@ -243,7 +243,11 @@ def _occupancy(looks: Mapping[str, Look]) -> Iterator[Metric]:
             ),
         )  # fmt: skip
     for field, metric, told in (
-        ("used_bytes", "maru_tenant_bytes", "Bytes that a tenant takes of the pool, reservations and drafts included."),
+        (
+            "used_bytes",
+            "maru_tenant_bytes",
+            "Bytes of a tenant, unsealed ones too; a chunk counts as a place of the index at least.",
+        ),
         ("share_bytes", "maru_tenant_share_bytes", "Bytes that a tenant was promised; 0: none."),
         ("limit_bytes", "maru_tenant_limit_bytes", "Bytes that a tenant may take; 0: no limit."),
         ("made_way", "maru_tenant_made_way", "A tenant's chunks that were evicted for others, since creation."),

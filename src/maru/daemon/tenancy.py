@@ -120,6 +120,18 @@ class Tenancy:
                 return one
         raise Forbidden("memory is on the account of a tenant even before it has a name: register a namespace first")
 
+    def may_pin(self, client: Client | None, sessions: Iterable[Session]) -> int:
+        """Bytes that a client's tenant may pin besides what it has pinned, in all its `sessions`, with all its keys.
+
+        What is pinned cannot be evicted either: what was lent to a tenant must not stay with it that way.
+        """
+        shares = dict(self._pool._shares()) if client is not None else {}
+        if client is None or not any(shares.values()):
+            return self._size_bytes
+        own = client.tenant
+        pinned = sum(one.pinned_bytes for one in sessions if one.client is not None and one.client.tenant == own)
+        return max(0, self._size_bytes - sum(share for tenant, share in shares.items() if tenant != own) - pinned)
+
     def may_reserve(self, client: Client | None, sessions: Iterable[Session]) -> int:
         """Bytes that a client's tenant may reserve or draft besides what it has under way, in all its `sessions`.
 
