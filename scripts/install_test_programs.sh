@@ -1,6 +1,7 @@
 #!/bin/sh
 # What tests run against that no Python package brings: Chromium and its driver, which look at pages, Redis, which the
-# pool is measured beside, and the RDMA library, without which Mooncake's wheels do not load. `make test` calls it.
+# pool is measured beside, Prometheus, which answers the dashboard's queries, and the RDMA library, without which Mooncake's
+# wheels do not load. `make test` calls it.
 #
 # Installed where that needs no question: on Debian and its kin, by root or by sudo without a password. Elsewhere it says
 # what to install; the tests that need it are then skipped. Never fails: Maru stands on none of them.
@@ -14,16 +15,17 @@ for binary in chromium chromium-browser google-chrome google-chrome-stable; do
 done
 [ -n "$has_browser" ] || missing='chromium chromium-driver'
 command -v redis-server >/dev/null 2>&1 || missing="$missing redis-server"
+command -v prometheus >/dev/null 2>&1 || missing="$missing prometheus"
 ldconfig=$(command -v ldconfig || echo /sbin/ldconfig) # Not on everybody's PATH.
 "$ldconfig" -p 2>/dev/null | grep -q 'libibverbs\.so\.1 ' || missing="$missing libibverbs1"
 [ -n "$missing" ] || exit 0
 
 advise() {
   printf '    not here: %s (%s); the tests that need them are skipped. To have them:\n' "$missing" "$1"
-  printf '      Debian:   sudo apt-get install -y chromium chromium-driver redis-server libibverbs1\n'
-  printf '      Ubuntu:   sudo apt-get install -y chromium-browser chromium-chromedriver redis-server libibverbs1\n'
-  printf '      Fedora:   sudo dnf install -y chromium chromedriver redis libibverbs\n'
-  printf '      Arch:     sudo pacman -S --needed chromium redis rdma-core\n'
+  printf '      Debian:   sudo apt-get install -y chromium chromium-driver redis-server prometheus libibverbs1\n'
+  printf '      Ubuntu:   sudo apt-get install -y chromium-browser chromium-chromedriver redis-server prometheus libibverbs1\n'
+  printf '      Fedora:   sudo dnf install -y chromium chromedriver redis golang-github-prometheus libibverbs\n'
+  printf '      Arch:     sudo pacman -S --needed chromium redis prometheus rdma-core\n'
   exit 0
 }
 

@@ -5,22 +5,32 @@ from __future__ import annotations
 import configparser
 import json
 import re
+import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
 
 import maru
 from fake_daemon import FakeFacts
+from maru.cli import app
 from maru.daemon.looks import Looks
 from maru.daemon.metrics import Metrics
+from maru.daemon.serve import DEFAULT_RPC_URL
+from maru.daemon.web_settings import PORT_DEFAULT
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 GRAFANA = json.loads((DEPLOY / "grafana.json").read_text())
 SERVICE = DEPLOY / "systemd" / "maru-serve.service"
+CONTAINERFILE = DEPLOY / "Containerfile"
+PROJECT = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())
+EXPOSURE_MAX = 25
+"""Tenths, as systemd counts: it calls 20 to 50 \"ok\"; what is left are the network and the pools themselves."""
 _METRIC = re.compile(r"\bmaru_\w+")
 _SELECTED = re.compile(r"\b(maru_\w+)\{([^}]*)\}")
 _GROUPED = re.compile(r"by \(([^)]*)\)[^m]*(maru_\w+)")
@@ -109,7 +119,49 @@ def test_systemd_accepts_the_service(tmp_path: Path) -> None:
     assert (done.returncode, [line for line in done.stderr.splitlines() if SERVICE.name in line]) == (0, [])
 
 
-@pytest.mark.parametrize("path", [SERVICE, DEPLOY / "Containerfile"], ids=lambda path: path.name)
+def test_systemd_finds_the_service_little_exposed() -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("needs systemd-analyze")
+    command = [program, "security", "--offline=true", f"--threshold={EXPOSURE_MAX}", str(SERVICE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unrecognized option" in done.stderr:
+        pytest.skip("this systemd-analyze judges only what runs")
+    assert done.returncode == 0, done.stdout[-300:] + done.stderr
+
+
+def instructions() -> list[list[str]]:
+    """Of the Containerfile: word by word, continued lines put together."""
+    lines = CONTAINERFILE.read_text().replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if line and not line.startswith("#")]
+
+
+def test_the_container_is_built_from_files_that_are_there_and_are_all_that_building_needs() -> None:
+    copied = [
+        word for name, *words in instructions() if name == "COPY" and "--from" not in words[0] for word in words[:-1]
+    ]
+    assert [name for name in copied if not (DEPLOY.parent / name).exists()] == []
+    project = PROJECT["project"]
+    needed = {"pyproject.toml", "CMakeLists.txt", project["readme"], *project["license-files"]}
+    needed |= {Path(package).parts[0] for package in PROJECT["tool"]["scikit-build"]["wheel"]["packages"]}
+    needed |= set(re.findall(r"\b(pool)/", (DEPLOY.parent / "CMakeLists.txt").read_text()))
+    assert set(copied) == needed
+    (installed,) = (word for _, *words in instructions() for word in words if word.startswith(".["))
+    assert installed.strip(".[]") in project["optional-dependencies"]
+
+
+def test_what_is_started_is_a_command_of_ours_that_listens_where_it_says() -> None:
+    told = {name: words for name, *words in instructions()}
+    (entry,) = re.findall(r"^ENTRYPOINT (.*)$", CONTAINERFILE.read_text(), re.MULTILINE)
+    for command in (json.loads(entry), service()["ExecStart"].split()):
+        program, *words = (word for word in command if not word.startswith("$"))
+        assert Path(program).name in PROJECT["project"]["scripts"]
+        assert CliRunner().invoke(app, [*words, "--help"]).exit_code == 0
+    assert set(told["EXPOSE"]) == {DEFAULT_RPC_URL.rpartition(":")[2], str(PORT_DEFAULT)}
+    assert told["USER"] != ["root"]
+
+
+@pytest.mark.parametrize("path", [SERVICE, CONTAINERFILE], ids=lambda path: path.name)
 def test_what_was_never_run_says_so_first(path: Path) -> None:
     head = path.read_text().split("\n\n")[0]
     assert "never started" in head or "not built or run" in head
