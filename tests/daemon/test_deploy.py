@@ -164,4 +164,4 @@ def test_what_is_started_is_a_command_of_ours_that_listens_where_it_says() -> No
 @pytest.mark.parametrize("path", [SERVICE, CONTAINERFILE], ids=lambda path: path.name)
 def test_what_was_never_run_says_so_first(path: Path) -> None:
     head = path.read_text().split("\n\n")[0]
-    assert "never started" in head or "not built or run" in head
+    assert "never started" in head or "not run by either" in head
