@@ -112,6 +112,13 @@ def test_ours_takes_part_behind_a_daemon_too_and_who_was_not_chosen_stays_away()
     assert [one.name for one in figure.systems(run, [ToySystem("recompute")])] == ["recompute"]
 
 
+@pytest.mark.parametrize(("engine", "behind"), [("transformers", True), ("lmcache", True), ("vllm", False)])
+def test_an_engine_has_ours_behind_a_daemon_unless_it_needs_a_pool_of_its_own_host(engine: str, behind: bool) -> None:
+    found = roster.by_daemon(engine)
+    assert (found is not None) is behind
+    assert found is None or (found.name == "maru-wire" and found.crosses)
+
+
 def test_without_what_a_daemon_needs_only_ours_behind_one_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemons, "NEEDED", ("no_such_package",))
     assert "no_such_package" in transformers.BY_DAEMON.why_not()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import pytest
 from maru.bench import usage
 from maru.bench.systems import roster
 from maru.bench.systems.contract import Deployment, Job, SystemFailed
+from maru.config import shared_memory_root
 
 CONTEXT = 256
 ANSWER = 4
+PATIENCE_S = 60
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 
@@ -90,3 +93,35 @@ def test_lmcache_hits_what_was_stored_before(name: str, replicas: int, job: Job,
         assert hit.output == cold.output
         started = usage.family(deployment.pids())
     assert usage.family(started) == set()
+
+
+def test_lmcache_behind_a_daemon_that_is_killed_computes_or_hits_and_is_never_wrong(
+    job: Job, text_ids: list[int]
+) -> None:
+    """B's near pool is empty: what it hits of A's came by the daemon, here the second one."""
+    system = roster.by_daemon("lmcache")
+    assert system is not None
+    if reason := system.why_not():
+        pytest.skip(reason)
+    first, second = prompts(text_ids, 2)
+    with system.deploy(job) as deployment:
+        a, b = deployment.add(), deployment.add()
+        cold = [a.ask(prompt, ANSWER) for prompt in (first, second)]
+        a.settle()
+        assert [one.cached_tokens for one in cold] == [0, 0]
+        hit = b.ask(first, ANSWER)
+        assert (hit.cached_tokens, hit.output) == (CONTEXT, cold[0].output)
+        before = deployment.server_pids()
+        assert deployment.kill_server()
+        assert set(deployment.server_pids()).isdisjoint(before)
+        ends = time.monotonic() + PATIENCE_S
+        while time.monotonic() < ends:
+            again = b.ask(second, ANSWER)
+            assert again.output == cold[1].output
+            if again.cached_tokens:
+                break
+            b.settle()
+        assert again.cached_tokens == CONTEXT
+        started = usage.family(deployment.pids())
+    assert usage.family(started) == set()
+    assert list(shared_memory_root().glob("bench-engines-*-near-*")) == []

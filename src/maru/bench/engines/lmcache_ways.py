@@ -27,19 +27,22 @@ from maru.bench.engines.way_servers import (
     Servers,
     lmcache_coordinator,
     lmcache_server,
+    maru_daemon,
     redis_server,
 )
 from maru.bench.rivals.contract import HOST, free_ports
 from maru.errors import PoolNotFound
 from maru.pool import Pool
 
-__all__ = ["CHUNK_TOKENS", "WAYS", "ServerFailed", "Setting", "Way"]
+__all__ = ["CHUNK_TOKENS", "MARU_BY_DAEMON", "WAYS", "ServerFailed", "Setting", "Way"]
 
 CACHE_GIB = 4
 SETTLE_S = 1.0
 """LMCache stores after it answered; a hit is asked for when that is through."""
 BLOCK_TOKENS = 128
 """vLLM's block on a CPU."""
+NEAR_POOLS_MAX = 2
+"""Engines of one way that have a pool of their own in front of a daemon's."""
 IN_FLIGHT = 4
 """How many of the longest prompts an engine's own KV memory holds."""
 _GIB = 1 << 30
@@ -82,6 +85,10 @@ class Setting:
     @property
     def capacity_gib(self) -> float:
         return self.capacity_bytes / _GIB
+
+    def near_pool(self, number: int) -> str:
+        """The name of the pool that an engine's own host has in front of a daemon's."""
+        return f"{self.pool}-near-{number}"
 
     def memory_of(self, what: str) -> Path:
         """A folder in shared memory, of this deployment alone."""
@@ -159,8 +166,9 @@ class Way:
             with Servers(self.serve(setting), setting.folder / f"{self.name}-server.log") as running:
                 yield running
         finally:
-            with suppress(PoolNotFound):
-                Pool.destroy(f"maru:///{setting.pool}", force=True)
+            for name in (setting.pool, *(setting.near_pool(number) for number in range(NEAR_POOLS_MAX))):
+                with suppress(PoolNotFound):
+                    Pool.destroy(f"maru:///{name}", force=True)
             for folder in setting.shared_memory.glob(f"{setting.pool}-*"):
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -226,6 +234,15 @@ def _pool_of(setting: Setting) -> dict[str, Any]:
 
 def _maru(setting: Setting, _number: int) -> dict[str, Any]:
     return {"local_cpu": False, "max_local_cpu_size": 0, **_pool_of(setting)}
+
+
+def _maru_by_daemon(setting: Setting, number: int) -> dict[str, Any]:
+    near = f"maru://{HOST}:{setting.ports[0]}/{setting.near_pool(number)}?mode=wire"
+    return {**_maru(setting, number), "maru_path": near}
+
+
+def _maru_servers(setting: Setting) -> list[Server]:
+    return [maru_daemon(setting.ports[0], setting.pool_url)]
 
 
 def _maru_local_cpu(setting: Setting, _number: int) -> dict[str, Any]:
@@ -396,3 +413,11 @@ WAYS = (
         _in_process("fs", _fs), needs=_LMCACHE,
     ),
 )  # fmt: skip
+
+MARU_BY_DAEMON = Way(
+    "maru-wire", "LMCache + Maru, over the wire", True,
+    "maru_path: maru://HOST:PORT/NEAR?mode=wire, maru_pool_size; a `maru serve` on the loopback, plain; a near pool "
+    "for each engine, as hosts of their own would have",
+    _in_process("maru-wire", _maru_by_daemon), _maru_servers, needs=_LMCACHE,
+)  # fmt: skip
+"""Ours as another host has it; measured where daemons die."""

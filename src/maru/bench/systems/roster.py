@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from typing import Any
 
 from maru.bench.systems.contract import System
 from maru.errors import MaruError
@@ -24,14 +25,13 @@ class NoSuchSystem(MaruError):
 
 def systems_of(engine: str) -> tuple[System, ...]:
     """All systems of an engine, whether they can take part here or not."""
-    module = importlib.import_module(ENGINES[engine])
-    found: tuple[System, ...] = getattr(module, "LMCACHE_SYSTEMS" if engine == "lmcache" else "SYSTEMS")
+    found: tuple[System, ...] = _named(engine, "SYSTEMS", ())
     return found
 
 
 def by_daemon(engine: str) -> System | None:
     """Ours as another host has it, behind a daemon that can die; None where an engine cannot be had that way."""
-    found: System | None = getattr(importlib.import_module(ENGINES[engine]), "BY_DAEMON", None)
+    found: System | None = _named(engine, "BY_DAEMON", None)
     return found
 
 
@@ -46,3 +46,10 @@ def chosen(engine: str, names: Sequence[str] | None) -> tuple[System, ...]:
             f"{engine} has no system {', '.join(sorted(unknown))}; it has {', '.join(s.name for s in every)}"
         )
     return tuple(system for system in every if system.name in names)
+
+
+def _named(engine: str, what: str, otherwise: Any) -> Any:
+    """Two engines share a module: what it has for LMCache says so."""
+    return getattr(
+        importlib.import_module(ENGINES[engine]), f"LMCACHE_{what}" if engine == "lmcache" else what, otherwise
+    )

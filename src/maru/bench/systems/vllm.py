@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from maru.bench.engines.lmcache_ways import SETTLE_S, WAYS, ServerFailed, Setting, Way
+from maru.bench.engines.lmcache_ways import MARU_BY_DAEMON, SETTLE_S, WAYS, ServerFailed, Setting, Way
 from maru.bench.engines.vllm_instance import EngineFailed, VllmInstance
 from maru.bench.engines.way_servers import Servers
 from maru.bench.systems.contract import Answer, Deployment, Job, Replica, System, SystemFailed
@@ -178,8 +178,11 @@ _WAYS = {way.name: way for way in WAYS}
 
 
 def _system(name: str, way: str = "", title: str = "") -> System:
-    chosen = _WAYS[way or name]
-    return VllmSystem(name, chosen, title or chosen.title, chosen.crosses, chosen.configuration)
+    return _system_of(_WAYS[way or name], name, title)
+
+
+def _system_of(way: Way, name: str, title: str = "") -> System:
+    return VllmSystem(name, way, title or way.title, way.crosses, way.configuration)
 
 
 SYSTEMS: tuple[System, ...] = (
@@ -198,3 +201,6 @@ LMCACHE_SYSTEMS: tuple[System, ...] = tuple(
         "maru", "maru-local-cpu", "local-cpu", "mp", "mp-l2-maru", "mp-l2-fs", "p2p", "dax", "redis", "fs",
     )
 )  # fmt: skip
+
+LMCACHE_BY_DAEMON = _system_of(MARU_BY_DAEMON, MARU_BY_DAEMON.name)
+"""vLLM's own connector has no such way: it needs a pool of its own host."""
