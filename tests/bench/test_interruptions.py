@@ -107,8 +107,11 @@ def test_a_folder_is_left_over_when_its_run_is_gone_and_holds_no_lock(tmp_path: 
     assert not of_a_dead.exists()
 
 
-def test_a_pool_is_left_over_when_its_run_is_gone_and_nobody_has_it_attached(tmp_path: Path, gone: int) -> None:
-    url = f"maru:///bench-{gone}-0"
+@pytest.mark.parametrize("name", ["bench-{}-0", "bench-engines-{}-0", "bench-engines-{}-0-near-1"])
+def test_a_pool_is_left_over_when_its_run_is_gone_and_nobody_has_it_attached(
+    name: str, tmp_path: Path, gone: int
+) -> None:
+    url = f"maru:///{name.format(gone)}"
     with Pool.create(f"{url}?size=1MiB"):
         assert url not in leftovers.clear(tmp_path)
     assert url in leftovers.clear(tmp_path)

@@ -21,7 +21,7 @@ from maru.errors import MaruError
 from maru.pool import Pool
 
 _FOLDER = re.compile(r"maru-bench-(\d+)-")
-_POOL = re.compile(r"(?:bench-(?:media-|invalidation-|maru-bench-)?|hit-rates-)(\d+)(?:-|$)")
+_POOL = re.compile(r"(?:bench-(?:media-|invalidation-|maru-bench-|engines-)?|hit-rates-)(\d+)(?:-|$)")
 
 
 @contextmanager
