@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from maru.errors import NoSuchObject, TierFailed, TierFull
-from maru.tier.contract import PIECE_BYTES, Capabilities, Listed, Tier, check_folder, split_name
+from maru.tier.contract import PIECE_BYTES, Capabilities, Listed, Tier, check_folder, is_overwritten, split_name
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -95,11 +95,13 @@ class MemoryTier(Tier):
     def __init__(self) -> None:
         self.objects: dict[str, tuple[bytes, float]] = {}
         """By name: the bytes, and when they were stored, in seconds since 1970."""
+        self.overwritten: list[str] = []
+        """Names of objects whose bytes would have been overwritten when they went."""
         self._is_closed = False
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(False, False, True, OBJECT_BYTES_MAX)
+        return Capabilities(False, False, True, OBJECT_BYTES_MAX, overwrites=True)
 
     async def store(self, name: str, frames: Sequence[Buffer], ttl_s: float | None = None) -> None:  # noqa: ARG002
         split_name(name)
@@ -127,7 +129,8 @@ class MemoryTier(Tier):
             split_name(name)
         await self._turn()
         for name in names:
-            self.objects.pop(name, None)
+            if self.objects.pop(name, None) is not None and is_overwritten(name):
+                self.overwritten.append(name)
 
     async def list(self, folder: str = "") -> AsyncIterator[Listed]:
         check_folder(folder)

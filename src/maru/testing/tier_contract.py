@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from maru.errors import BadKey, NoSuchObject
-from maru.tier.contract import PIECE_BYTES, Tier, name_of
+from maru.tier.contract import PIECE_BYTES, Tier, marked, name_of
 
 DEADLINE_S = 120.0
 MIB = 1 << 20
@@ -145,6 +145,24 @@ class TierContract:
 
         self.drive(tmp_path, promise)
 
+    def test_what_is_to_be_overwritten_is_stored_and_goes_as_all_else(self, tmp_path: Path) -> None:
+        async def promise(tier: Tier) -> None:
+            if not tier.capabilities.overwrites:
+                return
+            for size in (1, 4097, 5 * MIB + 1):
+                name, stays, content = fresh_name(True), fresh_name(True), content_of(size)
+                for _ in range(2):
+                    await tier.store(name, [content])
+                    assert await read(tier, name) == content
+                await tier.store(stays, [content])
+                await tier.remove([fresh_name(True), name])
+                assert await _is_missing(tier, name)
+                assert await read(tier, stays) == content
+                await tier.remove([name, stays])
+                assert await tier.contains([name, stays]) == [False, False]
+
+        self.drive(tmp_path, promise)
+
     def test_everything_is_listed_and_by_folder(self, tmp_path: Path) -> None:
         async def promise(tier: Tier) -> None:
             folders = [secrets.token_bytes(16) for _ in range(3)]
@@ -265,9 +283,9 @@ class TierContract:
         self.drive(tmp_path, promise)
 
 
-def fresh_name() -> str:
-    """A name that nobody else has."""
-    return name_of(secrets.token_bytes(16), secrets.token_bytes(16))
+def fresh_name(is_overwritten: bool = False) -> str:
+    """A name that nobody else has. `is_overwritten`: of an object that is overwritten before it goes."""
+    return name_of(marked(secrets.token_bytes(16), is_overwritten), secrets.token_bytes(16))
 
 
 def content_of(size_bytes: int) -> bytes:

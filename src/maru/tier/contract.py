@@ -4,6 +4,11 @@ An object is written whole or not at all, and never changed afterwards: to store
 content, so two writers need not know of each other. Names are `NAMESPACE/KEY` in lower-case hexadecimal, made by
 `name_of`; a tier treats them as opaque, but for the folder before the slash, and refuses others with BadKey.
 
+The folder also says whether an object's bytes are to be overwritten before it goes (`is_overwritten`), so that whoever
+takes it away knows: another process, after a restart, or to make room. A tier that can do that says so, and does it
+whenever it lets go of such an object, one that is replaced and one that was only half stored too; when it cannot, the
+object stays, and the failure is told. A tier that says nothing is given no such objects.
+
 Everything is a coroutine, and whoever calls puts a deadline around it (`asyncio.timeout`): a tier must be cancellable
 at every await, leave nothing half-visible then, and go on working. Work that blocks (files) belongs in threads of the
 tier's own, a bounded number of them. A tier reports what went wrong as TierFailed, and never guesses: bytes that it
@@ -47,6 +52,8 @@ class Capabilities:
     """The largest object that it takes."""
     has_one_writer: bool = False
     """Only one process at a time may store and remove; others leave that alone."""
+    overwrites: bool = False
+    """Objects whose names ask for it are overwritten before they go, as far as the medium lets that be said."""
     may_be_swept: bool = False
     """To list everything and read some bytes of each object costs next to nothing, so what has run out is looked for;
     elsewhere that is left to the place's own rules."""
@@ -95,7 +102,10 @@ class Tier(ABC):
 
     @abstractmethod
     async def remove(self, names: Sequence[str]) -> None:
-        """Take these away; what is not there is no error. Raises TierFailed."""
+        """Take these away; what is not there is no error. Raises TierFailed.
+
+        Where the tier overwrites, those that ask for it are overwritten first: one that could not be is still there.
+        """
 
     @abstractmethod
     def list(self, folder: str = "") -> AsyncIterator[Listed]:
@@ -116,6 +126,20 @@ def name_of(namespace_digest: bytes, key: bytes) -> str:
     if len(namespace_digest) != DIGEST_BYTES or len(key) != KEY_BYTES:
         raise BadKey(f"a name is made of {DIGEST_BYTES} and {KEY_BYTES} bytes", got_bytes=len(key))
     return f"{namespace_digest.hex()}/{key.hex()}"
+
+
+def marked(folder: bytes, is_overwritten: bool) -> bytes:
+    """A folder of 16 bytes that says whether what lies in it is overwritten before it goes: by its lowest bit."""
+    return folder[:-1] + bytes([folder[-1] & ~1 | is_overwritten])
+
+
+def is_overwritten(name: str) -> bool:
+    """Are the bytes of this object to be overwritten before it goes? Raises BadKey.
+
+    A namespace's marker (a key of zeros) has no content, and lies in a folder that says nothing.
+    """
+    folder, key = split_name(name)
+    return bool(int(folder[-1], 16) & 1) and key.strip("0") != ""
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -90,7 +90,7 @@ class FileTier(Tier):
     def capabilities(self) -> Capabilities:
         return Capabilities(
             True, self._is_network, True, self._capacity_bytes or OBJECT_BYTES_MAX, has_one_writer=True,
-            may_be_swept=not self._is_network,
+            overwrites=True, may_be_swept=not self._is_network,
         )  # fmt: skip
 
     @property
@@ -216,7 +216,7 @@ class FileTier(Tier):
         part = None
         try:
             with index.room(size):
-                part = self._files.write(frames, is_stopped)
+                part = self._files.write(frames, is_stopped, name)
                 index.put(part, name, is_stopped)
         except BaseException as error:
             if part is not None:

@@ -8,7 +8,8 @@ Holds:      each call to the system that touches an object. `calls` stands for t
 Promises:   a file under its real name is whole, also after a loss of power: its bytes are on the medium before it is
             renamed, and its name is before write and sync_folder return. Closing may report what writing did not (NFS
             does), so it comes before the rename. A rename that answers with an error though it was done is found out
-            by looking; a handle that went stale is opened once more.
+            by looking; a handle that went stale is opened once more. A file whose name asks for it is overwritten
+            where it lies, and that is on the medium, before it is unlinked; a part that was for such a name too.
 Leaves:     threads to `disk`, room to `disk_index`.
 
 Bytes go past the page cache (O_DIRECT) where the file system can: what is stored was in the pool a moment ago, and what
@@ -31,13 +32,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maru.tier.contract import PIECE_BYTES, Listed, split_name
+from maru.tier.contract import PIECE_BYTES, Listed, is_overwritten, split_name
 
 PARTS = ".part"
+OVERWRITTEN = "-overwritten"
+"""Ends the name of a part that is overwritten before it goes."""
 ALIGNED_BYTES = 4096
 _DIGITS = frozenset("0123456789abcdef")
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+_CHANGE = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Stopped(Exception):
@@ -136,9 +140,13 @@ class ObjectFiles:
         with contextlib.suppress(FileExistsError):
             self.calls.mkdir(self.place / PARTS, 0o700)
 
-    def write(self, frames: Sequence[memoryview], is_stopped: Callable[[], bool]) -> Part:
-        """Write a part and have it on the medium. Nothing is left of it when this raises. Raises Stopped."""
-        path = self.place / PARTS / f"{os.getpid()}-{secrets.token_hex(8)}"
+    def write(self, frames: Sequence[memoryview], is_stopped: Callable[[], bool], name: str = "") -> Part:
+        """Write a part, for `name`, and have it on the medium. Nothing is left of it when this raises.
+
+        Raises Stopped.
+        """
+        ends = OVERWRITTEN if name and is_overwritten(name) else ""
+        path = self.place / PARTS / f"{os.getpid()}-{secrets.token_hex(8)}{ends}"
         self.at("before_write")
         try:
             try:
@@ -155,7 +163,29 @@ class ObjectFiles:
     def drop(self, path: Path) -> None:
         """Take a part away that will not be an object. What cannot be taken away now, the next opening finds."""
         with contextlib.suppress(OSError):
+            if path.name.endswith(OVERWRITTEN):
+                self.overwrite(path)
             self.calls.unlink(path)
+
+    def overwrite(self, path: Path) -> None:
+        """Zeros over every byte of a file, in place and on the medium.
+
+        What the medium makes of "in place" is its own affair: docs/tiers.md.
+        """
+        descriptor = self.calls.open(path, _CHANGE)
+        try:
+            left = self.calls.fstat(descriptor).st_size
+            zeros, at = memoryview(bytes(min(left, PIECE_BYTES))), 0
+            while left:
+                count = self.calls.pwrite(descriptor, zeros[:left], at)
+                if count <= 0:
+                    raise OSError(errno.EIO, "wrote nothing")
+                at, left = at + count, left - count
+            self.calls.fsync(descriptor)
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            self.calls.close(descriptor)
 
     def make_folder(self, name: str) -> None:
         """The folder that the object's file will lie in, and its own name on the medium."""
@@ -191,8 +221,10 @@ class ObjectFiles:
         self._sync(self.path_of(name).parent)
 
     def unlink(self, name: str) -> None:
-        """Take an object away, if it is there."""
+        """Take an object away, if it is there; overwritten first, if its name asks for that."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if is_overwritten(name):
+                self.overwrite(self.path_of(name))
             self.calls.unlink(self.path_of(name))
 
     def open(self, name: str) -> Reading:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from maru.errors import TierFull
+from maru.tier.contract import is_overwritten
 from maru.tier.disk_files import ObjectFiles, Part, Stopped
 from maru.tier.disk_journal import Journal, Kind, Told
 
@@ -93,6 +94,8 @@ class Index:
                 raise Stopped
             self._tell(Kind.STORING, name, part.size_bytes)
             files.at("journalled")
+            if is_overwritten(name):
+                files.unlink(name)  # Else the rename would let go of one that lies there as it is.
             try:
                 files.rename(part, name)
             except FileNotFoundError:

@@ -18,6 +18,8 @@ What Mooncake does by itself, and what this makes of it (0.3.13):
 - The same client's second put of a name would end the first one's. One store at a time, therefore, of a name.
 - A full store evicts behind its callers' backs, and refuses them meanwhile: a put is tried again for a second.
 - A master that starts anew knows nothing; clients that lend memory come back to it by themselves within seconds.
+- What is removed is not overwritten, and a put of more than some KiB is not changed afterwards: nothing is stored here
+  that is to be overwritten (Capabilities.overwrites).
 - A client is a process's own: a forked child's calls would speak with its parent's connections. They are refused.
 """
 

@@ -6,7 +6,9 @@ Promises:   an object appears whole: one request puts it, or one that ends an up
             addresses' secrets.
 Leaves:     credentials to obstore, which reads them from the environment or asks the machine's identity service; what
             an interrupted upload in parts leaves behind, hidden, to a lifecycle rule of the bucket
-            (AbortIncompleteMultipartUpload); times to live to such a rule too.
+            (AbortIncompleteMultipartUpload); times to live to such a rule too; what becomes of bytes that were
+            replaced, to the store: objects that are to be overwritten are replaced by empty ones before they are
+            deleted, which a bucket with versions keeps the old versions of.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from maru.config import redact
 from maru.errors import BadKey, BadUrl, MissingPackage, NoSuchObject, TierFailed, TierFull
-from maru.tier.contract import PIECE_BYTES, Capabilities, Listed, Tier, check_folder, split_name
+from maru.tier.contract import PIECE_BYTES, Capabilities, Listed, Tier, check_folder, is_overwritten, split_name
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -66,7 +68,7 @@ class ObjectStoreTier(Tier):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(True, True, True, OBJECT_BYTES_MAX)
+        return Capabilities(True, True, True, OBJECT_BYTES_MAX, overwrites=True)
 
     async def store(self, name: str, frames: Sequence[Buffer], ttl_s: float | None = None) -> None:  # noqa: ARG002
         split_name(name)
@@ -123,6 +125,14 @@ class ObjectStoreTier(Tier):
             split_name(name)
         if not names:
             return
+        emptied = iter([name for name in names if is_overwritten(name)])
+
+        async def empty() -> None:
+            for name in emptied:
+                async with self._heads:
+                    await self._done(self._api.put_async(self._store, name, b""))
+
+        await _all_of(empty() for _ in range(min(HEADS_MAX, len(names))))
         try:
             await self._done(self._api.delete_async(self._store, list(names)))
         except NoSuchObject:

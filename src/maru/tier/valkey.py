@@ -7,7 +7,9 @@ Holds:      the coroutines of a ValkeyTier, on redis-py, for one server or a clu
 Promises:   an object appears whole and with its time to live, by one SET or one RENAME; neither side holds it twice: it
             is sent from where it lies, above WHOLE_BYTES in pieces, and read in parts of PART_BYTES; an object that is
             replaced while it is read is noticed; commands are not sent twice, since an APPEND may have been done
-            although its answer was lost.
+            although its answer was lost; what is to be overwritten is so where it lies in the server's memory, in the
+            same moment as it goes. What the server frees by itself, it does not overwrite: what has run out, what it
+            evicts, and an old value's memory that it had moved.
 Leaves:     what goes when memory is full to the server: give it maxmemory and an allkeys policy, or it refuses; what is
             large, both ways, to `valkey_bulk`'s threads.
 
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from maru.errors import BadKey, BadUrl, MissingPackage, NoSuchObject, TierFailed, TierFull
-from maru.tier.contract import PIECE_BYTES, Capabilities, Listed, Tier, check_folder, split_name
+from maru.tier.contract import PIECE_BYTES, Capabilities, Listed, Tier, check_folder, is_overwritten, split_name
 from maru.tier.valkey_bulk import Bulk, Line
 
 if TYPE_CHECKING:
@@ -51,6 +53,14 @@ DEFAULT_PREFIX = "maru:tier:"
 PREFIX_CHARS_MAX = 100
 _STAMP = struct.Struct("<Q")
 _SAID_CHARS_MAX = 200
+_OVERWRITE = f"""
+local size, zeros = redis.call('STRLEN', KEYS[1]), string.rep('\\0', {PIECE_BYTES})
+for at = 0, size - 1, #zeros do
+  redis.call('SETRANGE', KEYS[1], at, string.sub(zeros, 1, math.min(#zeros, size - at)))
+end
+return redis.call('UNLINK', KEYS[1])
+"""
+"""SETRANGE changes a value of this size where it lies; the zeros need not travel."""
 
 
 class ValkeyTier(Tier):
@@ -83,7 +93,7 @@ class ValkeyTier(Tier):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(False, True, True, OBJECT_BYTES_MAX)
+        return Capabilities(False, True, True, OBJECT_BYTES_MAX, overwrites=True)
 
     async def store(self, name: str, frames: Sequence[Buffer], ttl_s: float | None = None) -> None:
         key = self._key_of(name)
@@ -92,6 +102,8 @@ class ValkeyTier(Tier):
         if size > OBJECT_BYTES_MAX:
             raise TierFull(f"{self.url}: an object of {size} bytes is too large", place=self.url, wanted_bytes=size)
         ttl_ms = None if ttl_s is None else max(1, int(1000 * ttl_s))
+        if is_overwritten(name):
+            await self._overwrite([key])  # Else a SET or a RENAME would free one that lies there as it is.
         if self._bulk is not None and PIECE_BYTES < size <= WHOLE_BYTES:
             await self._talk(self._bulk, _put, key, views, _expiry(ttl_ms))
             return
@@ -111,6 +123,8 @@ class ValkeyTier(Tier):
             await self._all([last, ("RENAME", unfinished, key)], is_one_change=True)
         except Exception:
             with suppress(TierFailed):
+                if is_overwritten(name):
+                    await self._overwrite([unfinished])
                 await self._do("UNLINK", unfinished)
             raise
 
@@ -154,8 +168,14 @@ class ValkeyTier(Tier):
 
     async def remove(self, names: Sequence[str]) -> None:
         keys = [self._key_of(name) for name in names]
+        await self._overwrite([key for key, name in zip(keys, names, strict=True) if is_overwritten(name)])
         for at in range(0, len(keys), NAMES_AT_ONCE):
             await self._all([("UNLINK", key) for key in keys[at : at + NAMES_AT_ONCE]])
+
+    async def _overwrite(self, keys: Sequence[bytes]) -> None:
+        """Zeros over what lies there, and it goes. One by one: a server does nothing else meanwhile."""
+        for key in keys:
+            await self._do("EVAL", _OVERWRITE, 1, key)
 
     async def list(self, folder: str = "") -> AsyncIterator[Listed]:
         pattern = self._prefix + b"{%s*" % check_folder(folder).encode()

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from maru.errors import NotAttached
 from maru.inherited import give_back, take_byte
 from maru.native import core
-from maru.pool import Pool
+from maru.pool import POLICIES, Pool
 from maru.tier.policy import Write
 from maru.tiering.place import Place, Which
 from maru.tiering.tenants import Tenants
@@ -81,7 +81,8 @@ class Demoter:
         self._room = asyncio.Semaphore(STORES_AT_ONCE)
         self._under_way: dict[tuple[int, int], asyncio.Task[None]] = {}
         self._later: dict[tuple[int, int], float] = {}
-        self._settled: dict[bytes, int] = {}
+        self._settled: dict[bytes, tuple[int, int]] = {}
+        """By digest: the epoch and the policy that all places know of."""
         self._scan: core.LeavingScan | None = None
         self._far_scan: core.LeavingScan | None = None
         """Looks beyond what leaves soon, for namespaces that are written through while others are not."""
@@ -191,10 +192,11 @@ class Demoter:
     async def _settle(self, epochs: dict[bytes, int]) -> None:
         """What a bump ended here ends below too, even if nothing is ever stored again."""
         for digest, epoch in epochs.items():
-            if epoch > self._settled.get(digest, 0):
-                done = await asyncio.gather(*(place.settle(digest, epoch) for place in self._places))
+            now = epoch, self._pool._policy_of(digest) & POLICIES["zeroed"]
+            if now != self._settled.get(digest, (0, 0)):
+                done = await asyncio.gather(*(place.settle(digest, *now) for place in self._places))
                 if all(done):
-                    self._settled[digest] = epoch
+                    self._settled[digest] = now
 
     async def _absent_below(self, scan: core.LeavingScan, chunks: list[Leaving]) -> list[Leaving]:
         """Without those that a place has from before: another process stored them, or this pool's last life."""

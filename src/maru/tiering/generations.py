@@ -8,6 +8,10 @@ its pool's epoch: nothing of before a bump is ever taken for something of after 
 its objects along. Other pools see a new marker when they look again, `LOOK_AGAIN_S` later at most; what such a pool
 holds itself is of its own epoch, and goes below as before.
 
+A namespace whose content is overwritten when it goes (the policy `zeroed`) has a folder of its own in each generation,
+which says so to whoever takes something away there (maru.tier.contract). Pools that do not agree on that do not share
+what lies below. What went down before the namespace asked for it is out of reach from then on, and is taken away.
+
     "MARUGEN1", generation 16 bytes, count u32, then count x (pool 16 bytes, epoch u64), XXH3 of all that; little-endian
 """
 
@@ -22,10 +26,10 @@ from dataclasses import dataclass
 
 from maru.errors import NoSuchObject, TornObject
 from maru.native import core
-from maru.tier.contract import Tier, name_of
+from maru.tier.contract import Tier, marked, name_of
 
 LOOK_AGAIN_S = 10.0
-ENDED_MAX = 1024
+ENDED_MAX = 2048
 POOLS_MAX = 256
 """Of those that a marker names; the oldest goes, and its pool makes a new one when it comes again."""
 _MAGIC = b"MARUGEN1"
@@ -70,16 +74,22 @@ class Generations:
         self._ended: list[tuple[bytes, float]] = []
         self._looking = asyncio.Lock()
 
-    async def folder(self, digest: bytes, epoch: int) -> bytes:
-        """Where a reader finds a namespace's objects of its epoch `epoch` in this pool.
+    async def folder(self, digest: bytes, epoch: int, is_zeroed: bool = False) -> bytes:
+        """Where a reader finds a namespace's objects of its epoch `epoch` in this pool. `is_zeroed`: its policy.
 
         Raises TierFailed; NoSuchObject when there can be none: the epoch is over, or nobody stored anything in it.
         """
-        return _folder(digest, self._of_epoch(await self._now(digest, epoch, False), epoch))
+        return _folder(digest, self._of_epoch(await self._now(digest, epoch, False, is_zeroed), epoch), is_zeroed)
 
-    async def folder_to_store(self, digest: bytes, epoch: int) -> bytes:
+    async def folder_to_store(self, digest: bytes, epoch: int, is_zeroed: bool = False) -> bytes:
         """The same for whoever stores, with a marker from now on. Raises TierFailed; NoSuchObject: it is over."""
-        return _folder(digest, self._of_epoch(await self._now(digest, epoch, True), epoch))
+        return _folder(digest, self._of_epoch(await self._now(digest, epoch, True, is_zeroed), epoch), is_zeroed)
+
+    async def end_unmarked(self, digest: bytes) -> None:
+        """A namespace is zeroed: what went down before it was has ended. Raises TierFailed."""
+        marker = await self._look(digest)
+        if marker is not None:
+            self._has_ended(_folder(digest, marker.generation, False))
 
     def forget(self, digest: bytes) -> None:
         """A namespace's marker is about to be removed: what was seen of it is not gone by any more."""
@@ -89,11 +99,15 @@ class Generations:
         """Folders of generations that this process put out of reach so long ago that nobody stores there any more."""
         return [folder for folder, at in self._ended if self._clock() - at > LOOK_AGAIN_S]
 
+    def left(self) -> int:
+        """Folders of ended generations in which something to be overwritten may lie still."""
+        return sum(folder[-1] & 1 for folder, _ in self._ended)
+
     def swept(self, folder: bytes) -> None:
         """Nothing of an ended generation is left."""
         self._ended = [one for one in self._ended if one[0] != folder]
 
-    async def _now(self, digest: bytes, epoch: int, is_storing: bool) -> Marker | None:
+    async def _now(self, digest: bytes, epoch: int, is_storing: bool, is_zeroed: bool) -> Marker | None:
         known = self._known(digest, epoch)
         if known is not None:
             return known
@@ -105,10 +119,14 @@ class Generations:
                 before = marker
                 marker = await self._write(digest, Marker(os.urandom(16), {**pools, **own}))
                 if before is not None:
-                    self._ended = [*self._ended[1 - ENDED_MAX :], (_folder(digest, before.generation), self._clock())]
+                    for is_marked in {False, is_zeroed}:
+                        self._has_ended(_folder(digest, before.generation, is_marked))
             if marker is not None:
                 self._seen[digest] = (marker, self._clock())
             return marker
+
+    def _has_ended(self, folder: bytes) -> None:
+        self._ended = [*self._ended[1 - ENDED_MAX :], (folder, self._clock())]
 
     def _of_epoch(self, marker: Marker | None, epoch: int) -> bytes:
         if marker is None or not self._fits(marker, epoch):
@@ -149,5 +167,5 @@ def is_marker(name: str) -> bool:
     return name.endswith("/" + _MARKER_KEY.hex())
 
 
-def _folder(digest: bytes, generation: bytes) -> bytes:
-    return core.blake3(digest + generation, 16)
+def _folder(digest: bytes, generation: bytes, is_zeroed: bool) -> bytes:
+    return marked(core.blake3(digest + generation, 16), is_zeroed)

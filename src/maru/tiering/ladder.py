@@ -153,8 +153,10 @@ class Ladder:
         """Take these chunks away below, in the background; stats()["remover"] counts what became of it."""
         if not self._is_up():
             return
-        packed, epoch = _packed(keys), namespace.epoch
-        chunks = [Which(packed[at : at + 16], namespace.digest, epoch) for at in range(0, len(packed), 16)]
+        packed, epoch, policy = _packed(keys), namespace.epoch, self._pool._policy_of(namespace.digest)
+        chunks = [
+            Which(packed[at : at + 16], namespace.digest, epoch, policy=policy) for at in range(0, len(packed), 16)
+        ]
         with contextlib.suppress(RuntimeError):  # The loop has just ended.
             self._loop.call_soon_threadsafe(self._remover.add, chunks)
 

@@ -66,6 +66,11 @@ class Which:
     policy: int = 0
     """The namespace's (maru.pool.POLICIES), as bits."""
 
+    @property
+    def is_zeroed(self) -> bool:
+        """Its bytes are overwritten when it goes."""
+        return bool(self.policy & POLICIES["zeroed"])
+
 
 @dataclass
 class _Heard:
@@ -145,6 +150,8 @@ class Place:
             return "never"
         if chunk.policy & POLICIES["encrypted-only"] and self._keyring is None:
             return "never"
+        if chunk.is_zeroed and not self.tier.capabilities.overwrites:
+            return "never"
         return self.policy.write_of(chunk.tenant, chunk.digest)
 
     def _codec_of(self, chunk: Which) -> Codec:
@@ -178,7 +185,7 @@ class Place:
         async def keep() -> bool:
             lives = [one for one in (expires_in_s, self._ttl_s) if one is not None]
             ttl_s = min(lives) if lives else None
-            folder = await self._generations.folder_to_store(chunk.digest, chunk.epoch)
+            folder = await self._generations.folder_to_store(chunk.digest, chunk.epoch, chunk.is_zeroed)
             until = time.time_ns() + int(ttl_s * 1e9) if ttl_s is not None else 0
             facts = ChunkFacts(chunk.key, folder, data.nbytes, parent, until)
             pack = partial(wrap, facts, data, self._codec_of(chunk), self._cipher_of(chunk))
@@ -202,7 +209,7 @@ class Place:
         heard = _Heard(self._clock())
 
         async def bring() -> Loaded:
-            folder = await self._generations.folder(chunk.digest, chunk.epoch)
+            folder = await self._generations.folder(chunk.digest, chunk.epoch, chunk.is_zeroed)
             is_lossy = self._codec_of(chunk).is_lossy
             unwrapping = Unwrapping(chunk.key, folder, self._cipher_of(chunk), accept_lossy=is_lossy)
             begun, first_s, out = self._clock(), 0.0, None
@@ -258,8 +265,8 @@ class Place:
         """Take away everything of a namespace that counts, its marker too. False when the place did not."""
 
         async def take() -> bool:
-            folder = await self._generations.folder(digest, epoch)
-            names = [one.name async for one in self.tier.list(folder.hex())]
+            folders = [await self._generations.folder(digest, epoch, is_zeroed) for is_zeroed in (False, True)]
+            names = [one.name for folder in folders async for one in self.tier.list(folder.hex())]
             # First: what is stored meanwhile shall have a marker of its own.
             self._generations.forget(digest)
             await self.tier.remove([*names, marker_of(digest)])
@@ -319,13 +326,17 @@ class Place:
             self._ciphers[chunk.tenant] = self._keyring.for_tenant(chunk.tenant)
         return self._ciphers[chunk.tenant]
 
-    async def settle(self, digest: bytes, epoch: int) -> bool:
-        """Put what was stored in earlier epochs of a namespace out of everybody's reach. False when the place did not
-        take it.
+    async def settle(self, digest: bytes, epoch: int, policy: int = 0) -> bool:
+        """Put what was stored in earlier epochs of a namespace out of everybody's reach, and what was stored before it
+        was zeroed. False when the place did not take it.
         """
+        is_zeroed = bool(policy & POLICIES["zeroed"])
 
         async def end() -> bool:
-            await self._generations.folder_to_store(digest, epoch)
+            if epoch:
+                await self._generations.folder_to_store(digest, epoch, is_zeroed)
+            if is_zeroed:
+                await self._generations.end_unmarked(digest)
             return True
 
         try:
@@ -346,7 +357,7 @@ class Place:
             return True
 
     async def _name(self, chunk: Which) -> str:
-        return name_of(await self._generations.folder(chunk.digest, chunk.epoch), chunk.key)
+        return name_of(await self._generations.folder(chunk.digest, chunk.epoch, chunk.is_zeroed), chunk.key)
 
     async def _ask(
         self, breaker: Breaker, what: str, asking: Coroutine[Any, Any, _Answer], heard: _Heard | None = None
@@ -406,6 +417,9 @@ class Place:
         }
 
     async def close(self) -> None:
+        left = self._generations.left()
+        if left:
+            _log.warning("%s: what ended in %d zeroed namespaces may not be overwritten yet", self.name, left)
         try:
             async with asyncio.timeout(self.deadline_s):
                 await self.tier.close()

@@ -1,18 +1,22 @@
 """What somebody removed from the pool goes from the places below too, in the background, asked again while one fails.
 
 Nobody waits for it. What a place has not taken away after TRIES is given up, and counted: there the object lies on, and
-may come up again. The list is this process's own, and ends with it.
+may come up again; if it was to be overwritten, that is told in the log too. The list is this process's own, and ends
+with it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from maru.tiering.place import Place, Which
+
+_log = logging.getLogger("maru")
 
 AGAIN_S = 5.0
 TRIES = 60
@@ -38,10 +42,17 @@ class Remover:
                 if len(self._pending) < PENDING_MAX:
                     self._pending[chunk, place] = 0
                 else:
-                    self._figures["given_up"] += 1
+                    self._give_up(chunk, place)
         self._asked.set()
 
     async def run(self) -> None:
+        try:
+            await self._run()
+        finally:
+            for chunk, place in self._pending:
+                _tell_if_zeroed(chunk, place)
+
+    async def _run(self) -> None:
         while True:
             if not self._pending:
                 await self._asked.wait()
@@ -61,8 +72,12 @@ class Remover:
             return
         self._pending[chunk, place] += 1
         if self._pending[chunk, place] >= TRIES:
-            self._figures["given_up"] += 1
+            self._give_up(chunk, place)
             del self._pending[chunk, place]
+
+    def _give_up(self, chunk: Which, place: Place) -> None:
+        self._figures["given_up"] += 1
+        _tell_if_zeroed(chunk, place)
 
     def stats(self) -> dict[str, Any]:
         """Counts of objects, one for each chunk and place: asked away, not yet, and not any more."""
@@ -71,3 +86,12 @@ class Remover:
             "pending": len(self._pending),
             "given_up": self._figures["given_up"],
         }
+
+
+def _tell_if_zeroed(chunk: Which, place: Place) -> None:
+    if chunk.is_zeroed:
+        _log.warning(
+            "%s: chunk %s of a namespace that is zeroed was removed, and is not known to be overwritten there",
+            place.name,
+            chunk.key.hex(),
+        )
