@@ -39,6 +39,8 @@ HOLDS_MAX: Final = 1 << 16
 STILL_WRITTEN: Final = 2
 """What a watch says whose time is over."""
 
+DIGEST_BYTES: Final = 16
+SETTLED_LOOKS: Final = 4
 EXTENT_BYTES: Final = 24
 """One chunk of a lease in a body: three little-endian u64. Offset in the pool's data, size, XXH3-64 (0: not known)."""
 
@@ -210,9 +212,17 @@ class Fetch(Message, tag=19):
     """One body may hold several whole chunks. A message of fewer frames is as much faster as a chunk is small."""
 
 
+class Ended(Message, tag=20):
+    """What was removed, and which namespaces were bumped, since the number that an earlier answer gave? Answer:
+    Endings. What was evicted or has run out is not told.
+    """
+
+    since: int
+
+
 Request = (
     Hello | Register | Lookup | Pin | Read | Renew | Release | Reserve | Allocate | Write | Fill | Seal | Publish
-    | Discard | Remove | Watch | Stats | Goodbye | Find | Fetch
+    | Discard | Remove | Watch | Stats | Goodbye | Find | Fetch | Ended
 )  # fmt: skip
 
 CHANGES_THE_POOL: Final = (Pin, Release, Reserve, Allocate, Seal, Publish, Discard, Remove)
@@ -312,7 +322,20 @@ class Pieces(Message, tag=72):
     """XXH3-64 of each chunk."""
 
 
-Answer = Welcome | Done | Leased | Piece | Rows | Reserved | Outcomes | Refused | Pieces
+class Endings(Message, tag=73):
+    """Body: records of DIGEST_BYTES and 16 bytes each, a namespace's digest and the key of a chunk that was removed;
+    zeros for all of the namespace.
+    """
+
+    last: int
+    """The number to ask from the next time; there may be more at once."""
+    is_known: bool
+    """False: anything may have ended since, and there is no body."""
+    looks: int
+    """How often the daemon looked. What ended before an answer is told SETTLED_LOOKS later."""
+
+
+Answer = Welcome | Done | Leased | Piece | Rows | Reserved | Outcomes | Refused | Pieces | Endings
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -167,8 +167,8 @@ def test_what_could_not_be_sent_is_sent_later(
 def test_another_process_goes_on_sending_when_the_sender_ends(far: maru.Pool, server: RpcServer) -> None:
     first, second = near_pool(server, "wire"), near_pool(server, "wire")
     try:
-        assert until(lambda: first._sender._has_right)
-        assert not second._sender._has_right
+        assert until(lambda: first._sender.has_right)
+        assert not second._sender.has_right
         first.close()
         namespace = second.namespace(IDENTITY)
         keys = keys_of(namespace, 2)
@@ -204,7 +204,7 @@ def test_many_readers_bring_a_chunk_once(far: maru.Pool, server: RpcServer) -> N
 
 def test_a_near_pool_that_is_destroyed_leaves_nothing(server: RpcServer) -> None:
     near = near_pool(server, "wire")
-    assert until(lambda: near._sender._has_right)
+    assert until(lambda: near._sender.has_right)
     folder = Path(near.folder)
     near.close()
     maru.Pool.destroy(near.config.url)

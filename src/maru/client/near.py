@@ -3,8 +3,10 @@
 Holds:      the near pool, attached as any, and the far one behind its daemon.
 Promises:   a chunk that is in either is found; before it is read it is here. Whatever fails with the far pool leaves
             the near one as it is.
+            What is removed there, or of a bumped namespace, goes here too, and what was not heard of for long is not
+            read here (`listener`).
 Leaves:     bytes and leases to `remote`, what goes the other way to `sender`, eviction to both pools. What the far pool
-            forgets (removed, expired, of a bumped namespace) the near one keeps until it forgets it by itself.
+            evicts, or what runs out there, the near one keeps until it does so by itself.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from maru.client.holds import RemotePrefix
+from maru.client.listener import START_S, Listener
 from maru.client.remote import RemotePool
 from maru.client.sender import Sender
 from maru.config import PoolConfig
@@ -43,6 +46,8 @@ class NearPool(Pool):
         """Chunks that came from the far pool."""
         self._near_namespace: Namespace | None = None
         self._sender = Sender(self, far)
+        self._listener = Listener(self, far, self._sender)
+        self._listener.wait(min(START_S, far.channel.deadline_s))
 
     def namespace(self, identity: Identity, ttl: float | None = None, policy: Iterable[Policy] = ()) -> Namespace:
         namespace = super().namespace(identity, ttl, policy)
@@ -53,16 +58,21 @@ class NearPool(Pool):
         if namespaces is not None:  # Numbers of this host's table: the far pool has others.
             return super().lookup(keys, namespaces=namespaces)
         packed = bytes(memoryview(keys).cast("B"))
+        if not self._listener.may_read():
+            return 0
         near = super().lookup(packed)
         return near if near * KEY_BYTES == len(packed) else near + self.far.lookup(packed[near * KEY_BYTES :])
 
     def exists(self, key: Buffer, *, namespaces: bytes | None = None) -> bool:
         if namespaces is not None:
             return super().exists(key, namespaces=namespaces)
-        return super().exists(key) or self.far.exists(bytes(memoryview(key).cast("B")))
+        may_read = self._listener.may_read()
+        return may_read and (super().exists(key) or self.far.exists(bytes(memoryview(key).cast("B"))))
 
     def find(self, keys: Buffer) -> list[bool]:
         packed = bytes(memoryview(keys).cast("B"))
+        if not self._listener.may_read():
+            return [False] * (len(packed) // KEY_BYTES)
         found = [super(NearPool, self).exists(packed[at : at + KEY_BYTES]) for at in range(0, len(packed), KEY_BYTES)]
         missing = [at for at, is_here in enumerate(found) if not is_here]
         if missing:
@@ -74,9 +84,13 @@ class NearPool(Pool):
     def pin(self, keys: Buffer, *, namespaces: bytes | None = None) -> core.PinnedPrefix:
         if namespaces is None:
             self.bring(bytes(memoryview(keys).cast("B")))
+        if not self._listener.may_read():
+            keys = b""
         return super().pin(keys, namespaces=namespaces)
 
     def get(self, key: Buffer) -> memoryview | None:
+        if not self._listener.may_read():
+            return None
         view = super().get(key)
         if view is None and self.bring(bytes(memoryview(key).cast("B"))):
             view = super().get(key)
@@ -84,7 +98,7 @@ class NearPool(Pool):
 
     def read_into(self, keys: Buffer, buffers: Sequence[Buffer]) -> int:
         self.bring(bytes(memoryview(keys).cast("B")))
-        return super().read_into(keys, buffers)
+        return super().read_into(keys, buffers) if self._listener.may_read() else 0
 
     def remove(self, key: Buffer, *, namespaces: bytes | None = None) -> bool:
         if namespaces is not None:
@@ -95,22 +109,30 @@ class NearPool(Pool):
     def bring(self, keys: bytes) -> int:
         """Have the leading chunks of `keys` here, as far as the far pool has them and there is room. How many came."""
         came = 0
-        while True:
+        while self._listener.may_read():
             near = super().lookup(keys)
             missing = keys[near * KEY_BYTES :]
             if not missing:
                 return came
             parent = keys[(near - 1) * KEY_BYTES : near * KEY_BYTES] if near else None
+            epoch = self._epoch()
             with contextlib.suppress(MaruError), self.far.pin(missing) as prefix:
-                now = self._bring_some(missing, prefix, parent)
+                now = self._bring_some(missing, prefix, parent, epoch)
                 came += now
                 self.brought += now
                 if 0 < now == len(prefix) and now * KEY_BYTES < len(missing):
                     continue  # More than one lease takes.
             return came
+        return came
 
-    def _bring_some(self, keys: bytes, prefix: RemotePrefix, parent: bytes | None) -> int:
-        """Reserve, fetch into the near pool's memory, seal; somebody else may be bringing some of them already."""
+    def _epoch(self) -> int:
+        return self._near_namespace.epoch if self._near_namespace is not None else 0
+
+    def _bring_some(self, keys: bytes, prefix: RemotePrefix, parent: bytes | None, epoch: int) -> int:
+        """Reserve, fetch into the near pool's memory, seal; somebody else may be bringing some of them already.
+
+        `epoch`: the namespace's here, from before `prefix` was held there.
+        """
         held: list[tuple[int, core.Reservation]] = []
         others: list[bytes] = []
         size_sum = 0
@@ -121,6 +143,7 @@ class NearPool(Pool):
             key = keys[index * KEY_BYTES : (index + 1) * KEY_BYTES]
             reservation = super().reserve(key, size, self._near_namespace, parent)
             if reservation.outcome is Outcome.RESERVED:
+                self._sender.has_brought(key)
                 held.append((index, reservation))
             elif reservation.outcome is Outcome.IN_FLIGHT:
                 others.append(key)
@@ -128,6 +151,10 @@ class NearPool(Pool):
                 break
             parent = key
         sealed = 0
+        if self._epoch() != epoch:  # What is held is of before the bump, and was reserved after it.
+            for _, one in held:
+                one.discard()
+            return 0
         try:
             prefix.read_many([(index, memoryview(one.buffer)) for index, one in held])  # type: ignore[arg-type]
             for _, one in held:
@@ -148,5 +175,6 @@ class NearPool(Pool):
         """As Pool.close. What is still to be sent is sent for two seconds at most; the next process goes on with it."""
         if not self.closed:
             self._sender.stop(CLOSE_DEADLINE_S)
+            self._listener.stop(CLOSE_DEADLINE_S)
             self.far.close()
         super().close()

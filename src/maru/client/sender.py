@@ -17,7 +17,7 @@ from collections import deque
 from pathlib import Path
 
 from maru.client.remote import RemoteNamespace, RemotePool
-from maru.errors import MaruError, NotAttached
+from maru.errors import MaruError, NotAttached, PoolBusy
 from maru.inherited import give_back, take_byte
 from maru.native import core
 from maru.pool import POLICIES, Outcome, Pool
@@ -33,6 +33,7 @@ CHANGES_A_LOOK = 4096
 PENDING_MAX = 1 << 17
 """Chunks that wait to be sent. Beyond that the oldest stay on this host only."""
 RUN_BYTES = 32 << 20
+LOOKED_S_MAX = 2.0
 _CHANGE = struct.Struct("<16s16s16sQBB6x")
 _CAME = 1
 
@@ -51,7 +52,17 @@ class Sender:
         self._changed = threading.Condition()
         self._rounds = 0
         self._idle = False
-        self._has_right = False
+        self.has_right = False
+        """This process sends for all of its host."""
+        self.looked = threading.Event()
+        """It is known whether this process is the one that sends."""
+        self.is_caught_up = False
+        """What ended in the far pool before this process came to send is gone here; until then nothing is sent: it
+        would be there again."""
+        self._of_before: list[bytes] | None = None
+        self._brought: set[bytes] = set()
+        self._unsent = threading.Lock()
+        self._run_under_way: list[Waiting] = []
         self.sent = 0
         """Chunks that the far pool got from here."""
         self._thread = threading.Thread(target=self._run, name="maru-sender", daemon=True)
@@ -68,8 +79,47 @@ class Sender:
             )
             return self._rounds >= wanted and self._idle
 
+    def of_before(self) -> list[bytes]:
+        """Keys of what lay in the near pool when this process came to send for its host. Raises PoolBusy: not yet
+        known.
+        """
+        if self._of_before is None:
+            raise PoolBusy("the near pool is still being looked at")
+        return self._of_before
+
+    def has_caught_up(self) -> None:
+        """Send from now on."""
+        self._of_before, self.is_caught_up = [], True
+
+    def has_brought(self, key: bytes) -> None:
+        """A chunk is about to come from the far pool: it need not be sent there, though it were gone there by then."""
+        if self.has_right and len(self._brought) < PENDING_MAX:
+            self._brought.add(key)
+
+    def need_not_send(self, keys: set[bytes]) -> None:
+        """The far pool has these."""
+        with self._unsent:
+            self._pending = deque((one for one in self._pending if one[0] not in keys), maxlen=PENDING_MAX)
+
+    def sent_or_brought(self) -> list[bytes]:
+        """Keys of what lies in the near pool, but for what is still to be sent. Raises PoolBusy."""
+        here, is_whole = core.ChangeScan(self._near), False
+        while not is_whole:
+            _, is_whole = here.look(CHANGES_A_LOOK)
+        keys = [key for key, _, digest, *_ in _CHANGE.iter_unpack(here.told()) if self._may_send(digest)]
+        rounds, ends = self._rounds, time.monotonic() + LOOKED_S_MAX
+        with self._changed:  # Until what came before that look has been seen here too.
+            if not self._changed.wait_for(lambda: self._rounds >= rounds + 2, max(0.0, ends - time.monotonic())):
+                raise PoolBusy("what is here is still being sent")
+        with self._unsent:
+            unsent = {key for key, *_ in (*self._pending, *self._run_under_way)}
+        return [key for key in keys if key not in unsent]
+
+    def _may_send(self, digest: bytes) -> bool:
+        return not self._near._policy_of(digest) & POLICIES["memory-only"]
+
     def stop(self, timeout_s: float) -> None:
-        if self._thread.is_alive() and self._has_right:
+        if self._thread.is_alive() and self.has_right:
             self.flush(timeout_s)
         self._stopping.set()
         self._thread.join(timeout_s + 1)
@@ -80,10 +130,11 @@ class Sender:
             while not self._stopping.is_set():
                 if lock < 0:
                     lock = take_byte(Path(self._near.folder), LOCK_BYTE)
+                    self.has_right = lock >= 0
+                    self.looked.set()
                     if lock < 0:
                         self._stopping.wait(ELECTION_S)
                         continue
-                    self._has_right = True
                     scan = core.ChangeScan(self._near)
                 done = self._round(scan)
                 with self._changed:
@@ -96,7 +147,7 @@ class Sender:
         except (MaruError, OSError) as error:
             _log.warning("nothing more is sent to %s: %s", self._far.channel.endpoint, error)
         finally:
-            self._has_right = False
+            self.has_right = False
             if lock >= 0:
                 give_back(lock)
 
@@ -104,9 +155,14 @@ class Sender:
         """Look, and send some. True when nothing is left to do for now."""
         changes, whole = scan.look(CHANGES_A_LOOK)
         for key, parent, digest, size, kind, has_parent in _CHANGE.iter_unpack(changes):
-            if kind == _CAME and not self._near._policy_of(digest) & POLICIES["memory-only"]:
-                self._pending.append((key, parent if has_parent else None, digest, size))
-        run = [] if self._far.channel.is_down else self._next_run()
+            if kind == _CAME and key in self._brought:
+                self._brought.discard(key)
+            elif kind == _CAME and self._may_send(digest):
+                with self._unsent:
+                    self._pending.append((key, parent if has_parent else None, digest, size))
+        if whole and self._of_before is None:
+            self._of_before = [key for key, *_ in self._pending]
+        run = [] if self._far.channel.is_down or not self.is_caught_up else self._next_run()
         try:
             unsent = self._send(run) if run else []
         except NotAttached:
@@ -114,19 +170,23 @@ class Sender:
         except MaruError as error:  # Of the far pool: it is tried again.
             self._far.count(type(error).__name__)
             unsent = run
-        self._pending.extendleft(reversed(unsent))
+        with self._unsent:
+            self._run_under_way = []
+            self._pending.extendleft(reversed(unsent))
         return whole and not self._pending
 
     def _next_run(self) -> list[Waiting]:
         """Chunks that continue each other, up to some megabytes."""
         run: list[Waiting] = []
         total = 0
-        while self._pending and total < RUN_BYTES:
-            _, parent, digest, size = self._pending[0]
-            if run and (parent != run[-1][0] or digest != run[-1][2]):
-                break
-            run.append(self._pending.popleft())
-            total += size
+        with self._unsent:
+            while self._pending and total < RUN_BYTES:
+                _, parent, digest, size = self._pending[0]
+                if run and (parent != run[-1][0] or digest != run[-1][2]):
+                    break
+                run.append(self._pending.popleft())
+                total += size
+            self._run_under_way = run
         return run
 
     def _send(self, run: list[Waiting]) -> list[Waiting]:

@@ -1,10 +1,10 @@
 """What a client's request means in the pool. No sockets, no threads, no clock but the one that is handed in.
 
-Holds:      the sessions, the namespaces that clients named, who waits for which key.
+Holds:      the sessions, the namespaces that clients named.
 Promises:   every request gets exactly one answer; what cannot be done is Refused by the name of an error, and nothing
             was changed. A request that changes the pool is done once, however often it is asked. What a client holds
             goes back when it says so, or `lease + guard` seconds after it was last heard of.
-Leaves:     frames and connections to `server`.
+Leaves:     frames and connections to `server`, who waits for which key to `watches`, what ended to `endings`.
 
 Bytes that another host wrote into memory that it maps are published only if this host, with its own caches emptied,
 reads what the writer's checksum says; bytes that another host will read in place are flushed before it is told where.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,11 +23,13 @@ from maru import wire
 from maru.coherence import Memory, hand_out, publishable, show_to_others
 from maru.credentials import Client, Level
 from maru.daemon.checksums import Checksums
+from maru.daemon.endings import Endings
 from maru.daemon.parts import KEY_BYTES, fitting, keys_of, one_key_of, parent_of, plain_extents, ttl_of
 from maru.daemon.pool_figures import PoolFigures
 from maru.daemon.pool_memory import PoolMemory
 from maru.daemon.sessions import Hold, Lease, Limits, Session, refuse_one_more
 from maru.daemon.tenancy import Seed, Tenancy
+from maru.daemon.watches import Watches
 from maru.errors import BadMessage, Forbidden, LeaseEnded, MaruError, PoolBusy, VersionSkew
 from maru.native import core
 from maru.pool import Namespace, Outcome, Pool
@@ -42,15 +43,6 @@ OLD_ROWS_MAX = 4
 Body = bytes | memoryview
 Out = Body | list[memoryview]
 """What goes behind an answer: nothing (b""), one body, or several."""
-
-
-@dataclass
-class _Watch:
-    session: Session
-    peer: bytes
-    number: int
-    key: bytes
-    deadline_s: float
 
 
 Rise = Callable[[bytes, Namespace, bytes | None], object]
@@ -83,11 +75,12 @@ class Control:
         self._clock = clock
         self._memory = memory
         self._begin_rise = begin_rise
-        self._watches: list[_Watch] = []
         self._shown_sums, self._sent_sums = Checksums(CHECKSUMS_MAX), Checksums(CHECKSUMS_MAX)
         self._figures = PoolFigures(pool, clock)
         namespaces_max = int(limits.namespaces_share * self._figures["namespace_limit"])
         self._tenancy = Tenancy(pool, namespaces_max, clock, seed)
+        self._watches = Watches(pool, self._tenancy, limits, clock)
+        self._endings = Endings(pool)
         self._host = BOOT_ID.read_text().strip()
         self._meaning: dict[type, Callable[..., tuple[wire.Answer, Out]]] = {
             wire.Register: self._register, wire.Lookup: self._lookup, wire.Pin: self._pin, wire.Read: self._read,
@@ -95,6 +88,7 @@ class Control:
             wire.Allocate: self._allocate, wire.Write: self._write, wire.Fill: self._fill, wire.Seal: self._seal,
             wire.Publish: self._publish, wire.Discard: self._discard, wire.Remove: self._remove,
             wire.Stats: self._stats, wire.Goodbye: self._goodbye, wire.Find: self._find, wire.Fetch: self._fetch,
+            wire.Ended: self._ended,
         }  # fmt: skip
 
     # Who is there
@@ -174,7 +168,7 @@ class Control:
 
     def _close(self, session: Session) -> None:
         self.sessions.pop(session.session, None)
-        self._watches = [watch for watch in self._watches if watch.session is not session]
+        self._watches.drop(session)
         session.close()
 
     def leave(self) -> None:
@@ -182,7 +176,8 @@ class Control:
         for session in list(self.sessions.values()):
             session.leave_behind() if session.is_mapped else session.close()
         self.sessions.clear()
-        self._watches.clear()
+        self._watches.drop()
+        self._endings.stop()
 
     # What is asked
 
@@ -204,31 +199,11 @@ class Control:
     def watch(self, session: Session, request: wire.Watch, body: Body, peer: bytes) -> None:
         """Remember who waits for a key, and on which connection; `due` answers. Raises BadMessage, BadKey, PoolBusy."""
         session.heard_s = self._clock()
-        if not 0 <= request.timeout_s <= 600:
-            raise BadMessage("a watch lasts 0 to 600 seconds")
-        whose, limits = [one.session for one in self._watches], self.limits
-        refuse_one_more(whose, session.client, limits.watches, limits.tenant_share, "watches")
-        until_s = self._clock() + request.timeout_s
-        self._watches.append(_Watch(session, peer, request.number, one_key_of(body), until_s))
+        self._watches.add(session, request, one_key_of(body), peer)
 
     def due(self) -> Iterator[tuple[bytes, wire.Answer]]:
         """(connection, answer) of the watches that have one now."""
-        if not self._watches:
-            return
-        now, waiting = self._clock(), []
-        for watch in self._watches:
-            mine = self._tenancy.visible(watch.session.client, Level.LOOKUP)
-            # Before the look: a seal between the two is seen.
-            is_written = self.pool.being_written(watch.key, namespaces=mine)
-            if self.pool.exists(watch.key, namespaces=mine):
-                yield watch.peer, wire.Done(watch.number, 1)
-            elif not is_written:
-                yield watch.peer, wire.Done(watch.number, 0)
-            elif now >= watch.deadline_s:
-                yield watch.peer, wire.Done(watch.number, wire.STILL_WRITTEN)
-            else:
-                waiting.append(watch)
-        self._watches = waiting
+        return self._watches.due()
 
     @property
     def has_watches(self) -> bool:
@@ -260,6 +235,12 @@ class Control:
         exists = partial(self.pool.exists, namespaces=mine)
         found = bytes(exists(keys[at : at + KEY_BYTES]) for at in range(0, len(keys), KEY_BYTES))
         return wire.Piece(request.number, core.xxh3_64(found)), found
+
+    def _ended(self, session: Session, request: wire.Ended, _: Body) -> tuple[wire.Answer, Body]:
+        last, is_known, looks, records = self._endings.since(request.since)
+        if records and (theirs := self._tenancy.digests(session.client)) is not None:
+            records = [one for one in records if one[: wire.DIGEST_BYTES] in theirs]
+        return wire.Endings(request.number, last, is_known, looks), b"".join(records)
 
     def _pin(self, session: Session, request: wire.Pin, body: Body) -> tuple[wire.Answer, Body]:
         keys = keys_of(body)

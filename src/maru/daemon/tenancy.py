@@ -104,6 +104,13 @@ class Tenancy:
         bits = self.visible(client, level)
         return bits is None or (number // 8 < len(bits) and bool(bits[number // 8] >> number % 8 & 1))
 
+    def digests(self, client: Client | None) -> frozenset[bytes] | None:
+        """Of the namespaces whose chunks a client may look for, as of now; None: all."""
+        if client is None:
+            return None
+        self._look()
+        return frozenset(self._rows[number].digest for number in self._of(client, Level.LOOKUP))
+
     def need_anywhere(self, client: Client | None, level: Level) -> None:
         """Raises Forbidden when a client may do so much in no namespace at all."""
         if client is not None and level_anywhere(client.grants) < level:
