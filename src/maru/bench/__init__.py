@@ -21,6 +21,7 @@ The pool, operation by operation, each beside what bounds it; needs numpy:
     wire_figures        the rows about a daemon: beside an echo and a bare socket (bare_wire), and of many clients
     daemons             a daemon in a process of its own
     newcomer            a process that has just started, and the rows about it
+    ending_figures      how long what was removed or bumped is still found: by others, near pools, places below
     machine             the facts that a figure means nothing without
     report              the table, the progress bar and the JSON file
     rivals              the pool beside other stores, each in processes of its own: `python -m maru.bench rivals`

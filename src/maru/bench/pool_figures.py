@@ -13,6 +13,7 @@ import numpy as np
 
 from maru.bench.audit_figures import audit_rows
 from maru.bench.bandwidth_figures import cold_put_rows, put_rows, verified_rows
+from maru.bench.ending_figures import ending_rows
 from maru.bench.ground import MIB, PREFIX_CHUNKS, Keys, Plan, Rotation, bench_pool, source_array, split
 from maru.bench.measure import Contestant, Progress, Row, Target, interleave
 from maru.bench.newcomer import newcomer_rows
@@ -305,6 +306,7 @@ GROUPS: dict[str, tuple[str, Figures]] = {
     "rpc": (f"A prefix of {PREFIX_CHUNKS} chunks, by a daemon over TCP", rpc_rows),
     "transfer": (f"Bytes of a prefix of {PREFIX_CHUNKS} chunks, by a daemon", transfer_rows),
     "clients": ("Clients of a daemon that look up 680 keys at once", client_rows),
+    "endings": ("Until what ended is found nowhere", ending_rows),
     "verified": ("Reads with checksum=always, 8 MiB chunks", verified_rows),
 }
 """Name on the command line, title in the table, and what measures it."""
