@@ -18,9 +18,11 @@ from serving import IDENTITY, address_of, bytes_for, keys_of, served, until
 import maru
 from maru import MaruConfig, MaruHandler, Outcome
 from maru.address import read_address
+from maru.audit import Wanted, entries_in
 from maru.client.near import NearPool
 from maru.client.opening import open_pool, settled
-from maru.config import shared_memory_root
+from maru.client.remote import RemotePool
+from maru.config import parse_url, shared_memory_root
 from maru.daemon.server import RpcServer
 from maru.errors import NoDaemon, PoolBusy
 from maru.string_keys import lmcache_namespace
@@ -312,3 +314,17 @@ def test_copies_of_the_remote_door_go_through_a_daemon(
     assert again.leading(packed) == 2
     assert [bytes(view) for view in again.views(packed) if view is not None] == [bytes_for(n, CHUNK) for n in range(2)]
     again.close()
+
+
+def test_what_a_near_pool_sends_away_stands_in_its_audit_log(far: maru.Pool, server: RpcServer, tmp_path: Path) -> None:
+    url = f"maru:///near-{server.url.rpartition(':')[2]}?size=8MiB"
+    maru.Pool.create(url).close()
+    found = maru.connect(address_of(server), mode="wire")
+    assert isinstance(found, RemotePool)
+    with NearPool(parse_url(f"{url}&audit={tmp_path}/audit"), found) as near:
+        namespace = near.namespace(IDENTITY)
+        near.put_many(keys_of(namespace, 2), [b"x" * CHUNK] * 2, namespace)
+        assert near.flush(20)  # type: ignore[attr-defined]
+        digest = namespace.digest.hex()
+    [line] = entries_in(tmp_path / "audit", Wanted(what="exported"))
+    assert (line["door"], line["namespace"], line["chunks"], line["bytes"]) == ("rpc", digest, 2, 2 * CHUNK)

@@ -21,6 +21,7 @@ from maru.errors import MaruError, NotAttached, PoolBusy
 from maru.inherited import give_back, take_byte
 from maru.native import core
 from maru.pool import POLICIES, Outcome, Pool
+from maru.tiering.noted import Notes
 
 _log = logging.getLogger("maru")
 
@@ -46,6 +47,7 @@ class Sender:
 
     def __init__(self, near: Pool, far: RemotePool) -> None:
         self._near, self._far = near, far
+        self._notes = Notes(near._audit, near.config.name, "rpc")
         self._pending: deque[Waiting] = deque(maxlen=PENDING_MAX)
         self._namespaces: dict[bytes, RemoteNamespace] = {}
         self._stopping = threading.Event()
@@ -207,6 +209,8 @@ class Sender:
         keys = b"".join(key for key, *_ in rest)
         outcomes = self._far.put_many(keys, views, self._namespace(rest[0][2]), rest[0][1])
         self.sent += outcomes.count(Outcome.STORED)
+        size = sum(one[3] for one, outcome in zip(rest, outcomes, strict=True) if outcome is Outcome.STORED)
+        self._notes.note("exported", "to the far pool", rest[0][2], "", outcomes.count(Outcome.STORED), size)
         return rest[outcomes.index(Outcome.BUSY) :] if self._far.channel.is_down and Outcome.BUSY in outcomes else []
 
     def _namespace(self, digest: bytes) -> RemoteNamespace | None:

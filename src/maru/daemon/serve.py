@@ -96,7 +96,7 @@ class Daemon:
         self.ladder: Ladder | None = None
         try:
             if config.tiers:
-                self.ladder = Ladder(self.pool, config.tiers)
+                self.ladder = Ladder(self.pool, config.tiers, audit=self.audit)
             self.control = self._control(authorised)(
                 self.pool,
                 config.limits,

@@ -71,7 +71,8 @@ class Generations:
     def __init__(self, tier: Tier, pool_uuid: bytes, clock: Callable[[], float] = time.monotonic) -> None:
         self._tier, self._pool, self._clock = tier, pool_uuid, clock
         self._seen: dict[bytes, tuple[Marker, float]] = {}
-        self._ended: list[tuple[bytes, float]] = []
+        self._ended: list[tuple[bytes, bytes, float]] = []
+        """Folder, the namespace's digest, and when."""
         self._looking = asyncio.Lock()
 
     async def folder(self, digest: bytes, epoch: int, is_zeroed: bool = False) -> bytes:
@@ -89,19 +90,21 @@ class Generations:
         """A namespace is zeroed: what went down before it was has ended. Raises TierFailed."""
         marker = await self._look(digest)
         if marker is not None:
-            self._has_ended(_folder(digest, marker.generation, False))
+            self._has_ended(digest, marker.generation, False)
 
     def forget(self, digest: bytes) -> None:
         """A namespace's marker is about to be removed: what was seen of it is not gone by any more."""
         self._seen.pop(digest, None)
 
-    def ended(self) -> list[bytes]:
-        """Folders of generations that this process put out of reach so long ago that nobody stores there any more."""
-        return [folder for folder, at in self._ended if self._clock() - at > LOOK_AGAIN_S]
+    def ended(self) -> list[tuple[bytes, bytes]]:
+        """Folders of generations that this process put out of reach so long ago that nobody stores there any more, each
+        with its namespace's digest.
+        """
+        return [(folder, digest) for folder, digest, at in self._ended if self._clock() - at > LOOK_AGAIN_S]
 
     def left(self) -> int:
         """Folders of ended generations in which something to be overwritten may lie still."""
-        return sum(folder[-1] & 1 for folder, _ in self._ended)
+        return sum(folder[-1] & 1 for folder, *_ in self._ended)
 
     def swept(self, folder: bytes) -> None:
         """Nothing of an ended generation is left."""
@@ -120,13 +123,14 @@ class Generations:
                 marker = await self._write(digest, Marker(os.urandom(16), {**pools, **own}))
                 if before is not None:
                     for is_marked in {False, is_zeroed}:
-                        self._has_ended(_folder(digest, before.generation, is_marked))
+                        self._has_ended(digest, before.generation, is_marked)
             if marker is not None:
                 self._seen[digest] = (marker, self._clock())
             return marker
 
-    def _has_ended(self, folder: bytes) -> None:
-        self._ended = [*self._ended[1 - ENDED_MAX :], (folder, self._clock())]
+    def _has_ended(self, digest: bytes, generation: bytes, is_zeroed: bool) -> None:
+        ended = _folder(digest, generation, is_zeroed), digest, self._clock()
+        self._ended = [*self._ended[1 - ENDED_MAX :], ended]
 
     def _of_epoch(self, marker: Marker | None, epoch: int) -> bytes:
         if marker is None or not self._fits(marker, epoch):

@@ -27,16 +27,20 @@ from maru.pool import Namespace, Pool
 from maru.tier.opening import TierConfig, parse_tier_url
 from maru.tiering.decision import Decision
 from maru.tiering.demoter import Demoter
+from maru.tiering.noted import Notes
 from maru.tiering.place import Place, Which
 from maru.tiering.prefill import Prefill, PrefillClock
 from maru.tiering.promoter import Promoter
 from maru.tiering.remover import Remover
 from maru.tiering.sources import Sources
 from maru.tiering.sweeper import Sweeper
+from maru.tiering.tenants import Tenants
 from maru.tiering.told import TELL_EVERY_S, Teller
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from maru.audit import Audit
 
 _log = logging.getLogger("maru")
 _Answer = TypeVar("_Answer")
@@ -65,12 +69,20 @@ class LadderSettings:
 class Ladder:
     """Thread-safe. After fork the child's first call starts a loop of its own."""
 
-    def __init__(self, pool: Pool, tiers: Sequence[str | TierConfig], settings: LadderSettings | None = None) -> None:
-        """`tiers`: URLs, the nearest first. A place that does not answer is no error.
+    def __init__(
+        self,
+        pool: Pool,
+        tiers: Sequence[str | TierConfig],
+        settings: LadderSettings | None = None,
+        audit: Audit | None = None,
+    ) -> None:
+        """`tiers`: URLs, the nearest first. A place that does not answer is no error. `audit`: where it is noted what
+        they do; else in the pool's own log, if its URL names one.
 
         Raises BadUrl, MissingPackage, CredentialError.
         """
-        self._pool = pool
+        self._pool, self._audit = pool, audit or pool._audit
+        self._tenants = Tenants(pool)
         self._configs = [parse_tier_url(tier) if isinstance(tier, str) else tier for tier in tiers]
         self._settings = settings or LadderSettings()
         self._guard = threading.Lock()
@@ -154,8 +166,9 @@ class Ladder:
         if not self._is_up():
             return
         packed, epoch, policy = _packed(keys), namespace.epoch, self._pool._policy_of(namespace.digest)
+        tenant = self._tenants.of(namespace.id)
         chunks = [
-            Which(packed[at : at + 16], namespace.digest, epoch, policy=policy) for at in range(0, len(packed), 16)
+            Which(packed[at : at + 16], namespace.digest, epoch, tenant, policy) for at in range(0, len(packed), 16)
         ]
         with contextlib.suppress(RuntimeError):  # The loop has just ended.
             self._loop.call_soon_threadsafe(self._remover.add, chunks)
@@ -258,10 +271,11 @@ class Ladder:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         settings = self._settings
         uuid = bytes.fromhex(self._pool.stats()["uuid"])
+        notes = Notes(self._audit, self._pool.config.name)
         tasks: list[asyncio.Task[None]] = []
         try:
             for config in self._configs:
-                self._places.append(Place.open(config, uuid))
+                self._places.append(Place.open(config, uuid, notes))
             self._decision = Decision(settings.prefill)
             self._promoter = Promoter(self._pool, self._places, self._decision, self.sources, settings.at)
             self._demoter = Demoter(self._pool, self._places, settings.at)

@@ -26,6 +26,7 @@ from maru.tier.opening import TierConfig, open_tier
 from maru.tier.policy import Policy, Write
 from maru.tiering.breaker import Breaker, Speed
 from maru.tiering.generations import Generations, is_marker, marker_of
+from maru.tiering.noted import Notes
 
 if TYPE_CHECKING:
     from maru.tier.cipher import Keyring, TenantCipher
@@ -97,11 +98,14 @@ class Place:
         clock: Callable[[], float] = time.monotonic,
         policy: Policy | None = None,
         exact_codec: Codec | None = None,
+        notes: Notes | None = None,
     ) -> None:
         """`keyring`: seals what is stored, one key a tenant; None: stored as it is. `deadline_s`: of anything.
         `exact_codec`: for namespaces that did not opt in to a lossy `codec`.
         """
         self.policy = policy or Policy()
+        self._notes = notes or Notes()
+        self._where = f"{tier.kind}, {'plain' if keyring is None else 'encrypted'}"
         self._exact_codec = exact_codec or PlainCodec()
         self.tier, self.codec = tier, codec
         self.deadline_s = deadline_s
@@ -113,8 +117,8 @@ class Place:
         self._storing, self._reading = Breaker(clock), Breaker(clock)
 
     @classmethod
-    def open(cls, config: TierConfig, pool_uuid: bytes) -> Place:
-        """The place that `config` names. Raises BadUrl, MissingPackage, CredentialError."""
+    def open(cls, config: TierConfig, pool_uuid: bytes, notes: Notes | None = None) -> Place:
+        """The place that `config` names. `notes`: for an audit log. Raises BadUrl, MissingPackage, CredentialError."""
         keyring = None
         if config.keys is not None:
             from maru.tier.cipher import Keyring
@@ -124,7 +128,7 @@ class Place:
         is_mixed = codec.is_lossy and config.policy.lossy is not None
         return cls(
             open_tier(config), codec, keyring, pool_uuid, config.deadline_s, config.ttl_s, policy=config.policy,
-            exact_codec=open_codec("blosc2", config.item_bytes) if is_mixed else None,
+            exact_codec=open_codec("blosc2", config.item_bytes) if is_mixed else None, notes=notes,
         )  # fmt: skip
 
     @property
@@ -195,6 +199,7 @@ class Place:
             await self.tier.store(name_of(folder, chunk.key), frames, ttl_s)
             self.store_speed.saw(0.0, self._clock() - begun, data.nbytes)
             self.figures.update(stored=1, stored_bytes=data.nbytes, stored_object_bytes=size)
+            self._notes.note("exported", self._where, chunk.digest, chunk.tenant, 1, data.nbytes)
             return True
 
         try:
@@ -234,6 +239,7 @@ class Place:
             assert out is not None
             self.load_speed.saw(first_s, self._clock() - begun - first_s, out.nbytes)
             self.figures.update(loaded=1, loaded_bytes=out.nbytes)
+            self._notes.note("hit", self._where, chunk.digest, chunk.tenant, 1, out.nbytes)
             return Loaded.WHOLE
 
         try:
@@ -270,6 +276,7 @@ class Place:
             # First: what is stored meanwhile shall have a marker of its own.
             self._generations.forget(digest)
             await self.tier.remove([*names, marker_of(digest)])
+            self._notes.note("removed", self._where, digest, "", len(names))
             return True
 
         try:
@@ -279,12 +286,12 @@ class Place:
 
     async def sweep_ended(self) -> None:
         """Take away what lies in generations that this process ended."""
-        for folder in self._generations.ended() if self.is_ours_to_clear else ():
+        for folder, digest in self._generations.ended() if self.is_ours_to_clear else ():
             names = await self._ask(self._reading, "listed", self._names_in(folder.hex()))
             if names is None:
                 return  # Next time.
             for at in range(0, len(names), SWEPT_AT_ONCE):
-                if not await self._sweep(names[at : at + SWEPT_AT_ONCE]):
+                if not await self._sweep(names[at : at + SWEPT_AT_ONCE], digest):
                     return
             self._generations.swept(folder)
 
@@ -310,13 +317,15 @@ class Place:
             return None
         return expiry_of(b"".join(pieces))
 
-    async def _sweep(self, names: Sequence[str]) -> bool:
+    async def _sweep(self, names: Sequence[str], digest: bytes = b"") -> bool:
         async def take() -> bool:
             await self.tier.remove(names)
             return True
 
         is_gone = bool(await self._ask(self._storing, "removed", take()))
-        self.figures["swept"] += len(names) if is_gone else 0
+        if is_gone:
+            self.figures["swept"] += len(names)
+            self._notes.note("removed", self._where, digest, "", len(names))
         return is_gone
 
     def _cipher_of(self, chunk: Which) -> TenantCipher | None:
@@ -349,6 +358,7 @@ class Place:
 
         async def take() -> bool:
             await self.tier.remove([await self._name(chunk)])
+            self._notes.note("removed", self._where, chunk.digest, chunk.tenant, 1)
             return True
 
         try:
