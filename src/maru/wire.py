@@ -220,12 +220,18 @@ class Ended(Message, tag=20):
     since: int
 
 
+class Bump(Message, tag=21):
+    """Everything of a namespace is a miss from now on. Answer: Done with its epoch, 0 when there is none such."""
+
+    digest: bytes
+
+
 Request = (
     Hello | Register | Lookup | Pin | Read | Renew | Release | Reserve | Allocate | Write | Fill | Seal | Publish
-    | Discard | Remove | Watch | Stats | Goodbye | Find | Fetch | Ended
+    | Discard | Remove | Watch | Stats | Goodbye | Find | Fetch | Ended | Bump
 )  # fmt: skip
 
-CHANGES_THE_POOL: Final = (Pin, Release, Reserve, Allocate, Seal, Publish, Discard, Remove)
+CHANGES_THE_POOL: Final = (Pin, Release, Reserve, Allocate, Seal, Publish, Discard, Remove, Bump)
 """Asked twice with one number, these are done once."""
 
 

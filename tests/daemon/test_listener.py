@@ -18,7 +18,7 @@ from maru.daemon import endings
 from maru.daemon.control import Control
 from maru.daemon.endings import RECORD, WHOLE_NAMESPACE, Endings
 from maru.daemon.server import RpcServer
-from maru.errors import PoolBusy
+from maru.errors import Forbidden, PoolBusy
 
 CHUNK = 20_000
 OTHER = maru.Identity(model="m", kv_layout="l", tenant="other")
@@ -146,6 +146,56 @@ def test_what_is_removed_or_bumped_there_goes_here_and_nothing_else_does(
         assert not near.exists(b"n" * 16)
         assert near.pin(keys[:16]).nbytes == 0
         assert near.check() == []
+
+
+def test_what_is_bumped_here_ends_there_and_is_not_brought_again(far: maru.Pool, server: RpcServer) -> None:  # noqa: F811
+    keys, others = stored(far), stored(far, 4, OTHER)
+    with near_pool(server, "wire") as near:
+        brought(near, keys)
+        namespace = near.namespace(IDENTITY)
+        namespace.bump()
+        assert (near.lookup(keys), near.find(keys[:16]), near.get(keys[:16])) == (0, [False], None)
+        assert until(lambda: far.lookup(keys) == 0)
+        assert far.lookup(others) == 4
+        near.put(keys[:16], bytes(CHUNK), namespace)
+        assert until(lambda: near._listener.agrees(namespace))
+        assert (near.lookup(keys[16:]), near.get(keys[16:32])) == (0, None)
+        assert until(lambda: far.namespace(IDENTITY).epoch == 1)
+        assert until(lambda: namespace.epoch == 2)  # What the far pool then told of, once.
+        near.put(b"n" * 16, bytes(CHUNK), namespace)
+        assert until(lambda: far.exists(b"n" * 16))
+        assert (far.namespace(IDENTITY).epoch, namespace.epoch) == (1, 2)
+
+
+def test_nothing_is_brought_of_a_namespace_whose_bump_the_far_pool_does_not_know(
+    far: maru.Pool,  # noqa: F811
+    server: RpcServer,  # noqa: F811
+) -> None:
+    keys = stored(far)
+    with near_pool(server, "wire") as first, near_pool(server, "wire") as second:
+        for near in (first, second):
+            near.namespace(IDENTITY)
+            assert near._may_bring()
+        first._listener.stop(5)
+        first.namespace(IDENTITY).bump()
+        for near in (first, second):
+            assert not near._may_bring()
+            assert near.lookup(keys) == near.bring(keys) == 0
+        assert far.lookup(keys) == 4
+
+
+def test_who_may_not_write_ends_nothing(pool: maru.Pool) -> None:
+    keys, others = stored(pool), stored(pool, 4, OTHER)
+    control = Control(pool, LIMITS, os.urandom(16), "test")
+    reader = Talker(control, client=client_named("one", "other", "read", may_map=False))
+    digest, other = pool.namespace(IDENTITY).digest, pool.namespace(OTHER).digest
+    assert reader.ask(wire.Bump(0, digest))[0] == wire.Done(1, 0)  # Another tenant's is not there.
+    with pytest.raises(Forbidden):
+        reader.ask(wire.Bump(0, other))
+    assert pool.lookup(keys) == pool.lookup(others) == 4
+    writer = Talker(control, client=client_named("two", "other", may_map=False))
+    assert writer.ask(wire.Bump(0, other))[0] == wire.Done(1, 1)
+    assert (pool.lookup(keys), pool.lookup(others)) == (4, 0)
 
 
 def test_a_chunk_that_somebody_reads_goes_when_they_let_go(far: maru.Pool, server: RpcServer) -> None:  # noqa: F811

@@ -2,13 +2,14 @@
 in front of it, and in a place below.
 
 A sample lasts from the call that ends a chunk, the chunks of a prefix or a namespace until the other one finds none of
-it. The other process asks again and again, the others are asked twice a millisecond. The far pool's daemon is a process
-of its own on this host, so what a network would add is not in it.
+it. The other process asks again and again, the others are asked twice a millisecond, and what they do now and then is
+met at any moment. The far pool's daemon is a process of its own on this host: what a network would add is not in it.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -143,6 +144,7 @@ def _look_on(url: str, line: Connection) -> None:
 
 @contextmanager
 def _near() -> Iterator[Callable[[str], float]]:
+    from maru.client.listener import POLL_S
     from maru.client.near import NearPool
     from maru.client.remote import RemotePool
     from maru.client.ways import connect_to_daemon
@@ -157,9 +159,10 @@ def _near() -> Iterator[Callable[[str], float]]:
             raise RuntimeError("the far pool is not read over the wire")
         near = stack.enter_context(NearPool(before.config, far))
         near.namespace(IDENTITY)
-        supply = Keys("endings-near")
+        supply, lot = Keys("endings-near"), random.Random(1)
 
         def sample(kind: str) -> float:
+            time.sleep(lot.uniform(0.0, 2 * POLL_S))
             ending = _stored(pool, supply, kind)
             with near.pin(ending.keys) as prefix:
                 if len(prefix) != len(split(ending.keys)):
@@ -173,6 +176,7 @@ def _near() -> Iterator[Callable[[str], float]]:
 
 @contextmanager
 def _below() -> Iterator[Callable[[str], float]]:
+    from maru.tiering.generations import LOOK_AGAIN_S
     from maru.tiering.ladder import LadderSettings
     from maru.tiering.tiered import TieredPool
 
@@ -186,7 +190,7 @@ def _below() -> Iterator[Callable[[str], float]]:
         stack.enter_context(pool)
         others = TieredPool(second.config, [tier], LadderSettings(demotes=False))
         stack.enter_context(others)
-        supply = Keys("endings-below")
+        supply, lot = Keys("endings-below"), random.Random(1)
 
         def files(keys: bytes) -> list[Path]:
             return [path for key in split(keys) for path in folder.rglob(key.hex())]
@@ -201,6 +205,7 @@ def _below() -> Iterator[Callable[[str], float]]:
                 return _until(lambda: not any(path.exists() for path in paths)) - begun
             space = others.namespace(IDENTITY)
             _until(lambda: others.ladder.leading(ending.keys, space) == CHUNKS)
+            time.sleep(lot.uniform(0.0, LOOK_AGAIN_S))
             begun = ending.begin()
             return _until(lambda: others.ladder.leading(ending.keys, space) == 0) - begun
 

@@ -2,11 +2,13 @@
 
 Holds:      a thread that asks the far pool's daemon again and again, in the one process of the host that also sends,
             and the file `ladder-heard` in the near pool's folder: the number that was heard last, and when, as its
-            time of change. (Files of that name go with the pool.)
+            time of change; then the near namespaces' epochs that the far pool knows of, as (digest, u64). (Files of
+            that name go with the pool.)
 Promises:   what ended there is gone here within POLL_S and what the daemon takes to see it, unless somebody reads it
             just then: such a chunk goes when they let go. Where it is not known what ended (the daemon began anew, or
             was not asked for long), the far pool is asked about every chunk that is here, and what it lacks goes. Who
-            has heard nothing for UNHEARD_S reads nothing of the near pool, in any process, until it hears again.
+            has heard nothing for UNHEARD_S reads nothing of the near pool, in any process, until it hears again. A
+            namespace that is bumped here is bumped there, and until it is, nothing of it is brought from there.
 Leaves:     the connection to `channel`, what goes the other way to `sender`.
 """
 
@@ -26,7 +28,7 @@ from maru.client.remote import RemotePool
 from maru.client.sender import Sender
 from maru.errors import MaruError, NotAttached, PoolBusy
 from maru.native import core
-from maru.pool import Pool
+from maru.pool import Namespace, Pool
 
 _log = logging.getLogger("maru")
 
@@ -41,6 +43,7 @@ KEY_BYTES = 16
 _NUMBER = struct.Struct("<q")
 _RECORD = struct.Struct("<16s16s")
 _CHANGE = struct.Struct("<16s16s16sQBB6x")
+_EPOCH = struct.Struct("<16sQ")
 _WHOLE_NAMESPACE = bytes(KEY_BYTES)
 
 
@@ -53,6 +56,8 @@ class Listener:
         self._stopping = threading.Event()
         self._heard = threading.Event()
         self._good_until_s = 0.0
+        self._agreed: dict[bytes, int] = {}
+        self._spaces: dict[bytes, Namespace] = {}
         self._failing = False
         self._settled_looks: int | None = None
         self._read_just_then: set[bytes] = set()
@@ -81,6 +86,15 @@ class Listener:
                 return False
             self._good_until_s = now_s + min(LOOK_AGAIN_S, UNHEARD_S - age_s)
         return True
+
+    def agrees(self, namespace: Namespace | None) -> bool:
+        """The far pool knows that what this namespace had before its epoch has ended."""
+        if namespace is None:
+            return True
+        epoch, digest = namespace.epoch, namespace.digest
+        if self._agreed.get(digest, 0) != epoch and not self._sender.has_right:
+            _, self._agreed = self._read()
+        return self._agreed.get(digest, 0) == epoch
 
     def stop(self, timeout_s: float) -> None:
         self._stopping.set()
@@ -113,7 +127,11 @@ class Listener:
 
     def _round(self) -> bool:
         """Ask, and let go of what ended. True when there may be more."""
-        answer, body = self._far.channel.call(wire.Ended(0, self._last_heard()))
+        number, agreed = self._read()
+        if not self._heard.is_set():
+            self._agreed = agreed
+        self._bump_there()
+        answer, body = self._far.channel.call(wire.Ended(0, number))
         records = list(_RECORD.iter_unpack(bytes(body)))
         if not answer.is_known:
             keys = [*self._sender.of_before(), *(self._sender.sent_or_brought() if self._heard.is_set() else ())]
@@ -127,6 +145,7 @@ class Listener:
         self._remove()
         self._tell(answer.last)
         self._heard.set()
+        self._sender.heard_s = time.monotonic()
         if not self._sender.is_caught_up:
             self._catch_up(answer.looks)
         return bool(records)
@@ -149,11 +168,26 @@ class Listener:
                 self._read_just_then.discard(key)
 
     def _bump(self, digest: bytes) -> None:
-        for number, known, tenant, ttl_ns in self._near._namespace_rows():
-            if known == digest and number:
-                name = tenant.decode("utf-8", "surrogateescape")
-                self._near._register_namespace(digest, name, ttl_ns / 1e9 or None, 0).bump()
-                self.ended += 1
+        space = self._spaces.get(digest)
+        if space is not None:
+            epoch = space.bump()
+            self.ended += 1
+            if self._agreed.get(digest, 0) == epoch - 1:  # Else somebody here did so too, which is still to be told.
+                self._agreed[digest] = epoch
+
+    def _bump_there(self) -> None:
+        """Tell the far pool of namespaces that were bumped here."""
+        for number, digest, tenant, ttl_ns in self._near._namespace_rows():
+            if number and digest not in self._spaces:
+                with contextlib.suppress(UnicodeError):  # Then it is not one of ours.
+                    name = tenant.decode()
+                    self._spaces[digest] = self._near._register_namespace(digest, name, ttl_ns / 1e9 or None, 0)
+        for digest, space in self._spaces.items():
+            epoch = space.epoch
+            if epoch != self._agreed.get(digest, 0):
+                self._sender.let_pass()  # What was stored before the bump does not come there after it.
+                self._far.channel.call(wire.Bump(0, digest))
+                self._agreed[digest] = epoch
 
     def _there(self, keys: list[bytes]) -> set[bytes]:
         """Which of these the far pool has. Raises NoDaemon, and what is refused: nothing is known then."""
@@ -164,13 +198,15 @@ class Listener:
             there.update(key for key, is_there in zip(some, bytes(found), strict=True) if is_there)
         return there
 
-    def _last_heard(self) -> int:
-        """-1: nobody knows."""
+    def _read(self) -> tuple[int, dict[bytes, int]]:
+        """The number that was heard last, -1 if nobody knows, and the epochs that the far pool knows of."""
         try:
             data = self._path.read_bytes()
         except OSError:
-            return -1
-        return int(_NUMBER.unpack(data)[0]) if len(data) == _NUMBER.size else -1
+            return -1, {}
+        if len(data) < _NUMBER.size or (len(data) - _NUMBER.size) % _EPOCH.size:
+            return -1, {}
+        return int(_NUMBER.unpack_from(data)[0]), dict(_EPOCH.iter_unpack(data[_NUMBER.size :]))
 
     def _tell(self, number: int) -> None:
         """For this process when it starts again, and for the others of this host. Raises OSError."""
@@ -178,7 +214,7 @@ class Listener:
         try:
             with contextlib.suppress(OSError):  # Whoever may map the pool may go on listening.
                 os.fchmod(fd, stat.S_IMODE((self._path.parent / "lock").stat().st_mode) & 0o660)
-            os.pwrite(fd, _NUMBER.pack(max(number, 0)), 0)
+            os.pwrite(fd, _NUMBER.pack(max(number, 0)) + b"".join(_EPOCH.pack(*one) for one in self._agreed.items()), 0)
             os.utime(fd)
         finally:
             os.close(fd)

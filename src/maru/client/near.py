@@ -61,13 +61,16 @@ class NearPool(Pool):
         if not self._listener.may_read():
             return 0
         near = super().lookup(packed)
-        return near if near * KEY_BYTES == len(packed) else near + self.far.lookup(packed[near * KEY_BYTES :])
+        if near * KEY_BYTES == len(packed) or not self._may_bring():
+            return near
+        return near + self.far.lookup(packed[near * KEY_BYTES :])
 
     def exists(self, key: Buffer, *, namespaces: bytes | None = None) -> bool:
         if namespaces is not None:
             return super().exists(key, namespaces=namespaces)
-        may_read = self._listener.may_read()
-        return may_read and (super().exists(key) or self.far.exists(bytes(memoryview(key).cast("B"))))
+        if not self._listener.may_read():
+            return False
+        return super().exists(key) or (self._may_bring() and self.far.exists(bytes(memoryview(key).cast("B"))))
 
     def find(self, keys: Buffer) -> list[bool]:
         packed = bytes(memoryview(keys).cast("B"))
@@ -75,7 +78,7 @@ class NearPool(Pool):
             return [False] * (len(packed) // KEY_BYTES)
         found = [super(NearPool, self).exists(packed[at : at + KEY_BYTES]) for at in range(0, len(packed), KEY_BYTES)]
         missing = [at for at, is_here in enumerate(found) if not is_here]
-        if missing:
+        if missing and self._may_bring():
             far = self.far.find(b"".join(packed[at * KEY_BYTES : (at + 1) * KEY_BYTES] for at in missing))
             for at, is_there in zip(missing, far, strict=True):
                 found[at] = is_there
@@ -116,6 +119,8 @@ class NearPool(Pool):
                 return came
             parent = keys[(near - 1) * KEY_BYTES : near * KEY_BYTES] if near else None
             epoch = self._epoch()
+            if not self._may_bring():
+                return came
             with contextlib.suppress(MaruError), self.far.pin(missing) as prefix:
                 now = self._bring_some(missing, prefix, parent, epoch)
                 came += now
@@ -124,6 +129,10 @@ class NearPool(Pool):
                     continue  # More than one lease takes.
             return came
         return came
+
+    def _may_bring(self) -> bool:
+        """What the far pool has is of after the last bump here too."""
+        return self._listener.agrees(self._near_namespace)
 
     def _epoch(self) -> int:
         return self._near_namespace.epoch if self._near_namespace is not None else 0

@@ -34,7 +34,7 @@ CHANGES_A_LOOK = 4096
 PENDING_MAX = 1 << 17
 """Chunks that wait to be sent. Beyond that the oldest stay on this host only."""
 RUN_BYTES = 32 << 20
-LOOKED_S_MAX = 2.0
+LOOKED_S_MAX = HEARD_S_MAX = 2.0
 _CHANGE = struct.Struct("<16s16s16sQBB6x")
 _CAME = 1
 
@@ -61,6 +61,8 @@ class Sender:
         self.is_caught_up = False
         """What ended in the far pool before this process came to send is gone here; until then nothing is sent: it
         would be there again."""
+        self.heard_s = 0.0
+        """When it was heard last what ended there, by the monotonic clock: without, nothing is sent either."""
         self._of_before: list[bytes] | None = None
         self._brought: set[bytes] = set()
         self._unsent = threading.Lock()
@@ -109,13 +111,17 @@ class Sender:
         while not is_whole:
             _, is_whole = here.look(CHANGES_A_LOOK)
         keys = [key for key, _, digest, *_ in _CHANGE.iter_unpack(here.told()) if self._may_send(digest)]
-        rounds, ends = self._rounds, time.monotonic() + LOOKED_S_MAX
-        with self._changed:  # Until what came before that look has been seen here too.
-            if not self._changed.wait_for(lambda: self._rounds >= rounds + 2, max(0.0, ends - time.monotonic())):
-                raise PoolBusy("what is here is still being sent")
+        self.let_pass()  # Until what came before that look has been seen here too.
         with self._unsent:
             unsent = {key for key, *_ in (*self._pending, *self._run_under_way)}
         return [key for key in keys if key not in unsent]
+
+    def let_pass(self) -> None:
+        """Wait until what was under way when this was called is sent. Raises PoolBusy."""
+        rounds = self._rounds
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._rounds >= rounds + 2, LOOKED_S_MAX):
+                raise PoolBusy("what is here is still being sent")
 
     def _may_send(self, digest: bytes) -> bool:
         return not self._near._policy_of(digest) & POLICIES["memory-only"]
@@ -164,7 +170,8 @@ class Sender:
                     self._pending.append((key, parent if has_parent else None, digest, size))
         if whole and self._of_before is None:
             self._of_before = [key for key, *_ in self._pending]
-        run = [] if self._far.channel.is_down or not self.is_caught_up else self._next_run()
+        may_send = self.is_caught_up and time.monotonic() - self.heard_s < HEARD_S_MAX
+        run = self._next_run() if may_send and not self._far.channel.is_down else []
         try:
             unsent = self._send(run) if run else []
         except NotAttached:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import zmq
 
 _STORING = frozenset({wire.Seal, wire.Publish})
-_NOTED = _STORING | {wire.Pin, wire.Remove, wire.Register}
+_NOTED = _STORING | {wire.Pin, wire.Remove, wire.Register, wire.Bump}
 Sizes = dict[int, int]
 """Bytes of the holds that a request names: they are gone when it is answered."""
 
@@ -83,6 +83,8 @@ class AuditedControl(Control):
         elif isinstance(request, wire.Remove) and isinstance(answer, wire.Done):
             outcome = "done" if answer.value else "absent or pinned"
             self._note("removed", who, digest, answer.value, outcome=outcome)
+        elif isinstance(request, wire.Bump):
+            self._note("expired", who, request.digest.hex())
         elif isinstance(request, wire.Register) and request.ttl_s is not None:
             self._note("policy", who, digest, reason=f"time to live {request.ttl_s:g} s")
 

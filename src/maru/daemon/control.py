@@ -88,7 +88,7 @@ class Control:
             wire.Allocate: self._allocate, wire.Write: self._write, wire.Fill: self._fill, wire.Seal: self._seal,
             wire.Publish: self._publish, wire.Discard: self._discard, wire.Remove: self._remove,
             wire.Stats: self._stats, wire.Goodbye: self._goodbye, wire.Find: self._find, wire.Fetch: self._fetch,
-            wire.Ended: self._ended,
+            wire.Ended: self._ended, wire.Bump: self._bump,
         }  # fmt: skip
 
     # Who is there
@@ -449,6 +449,10 @@ class Control:
     def _remove(self, session: Session, request: wire.Remove, body: Body) -> tuple[wire.Answer, Body]:
         mine = self._tenancy.visible(session.client, Level.WRITE)
         return wire.Done(request.number, int(self.pool.remove(one_key_of(body), namespaces=mine))), b""
+
+    def _bump(self, session: Session, request: wire.Bump, _: Body) -> tuple[wire.Answer, Body]:
+        namespace = self._tenancy.to_bump(session.client, request.digest)
+        return wire.Done(request.number, namespace.bump() if namespace is not None else 0), b""
 
     def _stats(self, session: Session, request: wire.Stats, _: Body) -> tuple[wire.Answer, Body]:
         text = msgspec.json.encode(self._tenancy.figures(session.client))

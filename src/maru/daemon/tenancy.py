@@ -211,6 +211,16 @@ class Tenancy:
             raise Forbidden(f"this client may not write in namespace {number}")
         return namespace
 
+    def to_bump(self, client: Client | None, digest: bytes) -> Namespace | None:
+        """The namespace of a digest, which a client may end; None: there is none for it. Raises Forbidden."""
+        self._look()
+        for number, row in self._rows.items():
+            if number != NO_NAMESPACE and row.digest == digest and self.may(client, Level.LOOKUP, number):
+                if not self.may(client, Level.WRITE, number):
+                    raise Forbidden(f"this client may not write in namespace {number}")
+                return self._pool._register_namespace(digest, row.tenant, row.ttl_s, 0)
+        return None
+
     def parent(self, client: Client | None, key: bytes | None) -> bytes | None:
         """The key that a chunk continues, if that is one this client may know: else the chunk begins a prefix."""
         bits = self.visible(client, Level.LOOKUP)
