@@ -223,6 +223,8 @@ class Ended(Message, tag=20):
 class Bump(Message, tag=21):
     """Everything of a namespace is a miss from now on. Answer: Done with its epoch, 0 when there is none such."""
 
+    checksum: int
+    """XXH3-64 of the digest: no other request that was damaged is taken for this one."""
     digest: bytes
 
 

@@ -18,7 +18,8 @@ from maru.daemon import endings
 from maru.daemon.control import Control
 from maru.daemon.endings import RECORD, WHOLE_NAMESPACE, Endings
 from maru.daemon.server import RpcServer
-from maru.errors import Forbidden, PoolBusy
+from maru.errors import BadMessage, Forbidden, PoolBusy
+from maru.native import core
 
 CHUNK = 20_000
 OTHER = maru.Identity(model="m", kv_layout="l", tenant="other")
@@ -189,12 +190,16 @@ def test_who_may_not_write_ends_nothing(pool: maru.Pool) -> None:
     control = Control(pool, LIMITS, os.urandom(16), "test")
     reader = Talker(control, client=client_named("one", "other", "read", may_map=False))
     digest, other = pool.namespace(IDENTITY).digest, pool.namespace(OTHER).digest
-    assert reader.ask(wire.Bump(0, digest))[0] == wire.Done(1, 0)  # Another tenant's is not there.
+    assert reader.ask(wire.Bump(0, core.xxh3_64(digest), digest))[0] == wire.Done(
+        1, 0
+    )  # Another tenant's is not there.
     with pytest.raises(Forbidden):
-        reader.ask(wire.Bump(0, other))
+        reader.ask(wire.Bump(0, core.xxh3_64(other), other))
     assert pool.lookup(keys) == pool.lookup(others) == 4
+    with pytest.raises(BadMessage):
+        reader.ask(wire.Bump(0, core.xxh3_64(digest), other))
     writer = Talker(control, client=client_named("two", "other", may_map=False))
-    assert writer.ask(wire.Bump(0, other))[0] == wire.Done(1, 1)
+    assert writer.ask(wire.Bump(0, core.xxh3_64(other), other))[0] == wire.Done(1, 1)
     assert (pool.lookup(keys), pool.lookup(others)) == (4, 0)
 
 

@@ -47,13 +47,19 @@ class _Ending:
 
     def begin(self) -> float:
         """End it; when that began, in seconds."""
+        keys = split(self.keys)
         begun = time.monotonic()
         if self.kind == KINDS[2]:
             self.space.bump()
-        else:
-            for key in reversed(split(self.keys)):
-                if not self.pool.remove(key):
-                    raise RuntimeError("a chunk that nobody reads was not removed")
+            return begun
+        while not self.pool.remove(keys[-1]):  # A daemon holds what it sent a moment longer.
+            if not self.pool.exists(keys[-1]):
+                raise RuntimeError("what was to be removed is gone")
+            time.sleep(PAUSE_S)
+            begun = time.monotonic()
+        for key in reversed(keys[:-1]):
+            while not self.pool.remove(key):
+                time.sleep(PAUSE_S)
         return begun
 
 

@@ -186,7 +186,7 @@ class Listener:
             epoch = space.epoch
             if epoch != self._agreed.get(digest, 0):
                 self._sender.let_pass()  # What was stored before the bump does not come there after it.
-                self._far.channel.call(wire.Bump(0, digest))
+                self._far.channel.call(wire.Bump(0, core.xxh3_64(digest), digest))
                 self._agreed[digest] = epoch
 
     def _there(self, keys: list[bytes]) -> set[bytes]:

@@ -451,6 +451,8 @@ class Control:
         return wire.Done(request.number, int(self.pool.remove(one_key_of(body), namespaces=mine))), b""
 
     def _bump(self, session: Session, request: wire.Bump, _: Body) -> tuple[wire.Answer, Body]:
+        if core.xxh3_64(request.digest) != request.checksum:
+            raise BadMessage("the digest is not the one that its checksum is of")
         namespace = self._tenancy.to_bump(session.client, request.digest)
         return wire.Done(request.number, namespace.bump() if namespace is not None else 0), b""
 
