@@ -47,11 +47,14 @@ IS_THERE = (Outcome.STORED, Outcome.EXISTS, Outcome.IN_FLIGHT)
 Draft = core.Draft
 
 
-Policy = Literal["zeroed", "memory-only", "encrypted-only", "uncached"]
-POLICIES: dict[str, int] = {"zeroed": 1, "memory-only": 2, "encrypted-only": 4, "uncached": 8}
+Policy = Literal["zeroed", "memory-only", "encrypted-only", "uncached", "no-share"]
+POLICIES: dict[str, int] = {"zeroed": 1, "memory-only": 2, "encrypted-only": 4, "uncached": 8, "no-share": 16}
 """What a namespace may ask for, with its bit in the pool's table. zeroed: what leaves is overwritten before its memory
 is anybody else's. memory-only: nothing is copied to places below the pool or to a far one. encrypted-only: below the
-pool only where a place encrypts. uncached: nothing is stored at all; what is asked for is a miss."""
+pool only where a place encrypts. uncached: nothing is stored at all; what is asked for is a miss. no-share: as
+memory-only, and no daemon's client finds it, nor do KV events tell of it: it is for processes that map the pool."""
+STAYS_HERE = POLICIES["memory-only"] | POLICIES["no-share"]
+"""With either, nothing is copied anywhere."""
 
 
 def policy_flags(policy: Iterable[str]) -> int:
@@ -328,6 +331,9 @@ class Pool(core.PoolCore):
         `namespaces`, `tenants`, `processes` and `eviction` are nested.
         """
         figures: dict[str, Any] = json.loads(self._statistics().decode("utf-8", "replace"))
+        for row in figures["namespaces"]:  # The core need not know of this one, and does not tell of it.
+            if self._policy_of(bytes.fromhex(row["digest"])) & POLICIES["no-share"]:
+                row["policy"].append("no-share")
         return figures
 
     def close(self) -> None:

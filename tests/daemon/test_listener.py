@@ -287,3 +287,20 @@ def test_what_was_held_there_before_a_bump_is_not_kept_as_something_of_after_it(
             namespace.bump()
             assert near._bring_some(keys, prefix, None, epoch) == 0
         assert here(near, keys) == 0
+
+
+def test_of_what_is_not_to_be_shared_the_far_pool_is_not_asked_and_gets_nothing(
+    far: maru.Pool,  # noqa: F811
+    server: RpcServer,  # noqa: F811
+) -> None:
+    keys = stored(far)
+    with near_pool(server, "wire") as near:
+        namespace = near.namespace(IDENTITY, policy=["no-share"])
+        assert (near.lookup(keys), near.find(keys[:16]), near.get(keys[:16]), near.bring(keys)) == (0, [False], None, 0)
+        near.put(b"n" * 16, bytes(CHUNK), namespace)
+        others = near.namespace(OTHER)
+        near.put(b"o" * 16, bytes(CHUNK), others)
+        assert near.flush(20)
+        assert until(lambda: far.exists(b"o" * 16))
+        assert not far.exists(b"n" * 16)
+        assert near.exists(b"n" * 16)

@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 
 from maru.native import core
-from maru.pool import Pool
+from maru.pool import Policy, Pool
 from tiering.conftest import IDENTITY, PREFIX_CHUNKS, Story, keys_in, prefix_of, put
 from tiering.test_policy import FLUSH_S, is_below, names_below, store_in_turns, stored
 
 OPEN, CLOSED = replace(IDENTITY, tenant="open"), replace(IDENTITY, tenant="closed")
 
 
+@pytest.mark.parametrize("policy", ["memory-only", "no-share"])
 @pytest.mark.parametrize("write", ["back", "through"])
-def test_what_is_for_memory_only_never_lies_below(story: Story, write: str) -> None:
+def test_what_is_for_memory_only_never_lies_below(story: Story, write: str, policy: Policy) -> None:
     pool = story.handle(f"{story.tier}&write={write}&through=closed")
-    closed, others = pool.namespace(CLOSED, policy=["memory-only"]), pool.namespace(OPEN)
+    closed, others = pool.namespace(CLOSED, policy=[policy]), pool.namespace(OPEN)
     kept_in, let_out = store_in_turns(pool, closed, others)
     assert not names_below(story) & kept_in
     assert names_below(story) & let_out

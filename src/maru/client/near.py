@@ -24,7 +24,7 @@ from maru.config import PoolConfig
 from maru.errors import MaruError
 from maru.key import Identity
 from maru.native import core
-from maru.pool import IS_THERE, Namespace, Outcome, Policy, Pool
+from maru.pool import IS_THERE, POLICIES, Namespace, Outcome, Policy, Pool
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -131,8 +131,11 @@ class NearPool(Pool):
         return came
 
     def _may_bring(self) -> bool:
-        """What the far pool has is of after the last bump here too."""
-        return self._listener.agrees(self._near_namespace)
+        """What the far pool has is of after the last bump here too, and it may be asked at all."""
+        namespace = self._near_namespace
+        if namespace is not None and self._policy_of(namespace.digest) & POLICIES["no-share"]:
+            return False
+        return self._listener.agrees(namespace)
 
     def _epoch(self) -> int:
         return self._near_namespace.epoch if self._near_namespace is not None else 0

@@ -20,7 +20,7 @@ from maru.client.remote import RemoteNamespace, RemotePool
 from maru.errors import MaruError, NotAttached, PoolBusy
 from maru.inherited import give_back, take_byte
 from maru.native import core
-from maru.pool import POLICIES, Outcome, Pool
+from maru.pool import STAYS_HERE, Outcome, Pool
 from maru.tiering.noted import Notes
 
 _log = logging.getLogger("maru")
@@ -124,7 +124,7 @@ class Sender:
                 raise PoolBusy("what is here is still being sent")
 
     def _may_send(self, digest: bytes) -> bool:
-        return not self._near._policy_of(digest) & POLICIES["memory-only"]
+        return not self._near._policy_of(digest) & STAYS_HERE
 
     def stop(self, timeout_s: float) -> None:
         if self._thread.is_alive() and self.has_right:

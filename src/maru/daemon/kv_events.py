@@ -26,6 +26,7 @@ CLEARED_MIN = 1024
 router that knows more of this host than the pool would forget that too."""
 
 _CHANGE = struct.Struct("<16s16s16sQBB6x")
+CHANGE_BYTES = _CHANGE.size
 _STORED = 1
 
 

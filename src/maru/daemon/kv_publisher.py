@@ -26,11 +26,11 @@ import msgspec
 import zmq
 
 from maru.credentials import Authorised
-from maru.daemon.kv_events import AllBlocksCleared, EventStream, KVEventBatch
+from maru.daemon.kv_events import CHANGE_BYTES, AllBlocksCleared, EventStream, KVEventBatch
 from maru.daemon.web_settings import is_loopback
 from maru.errors import CannotListen, MaruError, NotProtected
 from maru.native import core
-from maru.pool import Pool
+from maru.pool import POLICIES, Pool
 
 CHANGES_A_LOOK = 1 << 14
 BUSY_SHARE = 0.1
@@ -234,7 +234,7 @@ class EventPublisher:
         try:
             if not self._pool.destroyed:
                 changes, is_whole = self._scan.look(CHANGES_A_LOOK)
-                batch = self._stream.batch(changes, self._scan.told_count, time.time())
+                batch = self._stream.batch(self._shared(changes), self._scan.told_count, time.time())
                 if batch is not None:
                     self._send(batch)
                 return is_whole
@@ -291,8 +291,20 @@ class EventPublisher:
         except zmq.ZMQError as error:
             _log.info("a reader of KV events went away, or does not read: %s", error)
 
+    def _shared(self, changes: bytes) -> bytes:
+        """Without those of namespaces that are not to be shared."""
+        hidden = {bytes(16): False}
+        shared = bytearray()
+        for at in range(0, len(changes), CHANGE_BYTES):
+            digest = changes[at + 32 : at + 48]
+            if digest not in hidden:
+                hidden[digest] = bool(self._pool._policy_of(digest) & POLICIES["no-share"])
+            if not hidden[digest]:
+                shared += changes[at : at + CHANGE_BYTES]
+        return bytes(shared)
+
     def _snapshot(self) -> KVEventBatch:
-        told = b"" if self._is_over else self._scan.told()
+        told = b"" if self._is_over else self._shared(self._scan.told())
         return self._stream.snapshot(told, time.time())
 
 

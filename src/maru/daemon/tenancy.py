@@ -84,14 +84,16 @@ class Tenancy:
         self._registered: dict[int, Namespace] = {}
         self._rows: dict[int, _Row] = {}
         self._rows_s = float("-inf")
-        self._visible: dict[tuple[Client, Level], bytes] = {}
+        self._unshared: frozenset[int] = frozenset()
+        """Namespaces that no client finds, whoever it is."""
+        self._visible: dict[tuple[Client | None, Level], bytes] = {}
 
     def visible(self, client: Client | None, level: Level) -> bytes | None:
         """The namespaces in which a client may do so much, as a bitmap for the pool's calls; None: all."""
-        if client is None:
-            return None
         if self._clock() - self._rows_s > ROWS_S:
             self._look()
+        if client is None and not self._unshared:
+            return None
         bits = self._visible.get((client, level))
         if bits is None:
             mine = self._of(client, level)
@@ -106,9 +108,9 @@ class Tenancy:
 
     def digests(self, client: Client | None) -> frozenset[bytes] | None:
         """Of the namespaces whose chunks a client may look for, as of now; None: all."""
-        if client is None:
-            return None
         self._look()
+        if client is None and not self._unshared:
+            return None
         return frozenset(self._rows[number].digest for number in self._of(client, Level.LOOKUP))
 
     def need_anywhere(self, client: Client | None, level: Level) -> None:
@@ -168,6 +170,8 @@ class Tenancy:
             digest = self._seed(tenant, digest) if self._seed else digest
             ttl_s = self._checked(client, digest, ttl_s)
             policy = policy if level_for(client.grants, digest) >= Level.WRITE else 0
+        if policy & POLICIES["no-share"]:
+            raise BadMessage("what is not to be shared is not for a daemon's clients: use the pool on its own host")
         if not 0 <= policy < 1 << len(POLICIES):
             raise BadMessage(f"{policy} is no set of rules for a namespace that this daemon knows")
         if len(tenant.encode()) > TENANT_BYTES_MAX:
@@ -253,13 +257,16 @@ class Tenancy:
         told["chunks"] = {"slots": figures["chunks"]["slots"], "sealed": sum(row["chunks"] for row in own)}
         return told
 
-    def _of(self, client: Client, level: Level) -> list[int]:
+    def _of(self, client: Client | None, level: Level) -> list[int]:
+        if client is None:
+            return [number for number in self._rows if number not in self._unshared]
         if len(client.tenant.encode()) > TENANT_BYTES_MAX:
             return []
         return [
             number
             for number, row in self._rows.items()
-            if (row.tenant if number != NO_NAMESPACE else DEFAULT_TENANT) == client.tenant
+            if number not in self._unshared
+            and (row.tenant if number != NO_NAMESPACE else DEFAULT_TENANT) == client.tenant
             and level_for(client.grants, row.digest) >= level
         ]
 
@@ -268,6 +275,9 @@ class Tenancy:
             number: _Row(digest, tenant.decode("utf-8", "surrogateescape"), ttl_ns / 1e9 or None)
             for number, digest, tenant, ttl_ns in self._pool._namespace_rows()
         }
+        self._unshared = frozenset(
+            number for number, row in self._rows.items() if self._pool._policy_of(row.digest) & POLICIES["no-share"]
+        )
         self._rows_s = self._clock()
         self._visible.clear()
 

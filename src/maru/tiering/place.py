@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from maru.errors import MaruError, NoSuchObject, TierFull, TornObject
-from maru.pool import POLICIES
+from maru.pool import POLICIES, STAYS_HERE
 from maru.tier.codec import Codec, PlainCodec, open_codec
 from maru.tier.contract import Tier, name_of
 from maru.tier.envelope import HEADER_BYTES, ChunkFacts, Unwrapping, expiry_of, wrap
@@ -150,7 +150,7 @@ class Place:
 
     def write_of(self, chunk: Which) -> Write:
         """When a chunk goes down here, if at all. What its namespace forbids counts before what this place is told."""
-        if chunk.policy & POLICIES["memory-only"]:
+        if chunk.policy & STAYS_HERE:
             return "never"
         if chunk.policy & POLICIES["encrypted-only"] and self._keyring is None:
             return "never"
