@@ -192,10 +192,11 @@ struct NamespaceRow {
 
 // Bits of NamespaceRow::flags.
 enum NamespaceFlag : uint32_t {
-  kNamespaceWiped = 1,     // What leaves is overwritten with zeros before its memory is anybody else's.
-  kNamespaceHeld = 2,      // Nothing of it is copied below the pool or to another one.
-  kNamespaceSealed = 4,    // Below the pool only where a place encrypts.
-  kNamespaceUncached = 8,  // Nothing is stored at all.
+  kNamespaceWiped = 1,      // What leaves is overwritten with zeros before its memory is anybody else's.
+  kNamespaceHeld = 2,       // Nothing of it is copied below the pool or to another one.
+  kNamespaceSealed = 4,     // Below the pool only where a place encrypts.
+  kNamespaceUncached = 8,   // Nothing is stored at all.
+  kNamespaceUnshared = 16,  // As held, and told of to nobody who does not map the pool.
 };
 
 // Whose namespaces they are, what that is promised and allowed, and what it takes. Row 0 is nobody, row 1

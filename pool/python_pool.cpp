@@ -168,8 +168,8 @@ bool remove(Handle& handle, nb::handle key, std::optional<nb::bytes> namespaces)
   return pool.is_live() && remove_key(pool, one_key(key), mine.set());
 }
 
-// The namespaces in use: (number, digest, tenant, ns that a chunk lives). One with a torn registration is
-// not.
+// The namespaces in use: (number, digest, tenant, ns that a chunk lives, flags). One with a torn registration
+// is not.
 nb::list namespace_rows(Handle& handle) {
   Pool& pool = handle.pool();
   nb::list out;
@@ -178,7 +178,7 @@ nb::list namespace_rows(Handle& handle) {
     if (row.word.load(std::memory_order_acquire) == 0) continue;
     const std::string tenant(row.tenant, strnlen(row.tenant, sizeof row.tenant));
     out.append(nb::make_tuple(id, nb::bytes(row.digest, sizeof row.digest),
-                              nb::bytes(tenant.data(), tenant.size()), row.ttl_ns.load()));
+                              nb::bytes(tenant.data(), tenant.size()), row.ttl_ns.load(), row.flags.load()));
   }
   return out;
 }
@@ -276,8 +276,9 @@ void bind_pool(nb::module_& m) {
            "Remove one chunk. False when it is absent, or pinned by somebody: then nothing changed. "
            "`namespaces` as of lookup. Raises BadKey, ReadsOnly, NotAttached.")
       .def("_namespace_rows", &namespace_rows,
-           nb::sig("def _namespace_rows(self) -> list[tuple[int, bytes, bytes, int]]"),
-           "The namespaces in use: number, digest (16 bytes), tenant (UTF-8), time to live in ns (0: none).")
+           nb::sig("def _namespace_rows(self) -> list[tuple[int, bytes, bytes, int, int]]"),
+           "The namespaces in use: number, digest (16 bytes), tenant (UTF-8), time to live in ns (0: none), "
+           "flags.")
       .def("reap", &reap,
            "Clean up now after processes that died, and give up segments whose file was cut off; returns how "
            "many "

@@ -169,7 +169,8 @@ std::string policy_json(uint32_t flags) {
   Json list('[');
   for (const auto& [flag, name] :
        {std::pair{kNamespaceWiped, "zeroed"}, std::pair{kNamespaceHeld, "memory-only"},
-        std::pair{kNamespaceSealed, "encrypted-only"}, std::pair{kNamespaceUncached, "uncached"}})
+        std::pair{kNamespaceSealed, "encrypted-only"}, std::pair{kNamespaceUncached, "uncached"},
+        std::pair{kNamespaceUnshared, "no-share"}})
     if (flags & flag) list.raw(nullptr, quoted(name));
   return list.done();
 }

@@ -331,9 +331,6 @@ class Pool(core.PoolCore):
         `namespaces`, `tenants`, `processes` and `eviction` are nested.
         """
         figures: dict[str, Any] = json.loads(self._statistics().decode("utf-8", "replace"))
-        for row in figures["namespaces"]:  # The core need not know of this one, and does not tell of it.
-            if self._policy_of(bytes.fromhex(row["digest"])) & POLICIES["no-share"]:
-                row["policy"].append("no-share")
         return figures
 
     def close(self) -> None:

@@ -94,8 +94,8 @@ def test_whoever_asks_for_what_is_not_theirs_leaves_it_as_cold_as_it_was(
 
 def test_the_namespaces_in_use_are_told_with_their_tenants(pool: maru.Pool, mine: Namespace) -> None:
     pool.namespace(Identity(model="m", kv_layout="x", tenant="blue"), ttl=2.5)
-    rows = {number: (tenant, ttl_ns) for number, _, tenant, ttl_ns in pool._namespace_rows()}
+    rows = {number: (tenant, ttl_ns) for number, _, tenant, ttl_ns, _ in pool._namespace_rows()}
     assert rows[0][1] == 0
     assert rows[mine.id] == (b"red", 0)
     assert (b"blue", 2_500_000_000) in rows.values()
-    assert (mine.id, mine.digest, b"red", 0) in pool._namespace_rows()
+    assert (mine.id, mine.digest, b"red", 0, 0) in pool._namespace_rows()

@@ -177,7 +177,7 @@ class Listener:
 
     def _bump_there(self) -> None:
         """Tell the far pool of namespaces that were bumped here."""
-        for number, digest, tenant, ttl_ns in self._near._namespace_rows():
+        for number, digest, tenant, ttl_ns, _ in self._near._namespace_rows():
             if number and digest not in self._spaces:
                 with contextlib.suppress(UnicodeError):  # Then it is not one of ours.
                     name = tenant.decode()

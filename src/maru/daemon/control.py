@@ -248,7 +248,8 @@ class Control:
             raise BadMessage(f"at most {request.bytes_max} bytes are not to be had")
         room = self._figures.share(self.limits.pinned_share)
         room -= sum(one.pinned_bytes for one in self._sessions_of(session))
-        room = max(0, min(room, request.bytes_max, self._tenancy.may_pin(session.client, self.sessions.values())))
+        lent = self._tenancy.may_pin(session.client, self.sessions.values(), self._figures["size_bytes"])
+        room = max(0, min(room, request.bytes_max, lent))
         if len(session.leases) >= wire.HOLDS_MAX:
             raise PoolBusy(f"this client has {wire.HOLDS_MAX} leases already")
         mine = self._tenancy.visible(session.client, Level.READ)
@@ -469,7 +470,7 @@ class Control:
         share, sessions = self.limits.reserved_share, self._sessions_of(session)
         room = self._figures.share(share) - sum(one.reserved_bytes for one in sessions)
         slots = int(share * self._figures["chunks"]["slots"]) - sum(len(one.holds) for one in sessions)
-        room = min(room, self._tenancy.may_reserve(session.client, self.sessions.values()))
+        room = min(room, self._tenancy.may_reserve(session.client, self.sessions.values(), self._figures["size_bytes"]))
         return max(0, min(room // self._figures.taken(size), slots, wire.HOLDS_MAX - len(session.holds)))
 
     def _sessions_of(self, session: Session) -> list[Session]:

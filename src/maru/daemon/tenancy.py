@@ -78,7 +78,6 @@ class Tenancy:
         """`namespaces_max`: of one tenant's, above which its clients register no new ones."""
         self._pool = pool
         self._namespaces_max = namespaces_max
-        self._size_bytes = int(pool.stats()["size_bytes"])
         self._clock = clock
         self._seed = seed
         self._registered: dict[int, Namespace] = {}
@@ -129,19 +128,20 @@ class Tenancy:
                 return one
         raise Forbidden("memory is on the account of a tenant even before it has a name: register a namespace first")
 
-    def may_pin(self, client: Client | None, sessions: Iterable[Session]) -> int:
-        """Bytes that a client's tenant may pin besides what it has pinned, in all its `sessions`, with all its keys.
+    def may_pin(self, client: Client | None, sessions: Iterable[Session], size_bytes: int) -> int:
+        """Bytes of a pool of `size_bytes` that a client's tenant may pin besides what it has pinned in all `sessions`, with
+        all its keys.
 
         What is pinned cannot be evicted either: what was lent to a tenant must not stay with it that way.
         """
         shares = dict(self._pool._shares()) if client is not None else {}
         if client is None or not any(shares.values()):
-            return self._size_bytes
+            return size_bytes
         own = client.tenant
         pinned = sum(one.pinned_bytes for one in sessions if one.client is not None and one.client.tenant == own)
-        return max(0, self._size_bytes - sum(share for tenant, share in shares.items() if tenant != own) - pinned)
+        return max(0, size_bytes - sum(share for tenant, share in shares.items() if tenant != own) - pinned)
 
-    def may_reserve(self, client: Client | None, sessions: Iterable[Session]) -> int:
+    def may_reserve(self, client: Client | None, sessions: Iterable[Session], size_bytes: int) -> int:
         """Bytes that a client's tenant may reserve or draft besides what it has under way, in all its `sessions`.
 
         What is not sealed cannot be evicted. So nobody has more of it than its share and what was promised to nobody,
@@ -149,14 +149,14 @@ class Tenancy:
         """
         shares = dict(self._pool._shares()) if client is not None else {}
         if client is None or not any(shares.values()):
-            return self._size_bytes
+            return size_bytes
         held = Counter[str]()
         for one in sessions:
             if one.client is not None:
                 held[one.client.tenant] += one.reserved_bytes
         own = held.pop(client.tenant, 0)
         lent = sum(max(0, size - shares.get(tenant, 0)) for tenant, size in held.items())
-        return shares.get(client.tenant, 0) + self._size_bytes - sum(shares.values()) - lent - own
+        return shares.get(client.tenant, 0) + size_bytes - sum(shares.values()) - lent - own
 
     def register(
         self, client: Client | None, digest: bytes, tenant: str, ttl_s: float | None, policy: int = 0
@@ -271,13 +271,12 @@ class Tenancy:
         ]
 
     def _look(self) -> None:
+        rows = self._pool._namespace_rows()
         self._rows = {
             number: _Row(digest, tenant.decode("utf-8", "surrogateescape"), ttl_ns / 1e9 or None)
-            for number, digest, tenant, ttl_ns in self._pool._namespace_rows()
+            for number, digest, tenant, ttl_ns, _ in rows
         }
-        self._unshared = frozenset(
-            number for number, row in self._rows.items() if self._pool._policy_of(row.digest) & POLICIES["no-share"]
-        )
+        self._unshared = frozenset(row[0] for row in rows if row[4] & POLICIES["no-share"])
         self._rows_s = self._clock()
         self._visible.clear()
 
