@@ -129,8 +129,8 @@ class Tenancy:
         raise Forbidden("memory is on the account of a tenant even before it has a name: register a namespace first")
 
     def may_pin(self, client: Client | None, sessions: Iterable[Session], size_bytes: int) -> int:
-        """Bytes of a pool of `size_bytes` that a client's tenant may pin besides what it has pinned in all `sessions`, with
-        all its keys.
+        """Bytes of a pool of `size_bytes` that a client's tenant may pin besides what it has pinned in all `sessions`,
+        with all its keys.
 
         What is pinned cannot be evicted either: what was lent to a tenant must not stay with it that way.
         """
