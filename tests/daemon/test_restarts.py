@@ -51,6 +51,19 @@ def test_without_a_daemon_everything_is_a_miss_said_once_and_comes_back_by_itsel
             assert client.put(bytes(16), b"y") is Outcome.STORED
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_what_the_next_daemon_gave_is_held_by_it_and_given_back_to_it(pool: maru.Pool, way: str) -> None:
+    """The first question after a restart greets on its way: its lease is the new daemon's, not that of before."""
+    with served(pool) as server, remote(server, way) as client:
+        client.put(bytes(16), b"x" * 1000)
+        url = server.url
+        server.stop()
+        with served(pool, url=url):
+            assert until(lambda: client.get(bytes(16)))
+            assert "LeaseEnded" not in client.failures
+            assert not any(row["pins"] for row in pool.stats()["processes"])
+
+
 def test_a_daemon_that_does_not_answer_is_waited_for_once(pool: maru.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     with served(pool) as server, remote(server, "wire", deadline=0.3) as client:
         server.stop()

@@ -1,4 +1,4 @@
-"""Chunks' bytes over the wire: what of them travels in one message, and that it is what was sent.
+"""Chunks' bytes and keys over the wire: what of them travels in one message, and that it is what was sent.
 
 Holds:      how a fetch, and a store, become messages of at most PIECE_BYTES, less where the link is slow.
 Promises:   bytes are compared with the checksum that came with them while they are copied: a buffer counts as filled
@@ -9,14 +9,22 @@ Leaves:     connections, and how many messages are under way, to `channel`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from maru import wire
 from maru.client.channel import Body, Channel
 from maru.native import core
 
+KEY_BYTES = 16
 Wanted = Iterable[tuple[int, memoryview]]
 """(index in the lease, buffer of that chunk's size) each."""
+
+
+def of_keys(packed: bytes) -> Iterator[bytes]:
+    """Packed keys, as many at a time as one request takes."""
+    step = wire.KEYS_MAX * KEY_BYTES
+    for at in range(0, len(packed), step):
+        yield packed[at : at + step]
 
 
 def fetch(channel: Channel, lease: int, wanted: Wanted) -> bool:
@@ -55,8 +63,10 @@ def _chunks_in(bodies: list[memoryview], buffers: list[memoryview]) -> Iterator[
                 break
 
 
-def store(channel: Channel, holds: Iterable[tuple[int, memoryview]]) -> None:
+def store(channel: Channel, holds: Sequence[tuple[int, memoryview]]) -> None:
     """Bring (hold, its bytes) each to the daemon. Raises as Channel.call."""
+    if not holds:
+        return
     rooms = _Rooms()
     for request, _, _ in channel.exchange(_filled(channel, holds, rooms)):
         rooms.answered(request)

@@ -34,6 +34,8 @@ MEMORY_BYTES = 1 << 30
 """What a client without mapping fetches at once, unless told otherwise."""
 DOWN_PAUSE_S = 0.25
 """How often a daemon that did not answer is asked again. Meanwhile everything is a miss at once."""
+PIN_TRIES = 2
+"""Another daemon may answer than the one that was there when it was asked."""
 WATCH_S = 0.5
 """How long the daemon is asked to wait at a time."""
 _ENDED = (Outcome.STORED, Outcome.LOST)
@@ -138,7 +140,7 @@ class RemotePool:
         packed = self._packed(keys)
         found = 0
         with self._failing_open():
-            for piece in _split(packed):
+            for piece in pieces.of_keys(packed):
                 answer, _ = self.channel.call(wire.Lookup(0), piece)
                 found += int(answer.value)
                 if answer.value < len(piece) // KEY_BYTES:
@@ -150,7 +152,7 @@ class RemotePool:
         packed = self._packed(keys)
         found = b""
         with self._failing_open():
-            for piece in _split(packed):
+            for piece in pieces.of_keys(packed):
                 _, body = self.channel.call(wire.Find(0), piece)
                 found += bytes(body)
         return [byte == 1 for byte in found] + [False] * (len(packed) // KEY_BYTES - len(found))
@@ -163,11 +165,17 @@ class RemotePool:
         """Hold the leading run of `keys` that is there, and fits `memory_bytes` where its bytes must be fetched."""
         packed = self._packed(keys)
         with self._failing_open():
-            daemon = self.channel.daemon
             room = self.memory_bytes if self.memory is None else 1 << 62
-            answer, body = self.channel.call(wire.Pin(0, room), packed[: wire.KEYS_MAX * KEY_BYTES])
-            if answer.count:
-                return self._prefix(answer.lease, Extents(body), daemon)
+            for _ in range(PIN_TRIES):
+                daemon = self.channel.daemon
+                answer, body = self.channel.call(wire.Pin(0, room), packed[: wire.KEYS_MAX * KEY_BYTES])
+                if not answer.count:
+                    break
+                if self.channel.daemon == daemon:
+                    return self._prefix(answer.lease, Extents(body), daemon)
+                self.channel.call(
+                    wire.Release(0, [answer.lease])
+                )  # Whose it is, nobody can tell: the next one's, likely.
         return RemotePrefix(self, b"", 0, Extents(), lambda: True)
 
     def get(self, key: Body) -> memoryview | None:
@@ -331,8 +339,7 @@ class RemotePool:
     def _written(self, holds: dict[int, tuple[int, int]], buffers: dict[int, memoryview]) -> list[int] | None:
         """Bytes brought to where they were reserved; their checksums, if it was done in place. None: held no more."""
         places = {at: self.memory_at(offset, len(buffers[at])) for at, (_, offset) in holds.items()}
-        if far := [(hold, buffers[at]) for at, (hold, _) in holds.items() if places[at] is None]:
-            pieces.store(self.channel, far)
+        pieces.store(self.channel, [(hold, buffers[at]) for at, (hold, _) in holds.items() if places[at] is None])
         if self.memory is None:
             return []
         if not self._is_held():
@@ -482,12 +489,6 @@ class RemotePool:
         if len(packed) != KEY_BYTES:
             raise BadKey(f"one key is 16 bytes; got {len(packed)} bytes", got_bytes=len(packed))
         return packed
-
-
-def _split(packed: bytes) -> Iterator[bytes]:
-    step = wire.KEYS_MAX * KEY_BYTES
-    for at in range(0, len(packed), step):
-        yield packed[at : at + step]
 
 
 def _runs(sizes: list[int]) -> Iterator[tuple[int, int]]:
