@@ -48,6 +48,17 @@ GROUPS = {
                  "read in place, told by a daemon, verified", "read of this host's pool, checksum=always"],
     "clients": [f"{name} {count} client{'s' if count > 1 else ''}" for count in (1, 4, 16, 64)
                 for name in ("lookups,", "echoes,", "lookup, p99 of the slowest of", "echo, p99 of the slowest of")],
+    "endings": [
+        "one chunk removed: another process",
+        "a prefix of 16 removed: another process",
+        "a namespace bumped: another process",
+        "one chunk removed: a near pool, its daemon on this host",
+        "a prefix of 16 removed: a near pool, its daemon on this host",
+        "a namespace bumped: a near pool, its daemon on this host",
+        "one chunk removed: a folder below",
+        "a prefix of 16 removed: a folder below",
+        "a namespace bumped: another pool on a folder below",
+    ],
     "verified": [
         "read_into, verified", "read_into, unverified", "get + copy, verified", "get + copy, unverified",
     ],
