@@ -173,9 +173,8 @@ class RemotePool:
                     break
                 if self.channel.daemon == daemon:
                     return self._prefix(answer.lease, Extents(body), daemon)
-                self.channel.call(
-                    wire.Release(0, [answer.lease])
-                )  # Whose it is, nobody can tell: the next one's, likely.
+                # Whose it is, nobody can tell: the next one's, likely.
+                self.channel.call(wire.Release(0, [answer.lease]))
         return RemotePrefix(self, b"", 0, Extents(), lambda: True)
 
     def get(self, key: Body) -> memoryview | None:
