@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serving import IDENTITY, LIMITS, Talker, bytes_for, client_named, keys_of, served, until
@@ -304,3 +306,43 @@ def test_of_what_is_not_to_be_shared_the_far_pool_is_not_asked_and_gets_nothing(
         assert until(lambda: far.exists(b"o" * 16))
         assert not far.exists(b"n" * 16)
         assert near.exists(b"n" * 16)
+
+
+def test_what_is_on_its_way_when_a_namespace_is_bumped_here_comes_there_before_the_bump(
+    far: maru.Pool,  # noqa: F811
+    server: RpcServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with near_pool(server, "wire") as near:
+        namespace = near.namespace(IDENTITY)
+        near.put(b"a" * 16, bytes(CHUNK), namespace)
+        assert until(lambda: far.exists(b"a" * 16))  # It sends.
+        told: list[str] = []
+        begun, may_go_on = threading.Event(), threading.Event()
+        put_many, call, let_pass = near.far.put_many, near.far.channel.call, near._sender.let_pass
+
+        def slowly(*parts: Any) -> Any:
+            begun.set()
+            may_go_on.wait(2)
+            outcomes = put_many(*parts)
+            told.append("sent")
+            return outcomes
+
+        def seen(request: wire.Request, *parts: Any, **more: Any) -> Any:
+            if isinstance(request, wire.Bump):
+                told.append("bumped")
+            return call(request, *parts, **more)
+
+        def waiting() -> None:
+            may_go_on.set()
+            let_pass()
+
+        monkeypatch.setattr(near.far, "put_many", slowly)
+        monkeypatch.setattr(near.far.channel, "call", seen)
+        monkeypatch.setattr(near._sender, "let_pass", waiting)
+        near.put(b"b" * 16, bytes(CHUNK), namespace)
+        assert begun.wait(20)
+        namespace.bump()
+        assert until(lambda: len(told) == 2)
+        assert told == ["sent", "bumped"]
+        assert until(lambda: not far.exists(b"b" * 16))
