@@ -26,6 +26,7 @@ import zmq
 from maru import errors, wire
 from maru.credentials import ClientKey, secure_client
 from maru.errors import BadMessage, MaruError, NoDaemon
+from maru.message_memory import keep_message_memory
 
 CONNECTIONS_MAX = 16
 TRY_S = 1.0
@@ -59,6 +60,7 @@ class Channel:
         deadline_s: float,
     ) -> None:
         """`endpoint`: tcp://HOST:PORT. Nothing is sent before the first call."""
+        keep_message_memory()
         self.endpoint = endpoint
         self.deadline_s = deadline_s
         self.key = key

@@ -31,6 +31,7 @@ from maru.daemon.control import Control, Out
 from maru.daemon.sessions import Session
 from maru.daemon.web_settings import is_loopback
 from maru.errors import BadMessage, BadUrl, MaruError, NotAttached, NotProtected, SessionUnknown
+from maru.message_memory import keep_message_memory
 
 _log = logging.getLogger("maru")
 
@@ -108,6 +109,7 @@ class RpcServer:
     def start(self) -> None:
         """Listen. Raises BadUrl when the address is taken or not ours."""
         _allow_files(2 * CONNECTIONS_MAX)
+        keep_message_memory()
         self._context = zmq.Context()
         self._thread = threading.Thread(target=self._run, args=(self._context,), name="maru-rpc", daemon=True)
         self._thread.start()
