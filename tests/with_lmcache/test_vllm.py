@@ -85,6 +85,39 @@ def test_what_one_instance_computed_the_other_answers_from(
     assert warm.output_ids == cold.output_ids
 
 
+def test_a_request_that_lmcache_is_told_to_keep_back_leaves_nothing_behind(
+    two: list[VllmInstance], text_ids: list[int], pool_of_module: str
+) -> None:
+    """LMCache's own marker, in the request's kv_transfer_params."""
+    a, b = two
+    with maru.Pool.attach(f"maru:///{pool_of_module}") as pool:
+        before = pool.stats()["counters"]["stored"]
+    secret, plain = prompt(text_ids, 9), prompt(text_ids, 10)
+    kept_back = a.ask(secret, ANSWER_TOKENS, {"lmcache.skip_save": True})
+    a.ask(plain, ANSWER_TOKENS)
+    settled(pool_of_module, before + 4)
+    with maru.Pool.attach(f"maru:///{pool_of_module}") as pool:
+        assert pool.stats()["counters"]["stored"] == before + 4
+    answer = b.ask(secret, ANSWER_TOKENS)
+    assert (answer.cached_tokens, answer.output_ids) == (0, kept_back.output_ids)
+    settled(pool_of_module, before + 8)
+
+
+@pytest.mark.parametrize(("mine", "theirs", "hit"), [("one", "one", 4 * CHUNK_TOKENS), ("one", "other", 0)])
+def test_a_tag_in_a_request_parts_what_lmcache_keeps(
+    two: list[VllmInstance], text_ids: list[int], pool_of_module: str, mine: str, theirs: str, hit: int
+) -> None:
+    a, b = two
+    with maru.Pool.attach(f"maru:///{pool_of_module}") as pool:
+        before = pool.stats()["counters"]["stored"]
+    asked = prompt(text_ids, 11 if hit else 12)
+    a.ask(asked, ANSWER_TOKENS, {"lmcache.tag.user": mine})
+    settled(pool_of_module, before + 4)
+    answer = b.ask(asked, ANSWER_TOKENS, {"lmcache.tag.user": theirs})
+    assert answer.cached_tokens == hit
+    settled(pool_of_module, before + (4 if hit else 8))
+
+
 def test_two_at_once_on_a_pool_too_small_for_their_traffic_answer_right(
     two: list[VllmInstance], text_ids: list[int], pool_of_module: str
 ) -> None:

@@ -462,3 +462,24 @@ def test_what_will_never_work_is_refused_at_start(url: str, params: dict[str, An
 def test_an_unknown_setting_is_refused_by_name(url: str) -> None:
     with pytest.raises(TypeError, match="chunktokens"):
         Instance(url, chunktokens=3)
+
+
+# A request's marker
+
+
+@pytest.mark.parametrize(("marker", "finds"), [("off", False), ("read", True), ("nonsense", False)])
+def test_a_marked_request_is_not_stored_and_is_looked_up_only_to_read(
+    one: Instance, url: str, marker: str, finds: bool
+) -> None:
+    one.store(PROMPT)
+    request = request_of()
+    request.kv_transfer_params = {"maru.cache": marker}
+    assert one.lookup(PROMPT, request=request) == (list(PROMPT) if finds else [])
+    one.tier.on_schedule_end(None)
+    fresh = request_of("fresh")
+    fresh.kv_transfer_params = {"maru.cache": marker}
+    result = one.result_of(one.submit_store(PROMPT, "fresh", request=fresh))
+    assert not result.success
+    assert one.lookup(PROMPT, "fresh", request=request_of("fresh")) == []
+    one.store(PROMPT, "fresh")
+    assert one.lookup(PROMPT, "fresh", request=request_of("fresh", name="later")) == list(PROMPT)

@@ -114,9 +114,11 @@ class VllmInstance:
         self._receive(timeout_s)
         return self
 
-    def ask(self, prompt_ids: Sequence[int], max_tokens: int = 1) -> Answer:
-        """Answer greedily. Raises EngineFailed."""
-        self.send(prompt_ids, max_tokens)
+    def ask(
+        self, prompt_ids: Sequence[int], max_tokens: int = 1, transfer: Mapping[str, object] | None = None
+    ) -> Answer:
+        """Answer greedily. `transfer`: the request's kv_transfer_params. Raises EngineFailed."""
+        self._send([list(prompt_ids)], max_tokens, transfer)
         return self.receive()
 
     def ask_many(self, prompts: Sequence[Sequence[int]], max_tokens: int = 1) -> list[Answer]:
@@ -132,9 +134,9 @@ class VllmInstance:
         """The answer to the oldest question. Raises EngineFailed."""
         return self._answers(timeout_s)[0]
 
-    def _send(self, prompts: list[list[int]], max_tokens: int) -> None:
+    def _send(self, prompts: list[list[int]], max_tokens: int, transfer: Mapping[str, object] | None = None) -> None:
         try:
-            self._conn.send((prompts, max_tokens, time.monotonic()))
+            self._conn.send((prompts, max_tokens, time.monotonic(), dict(transfer or {})))
         except OSError as error:
             raise self._failed(f"is gone: {error}") from None
 
@@ -276,7 +278,9 @@ class _Serving:
             for answers in self.step():
                 return answers
 
-    def take(self, prompts: list[list[int]], max_tokens: int, sent_s: float) -> None:
+    def take(
+        self, prompts: list[list[int]], max_tokens: int, sent_s: float, transfer: dict[str, object] | None = None
+    ) -> None:
         from vllm import SamplingParams
 
         question = _Question(sent_s, [None] * len(prompts))
@@ -285,7 +289,8 @@ class _Serving:
             self._number += 1
             name = str(self._number)
             self._asked[name] = _Asked(question, place)
-            sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+            more = {"kv_transfer_params": transfer} if transfer else None
+            sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, extra_args=more)
             self._engine.add_request(name, {"prompt_token_ids": prompt}, sampling)
 
     def step(self) -> list[list[Answer]]:

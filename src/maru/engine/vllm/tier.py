@@ -31,6 +31,7 @@ from vllm.v1.kv_offload.base import Locality, LookupResult, Medium, RequestOfflo
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
 from maru.address import read_address
+from maru.engine.vllm.fit import marked
 from maru.engine.vllm.row_identity import identity_of_rows
 from maru.engine.vllm.rows import PoolRows, TierCounters
 from maru.errors import BadUrl
@@ -106,7 +107,8 @@ class MaruTier(SecondaryTierManager):
 
     def lookup(self, key: bytes, req_context: Any) -> LookupResult:
         """HIT: sealed, and pinned for this request from now on, once however often it asks."""
-        view = None if key in self._request(req_context).failed else self._rows.find(key)
+        is_out = marked(req_context) == "off" or key in self._request(req_context).failed
+        view = None if is_out else self._rows.find(key)
         if view is None:
             return LookupResult.MISS
         self._found[req_context.req_id, key] = view
@@ -132,7 +134,13 @@ class MaruTier(SecondaryTierManager):
         self._submit(self._loaders, job_metadata.job_id, load)
 
     def submit_store(self, job_metadata: Any) -> None:
-        """Copy rows into the pool. The job succeeds if every key is there afterwards, whoever stored it."""
+        """Copy rows into the pool. The job succeeds if every key is there afterwards, whoever stored it.
+
+        What a request keeps back by its marker is not looked for there: its job has not succeeded.
+        """
+        if marked(job_metadata.req_context) != "on":
+            self._submit(self._storers, job_metadata.job_id, lambda: self._result(job_metadata, False, 0))
+            return
         stretches = self._stretches(job_metadata)
 
         def store() -> JobResult:
