@@ -50,6 +50,18 @@ def test_a_client_makes_its_own_and_is_added(folder: Path, tmp_path: Path) -> No
     assert [one.name for one in credentials.list_clients(folder)] == ["node7"]
 
 
+def test_a_user_of_this_host_is_added_by_number_and_shown_so(folder: Path) -> None:
+    assert "maru keys generate" in keys(folder, "add", "blue", "--uid", "1008").stderr, "the daemon's keys come first"
+    said(folder, "generate")
+    told = said(folder, "add", "blue", "--uid", "1008", "--tenant", "blue", "--may", "read")
+    assert (told["uid"], told["tenant"], told["may"], told["may_map"]) == (1008, "blue", ["read"], False)
+    assert "uid 1008" in keys(folder, "list").stdout
+    for words in (("--uid", "1", KEY), ()):
+        assert keys(folder, "add", "red", *words).exit_code == 2, "a key, or a user"
+    said(folder, "revoke", "blue")
+    assert said(folder, "list")["clients"] == []
+
+
 def test_the_list_tells_everything_but_secrets(folder: Path) -> None:
     said(folder, "generate")
     path = str(said(folder, "generate", "node7")["file"])
