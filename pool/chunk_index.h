@@ -140,16 +140,34 @@ inline bool probe(const Pool& pool, Key key, Look look) {
   return false;
 }
 
+// As probe, for a caller who may know of some chunks only. A key that nobody has is looked for in as many
+// slots as one that is another's, and each look takes as long: the time of an answer is to tell as little as
+// its words.
+template <class Mine, class Look>
+inline bool probe_evenly(const Pool& pool, Key key, Look look) {
+  if constexpr (std::is_same_v<Mine, Everybody>) return probe(pool, key, look);
+  bool looked = false;
+  const bool found = probe(pool, key, [&](uint64_t i) {
+    looked = true;
+    return look(i);
+  });
+  return found ||
+         (!looked && look(home_bucket(pool, key) * kBucketSlots + (mix_key(key) >> 40) % kBucketSlots));
+}
+
 // Is the chunk sealed and current? No pin is taken: only a hint.
 template <class Mine = Everybody>
 inline bool is_sealed(const Pool& pool, Key key, const Mine& mine = Mine()) {
-  return probe(pool, key, [&](uint64_t i) {
+  return probe_evenly<Mine>(pool, key, [&](uint64_t i) {
     const SlotHot& slot = pool.hot[i];
     const uint64_t word = slot.word.load(std::memory_order_acquire);
-    if (slot_state(word) != SlotState::kSealed || !key_equals(slot, key) || !is_readable(pool, slot, i))
+    if constexpr (std::is_same_v<Mine, Everybody>) {  // Not even a reference is carried along.
+      if (slot_state(word) != SlotState::kSealed || !key_equals(slot, key) || !is_readable(pool, slot, i))
+        return false;
+    } else if (!(static_cast<unsigned>(slot_state(word) == SlotState::kSealed) & key_equals(slot, key) &
+                 is_readable(pool, slot, i) & mine.owns(slot))) {  // All of it, whatever the first says.
       return false;
-    if constexpr (!std::is_same_v<Mine, Everybody>)  // Else not even a reference is carried along.
-      if (!mine.owns(slot)) return false;
+    }
     std::atomic_thread_fence(std::memory_order_acquire);
     return slot.word.load(std::memory_order_relaxed) == word;
   });

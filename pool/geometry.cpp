@@ -135,6 +135,7 @@ void place_sections(Geometry& g) {
     offset = at;
     at = round_up(at + bytes, kIndexPage);
   };
+  g.slot_bytes = g.data_bytes() / g.slot_count;
   place(g.offset_segments, sizeof(SegmentRow) * kSegmentLimit);
   place(g.offset_processes, sizeof(ProcessRow) * g.process_limit);
   place(g.offset_counters, sizeof(CounterRow) * g.process_limit);

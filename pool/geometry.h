@@ -61,6 +61,7 @@ struct Geometry {
   ChecksumPolicy checksum = ChecksumPolicy::kBoundary;
   uint64_t cooling_ns = 0;
   uint64_t revoked_limit_bytes = 0;
+  uint64_t slot_bytes = 0;  // Of the pool's memory to each place of the index.
   uint32_t reuse_entries = 0;
   bool gate = true;
   uint64_t index_bytes = 0;

@@ -59,8 +59,11 @@ inline void touch(SlotHot& slot, uint32_t epoch) {
 // Pin `key` when it is sealed and current. `epoch` is the eviction epoch that marks the hit.
 template <class Mine = Everybody>
 inline bool pin_key(Pool& pool, Key key, uint32_t epoch, PinnedExtent* out, const Mine& mine = Mine()) {
-  return probe(pool, key, [&](uint64_t i) {
+  return probe_evenly<Mine>(pool, key, [&](uint64_t i) {
     SlotHot& slot = pool.hot[i];
+    if constexpr (!std::is_same_v<Mine, Everybody>)  // Another's is not even pinned for a moment.
+      if (!(static_cast<unsigned>(key_equals(slot, key)) & is_readable(pool, slot, i) & mine.owns(slot)))
+        return false;
     for (int n = 0; n < kPinTries; n++) {
       const uint64_t word = slot.word.load(std::memory_order_acquire);
       if (slot_state(word) != SlotState::kSealed || !key_equals(slot, key)) return false;

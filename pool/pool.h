@@ -136,7 +136,7 @@ struct Pool final : ForkWitness {
   // What a chunk of so many units takes on its tenant's account: its memory, or one place of the index's
   // where those are scarcer. Else a tenant could fill the index with tiny chunks and be within its share.
   uint64_t account_bytes(uint64_t units) const {
-    return std::max(units * geometry.unit_bytes, geometry.data_bytes() / geometry.slot_count);
+    return std::max(units * geometry.unit_bytes, geometry.slot_bytes);
   }
   uint64_t slab_of_unit(uint64_t unit) const { return unit / geometry.units_per_slab; }
   uint32_t segment_of_slab(uint64_t slab) const {
