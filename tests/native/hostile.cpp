@@ -273,7 +273,7 @@ class Life {
   void open_much() {
     is_single_open_ = reserve(key_of(0, 2), 3'000, 0, 1, &single_) == Outcome::kReserved;
     is_part_open_ = reserve(key_of(1, 2), 8'000, 0, 2, &part_) == Outcome::kReserved;
-    is_draft_open_ = allocate_draft(*pool_, 6'000, true, kDefaultTenant, &draft_) == Outcome::kReserved;
+    is_draft_open_ = allocate_draft(*pool_, 6'000, true, kDefaultTenant, true, &draft_) == Outcome::kReserved;
   }
 
   void put(uint64_t number) {

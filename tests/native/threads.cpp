@@ -203,7 +203,8 @@ class Worker {
 
   void draft(uint64_t number) {
     Draft d;
-    if (allocate_draft(pool_, size_of(number), dice_.one_in(4), kDefaultTenant, &d) != Outcome::kReserved)
+    if (allocate_draft(pool_, size_of(number), dice_.one_in(4), kDefaultTenant, dice_.one_in(4), &d) !=
+        Outcome::kReserved)
       return;
     fill(d.extent, 0, d.size_bytes, key_of(number));
     ReserveRequest request;
