@@ -34,6 +34,7 @@ from maru.errors import (
     CredentialNotFound,
     Forbidden,
     NoDaemon,
+    PoolMismatch,
     VersionSkew,
 )
 from other_users import as_user, only_root
@@ -109,6 +110,20 @@ def test_a_user_who_may_read_gets_the_memory_and_the_kernel_keeps_it_from_writin
                 return [right, pool.config.reads_only, pool.put(bytes(16), b"x").name]
 
         assert as_user(RED, day) == [True, True, "FULL"]
+
+
+@only_root
+def test_where_the_files_keep_a_user_out_it_asks_by_messages(keys: Path, url: str, place: Path) -> None:
+    add_user(keys, "red", RED, may_map=True)
+
+    def day() -> str:
+        with pytest.raises(PoolMismatch, match="share=handed"):
+            maru.connect(address(place, "?mode=local"))
+        with maru.connect(address(place)) as pool:
+            return type(pool).__name__
+
+    with serve_process(url.replace("&share=handed", ""), "--keys", str(keys), "--local", str(place / "kv.sock")):
+        assert as_user(RED, day) == "RemotePool"
 
 
 @only_root

@@ -11,6 +11,7 @@ Leaves:     asking by messages to `remote`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -117,6 +118,13 @@ def _attach(url: str, handed: wire.Handed, folder: int) -> HandedPool:
         reads_only=handed.access != "write",
         handed_by=url.partition("?")[0],
     )
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.close(os.open(config.folder / "index", os.O_RDWR | os.O_CLOEXEC))
+    except PermissionError:
+        raise PoolMismatch(
+            f"{url} hands over a pool whose files keep this user out: make it with share=handed, or take mode=wire"
+        ) from None
     try:
         return HandedPool(config, folder, handed.tenant, handed.tenant_secret)
     except PoolMismatch:

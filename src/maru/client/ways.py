@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from maru.errors import BadUrl, Forbidden, MaruError, PoolMismatch
 from maru.pool import Pool
 
 MODES = ("auto", "local", "mapped", "wire")
+_log = logging.getLogger("maru")
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,15 @@ def _by_local_socket(url: str, mode: str, deadline_s: float, memory_bytes: int) 
     if mode not in ("auto", "local", "wire"):
         raise BadUrl(f"mode={mode} is not one of auto, local, wire, the ways that a local socket leads to")
     handed, folder = knock(url, deadline_s)
-    if folder >= 0:
-        if mode != "wire":
-            return attach_handed(url, handed, folder)
+    if folder >= 0 and mode == "wire":
         os.close(folder)
+    elif folder >= 0:
+        try:
+            return attach_handed(url, handed, folder)
+        except PoolMismatch as error:
+            if mode == "local" or handed.key is None:
+                raise
+            _log.warning("asking by messages: %s", error)
     elif mode == "local":
         raise Forbidden(
             f"{url} hands its pool over to others, not to this user; it may be asked by messages: mode=auto"
