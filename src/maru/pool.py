@@ -19,7 +19,7 @@ from maru.config import (
     secure_folder,
     segment_place,
 )
-from maru.errors import PoolBusy, PoolExists, PoolMismatch, PoolNotFound
+from maru.errors import BadUrl, PoolBusy, PoolExists, PoolMismatch, PoolNotFound
 from maru.key import Identity
 from maru.native import core
 
@@ -119,12 +119,14 @@ class Pool(core.PoolCore):
 
     @classmethod
     def open(cls, url: str) -> Pool:
-        """Attach to the pool, or create it when there is none.
+        """Attach to the pool, or create it when there is none; with access=read it has to be there.
 
         A size other than the existing pool's is one warning with both sizes. Raises BadUrl, PoolMismatch, PoolBusy,
         NoSpace, BadSize; and, with audit= in the URL, AuditError and CredentialError for a log that cannot be kept.
         """
         config = parse_url(url)
+        if config.reads_only:
+            return cls._attach(config)  # Who may not write makes none.
         deadline = time.monotonic() + OPEN_DEADLINE_S
         while True:
             try:
@@ -146,7 +148,10 @@ class Pool(core.PoolCore):
     @classmethod
     def create(cls, url: str) -> Pool:
         """Create the pool and attach. Raises PoolExists, and all that open() raises."""
-        return cls._create(parse_url(url))
+        config = parse_url(url)
+        if config.reads_only:
+            raise BadUrl("access=read attaches to a pool that somebody else made; leave it out to make one")
+        return cls._create(config)
 
     @classmethod
     def attach(cls, url: str) -> Pool:

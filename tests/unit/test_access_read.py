@@ -15,7 +15,7 @@ import pytest
 import maru
 from maru import Identity, Outcome
 from maru.config import parse_url
-from maru.errors import BadUrl, PoolBusy, PoolMismatch, ReadsOnly
+from maru.errors import BadUrl, PoolBusy, PoolMismatch, PoolNotFound, ReadsOnly
 from maru.testing.content import key_of
 from other_users import as_user, only_root
 
@@ -194,6 +194,15 @@ def test_a_forked_reader_reads_by_itself(url: str) -> None:
         if child == 0:
             os._exit(0 if pool.lookup(key_of(1)) == 1 and pool.put(key_of(2), CHUNK) is Outcome.FULL else 1)
         assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_reader_makes_no_pool(pool_url: str) -> None:
+    with pytest.raises(PoolNotFound):
+        maru.Pool.open(pool_url + "&access=read")
+    with pytest.raises(BadUrl, match="access=read"):
+        maru.Pool.create(pool_url + "&access=read")
+    with maru.Pool.create(pool_url) as writer, maru.Pool.open(pool_url + "&access=read") as pool:
+        assert pool.stats()["uuid"] == writer.stats()["uuid"]
 
 
 @only_root
