@@ -247,7 +247,7 @@ DAMAGES: dict[str, tuple[str, Damage]] = {
     "crooked owner": ("unit.word", set_unit(5)),
     "owned by a stranger": ("unit.stranded", set_unit(PROCESS_OWNER)),
     "owned by the dead": ("unit.dead", leftover(set_unit(PROCESS_OWNER))),
-    "cooling for ever": ("unit.cooling", set_unit(3 << 62 | 1 << 60)),
+    "cooling for ever": ("unit.cooling", set_unit(3 << 62 | 1 << 50)),
     "owned by a slot too far": ("unit.slot", set_unit(SLOT_OWNER << 62 | 1 << 40)),
     "leaked": ("unit.leaked", leak),
     "owner inside a chunk": ("unit.inside", inside),

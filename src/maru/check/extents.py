@@ -36,6 +36,7 @@ class ExtentRules:
         self._checksummed = layout.constants["slot_checksummed"]
         self._sealed = layout.slot_states.index("SEALED")
         self._lost = layout.segment_states.index("LOST")
+        self._cooling_aside = layout.words["owner"].make(kind=_COOLING, wiped=1)
         self._until_ms_max = (host_boot_ns() + self.tables.geometry.cooling_ns) // 1_000_000 + _COOLING_SLACK_MS
 
     def look(self, progress: Progress = no_progress) -> None:
@@ -150,7 +151,7 @@ class ExtentRules:
         elif kind == _PROCESS:
             if not self.tables.is_alive(value):
                 self._look_at_dead(unit, owner, value)
-        elif kind == _COOLING and value > self._until_ms_max:
+        elif kind == _COOLING and owner & ~self._cooling_aside > self._until_ms_max:
             what = "rests longer than the pool's cooling time: its space is lost until then"
             self._say("error", "unit.cooling", unit, what, owner, advice="destroy")
         return kind
