@@ -43,7 +43,7 @@ _SLABS_MIN = 4
 _USED_SHARE_MIN = 0.9
 _EXPECTED_CHUNK_BYTES = 256 << 10
 _SCHEMES = ("maru://", "tcp://")
-_LOCAL_SOCKET = "unix://"
+LOCAL_SOCKET = "unix://"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def read_address(text: str, size_bytes: int = 0, chunk_bytes: int = 0, tiers: Se
     """
     if not isinstance(text, str):
         raise BadUrl(f"an address is a str, not {type(text).__name__}")
-    if text.startswith(_LOCAL_SOCKET):
+    if text.startswith(LOCAL_SOCKET):
         return _of_local_socket(text, size_bytes, chunk_bytes, tiers)
     scheme = next((scheme for scheme in _SCHEMES if text.startswith(scheme)), None)
     if scheme is None:
@@ -116,7 +116,7 @@ def read_address(text: str, size_bytes: int = 0, chunk_bytes: int = 0, tiers: Se
 
 def _of_local_socket(text: str, size_bytes: int, chunk_bytes: int, tiers: Sequence[str]) -> Address:
     """The pool is the near one's, for users that the daemon gives chunks to and not its memory."""
-    path, mark, query = text[len(_LOCAL_SOCKET) :].partition("?")
+    path, mark, query = text[len(LOCAL_SOCKET) :].partition("?")
     if not path.startswith("/"):
         raise BadUrl(f"{redact(text)!r} is not a local socket: write unix:///PATH")
     pairs = parse_qsl(query, keep_blank_values=True)
@@ -124,7 +124,7 @@ def _of_local_socket(text: str, size_bytes: int, chunk_bytes: int, tiers: Sequen
     near = "maru:///" + _near_name(path.strip("/")[-50:], "socket")
     rest = urlencode([pair for pair in pairs if pair[0] != "mode"], safe="/,")
     address = read_address(near + (f"{mark}{rest}" if rest else ""), size_bytes, chunk_bytes, tiers)
-    return replace(address, daemon=_LOCAL_SOCKET + path + (f"?mode={mode[-1]}" if mode else ""), needs_daemon=True)
+    return replace(address, daemon=LOCAL_SOCKET + path + (f"?mode={mode[-1]}" if mode else ""), needs_daemon=True)
 
 
 def slab_bytes_for(size_bytes: int, chunk_bytes: int) -> int:

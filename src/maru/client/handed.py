@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maru import wire
+from maru.address import LOCAL_SOCKET
 from maru.client.channel import refusal
 from maru.config import PoolConfig, default_copy_threads
 from maru.errors import BadMessage, BadUrl, Forbidden, NoDaemon, PoolMismatch, VersionSkew
@@ -27,8 +28,6 @@ from maru.pool import Pool
 
 if TYPE_CHECKING:
     from maru.key import Identity
-
-SCHEME = "unix://"
 
 
 class HandedPool(Pool):
@@ -62,7 +61,7 @@ def knock(url: str, deadline_s: float) -> tuple[wire.Handed, int]:
 
     Raises NoDaemon, BadUrl, VersionSkew, BadMessage, and what the daemon refuses us by.
     """
-    path = url[len(SCHEME) :].partition("?")[0]
+    path = url[len(LOCAL_SOCKET) :].partition("?")[0]
     if not path.startswith("/"):
         raise BadUrl(f"{url!r} is not a local socket: write unix:///PATH, as `maru serve --local PATH` listens")
     end_s = time.monotonic() + deadline_s

@@ -42,7 +42,6 @@ START_S = 2.0
 KEY_BYTES = 16
 _NUMBER = struct.Struct("<q")
 _RECORD = struct.Struct("<16s16s")
-_CHANGE = struct.Struct("<16s16s16sQBB6x")
 _EPOCH = struct.Struct("<16sQ")
 _WHOLE_NAMESPACE = bytes(KEY_BYTES)
 

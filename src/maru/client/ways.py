@@ -9,8 +9,9 @@ from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from maru import wire
+from maru.address import LOCAL_SOCKET
 from maru.client.channel import BOOT_ID, Channel
-from maru.client.handed import SCHEME, attach_handed, knock
+from maru.client.handed import attach_handed, knock
 from maru.client.remote import MEMORY_BYTES, RemotePool
 from maru.client.segments import SegmentsMemory
 from maru.config import redact, why_no_url
@@ -54,7 +55,7 @@ def connect_to_daemon(
     url: str, mode: str, key: str | None, data: tuple[str, ...], deadline_s: float, memory_bytes: int | None
 ) -> Pool | RemotePool:
     """As maru.connect."""
-    if url.startswith(SCHEME):
+    if url.startswith(LOCAL_SOCKET):
         return _by_local_socket(url, mode, deadline_s, memory_bytes or MEMORY_BYTES)
     way = read_way(url)
     mode = mode if mode != "auto" else way.mode

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 
+from maru.daemon.kv_events import CHANGE
 from maru.errors import MaruError, PoolBusy
 from maru.native import core
 from maru.pool import Pool
@@ -35,7 +36,6 @@ RECORD = struct.Struct("<16s16s")
 WHOLE_NAMESPACE = bytes(16)
 STOP_DEADLINE_S = 2.0
 CHANGES_A_LOOK = 1 << 14
-_CHANGE = struct.Struct("<16s16s16sQBB6x")
 _LEFT = 2
 _ARMED_LOOKS = 2
 """A removal may be counted a look after the chunk was seen to be gone, or one before."""
@@ -166,7 +166,7 @@ class _Look:
         is_whole = False
         while not is_whole:
             changes, is_whole = self._scan.look(CHANGES_A_LOOK)
-            for key, _, digest, _, kind, _ in _CHANGE.iter_unpack(changes):
+            for key, _, digest, _, kind, _ in CHANGE.iter_unpack(changes):
                 if kind == _LEFT:
                     left[key] = digest
         return left

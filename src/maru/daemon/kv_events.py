@@ -25,8 +25,9 @@ CLEARED_MIN = 1024
 """Fewer chunks are told as removed one by one, even if they were all there were: AllBlocksCleared names no medium, so a
 router that knows more of this host than the pool would forget that too."""
 
-_CHANGE = struct.Struct("<16s16s16sQBB6x")
-CHANGE_BYTES = _CHANGE.size
+CHANGE = struct.Struct("<16s16s16sQBB6x")
+"""What core.ChangeScan says of one chunk: key, parent, its namespace's digest, size, kind (1 stored, 2 left),
+whether it has a parent."""
 _STORED = 1
 
 
@@ -95,7 +96,7 @@ class EventStream:
         along could tell the difference.
         """
         groups = [_Group()]
-        for key, parent, digest, _, kind, has_parent in _CHANGE.iter_unpack(changes):
+        for key, parent, digest, _, kind, has_parent in CHANGE.iter_unpack(changes):
             if kind == _STORED:
                 groups[-1].came.append((key, parent if has_parent else None, digest))
                 groups[-1].named.update((key, parent))
@@ -118,7 +119,7 @@ class EventStream:
         """What `ChangeScan.told` returned, for somebody who knows nothing, or too little."""
         rows = [
             (key, parent if has_parent else None, digest)
-            for key, parent, digest, _, _, has_parent in _CHANGE.iter_unpack(told)
+            for key, parent, digest, _, _, has_parent in CHANGE.iter_unpack(told)
         ]
         return KVEventBatch(ts, [AllBlocksCleared(), *self._stored(rows)])
 

@@ -26,7 +26,7 @@ import msgspec
 import zmq
 
 from maru.credentials import Authorised
-from maru.daemon.kv_events import CHANGE_BYTES, AllBlocksCleared, EventStream, KVEventBatch
+from maru.daemon.kv_events import CHANGE, AllBlocksCleared, EventStream, KVEventBatch
 from maru.daemon.web_settings import is_loopback
 from maru.errors import CannotListen, MaruError, NotProtected
 from maru.native import core
@@ -295,12 +295,12 @@ class EventPublisher:
         """Without those of namespaces that are not to be shared."""
         hidden = {bytes(16): False}
         shared = bytearray()
-        for at in range(0, len(changes), CHANGE_BYTES):
+        for at in range(0, len(changes), CHANGE.size):
             digest = changes[at + 32 : at + 48]
             if digest not in hidden:
                 hidden[digest] = bool(self._pool._policy_of(digest) & POLICIES["no-share"])
             if not hidden[digest]:
-                shared += changes[at : at + CHANGE_BYTES]
+                shared += changes[at : at + CHANGE.size]
         return bytes(shared)
 
     def _snapshot(self) -> KVEventBatch:
