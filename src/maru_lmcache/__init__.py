@@ -2,6 +2,7 @@
 
 CxlMemoryAdapter        what LMCache's own MaruBackend asks for: tensors that lie in the pool
 MaruConnectorAdapter    LMCache's remote storage: `remote_url: "maru://..."`
+SaltedLMCacheConnector  LMCache's connector for vLLM, with salts and adapters in its keys
 MaruL2Adapter           the second level of LMCache's MP server
 """
 
@@ -14,14 +15,16 @@ if TYPE_CHECKING:
     from maru_lmcache.adapter import CxlMemoryAdapter
     from maru_lmcache.l2 import MaruL2Adapter
     from maru_lmcache.remote import MaruConnectorAdapter
+    from maru_lmcache.salted import SaltedLMCacheConnector
 
-__all__ = ["CxlMemoryAdapter", "MaruConnectorAdapter", "MaruL2Adapter"]
+__all__ = ["CxlMemoryAdapter", "MaruConnectorAdapter", "MaruL2Adapter", "SaltedLMCacheConnector"]
 
 _ROOMS = {
     "CxlMemoryAdapter": ("maru_lmcache.adapter", "CxlMemoryAdapter"),
     "CxlMemoryAllocator": ("maru_lmcache.adapter", "CxlMemoryAdapter"),
     "MaruConnectorAdapter": ("maru_lmcache.remote", "MaruConnectorAdapter"),
     "MaruL2Adapter": ("maru_lmcache.l2", "MaruL2Adapter"),
+    "SaltedLMCacheConnector": ("maru_lmcache.salted", "SaltedLMCacheConnector"),
 }
 
 

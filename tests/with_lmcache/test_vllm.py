@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import maru
-from maru.bench.engines.vllm_instance import EngineConfig, EngineFailed, VllmInstance
+from maru.bench.engines.vllm_instance import About, EngineConfig, EngineFailed, VllmInstance
 
 CHUNK_TOKENS = 256
 ANSWER_TOKENS = 12
@@ -93,7 +93,7 @@ def test_a_request_that_lmcache_is_told_to_keep_back_leaves_nothing_behind(
     with maru.Pool.attach(f"maru:///{pool_of_module}") as pool:
         before = pool.stats()["counters"]["stored"]
     secret, plain = prompt(text_ids, 9), prompt(text_ids, 10)
-    kept_back = a.ask(secret, ANSWER_TOKENS, {"lmcache.skip_save": True})
+    kept_back = a.ask(secret, ANSWER_TOKENS, About(transfer={"lmcache.skip_save": True}))
     a.ask(plain, ANSWER_TOKENS)
     settled(pool_of_module, before + 4)
     with maru.Pool.attach(f"maru:///{pool_of_module}") as pool:
@@ -111,9 +111,9 @@ def test_a_tag_in_a_request_parts_what_lmcache_keeps(
     with maru.Pool.attach(f"maru:///{pool_of_module}") as pool:
         before = pool.stats()["counters"]["stored"]
     asked = prompt(text_ids, 11 if hit else 12)
-    a.ask(asked, ANSWER_TOKENS, {"lmcache.tag.user": mine})
+    a.ask(asked, ANSWER_TOKENS, About(transfer={"lmcache.tag.user": mine}))
     settled(pool_of_module, before + 4)
-    answer = b.ask(asked, ANSWER_TOKENS, {"lmcache.tag.user": theirs})
+    answer = b.ask(asked, ANSWER_TOKENS, About(transfer={"lmcache.tag.user": theirs}))
     assert answer.cached_tokens == hit
     settled(pool_of_module, before + (4 if hit else 8))
 

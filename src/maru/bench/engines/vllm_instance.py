@@ -70,7 +70,21 @@ class EngineConfig:
     block_count: int | None = None
     """vLLM's blocks; None: as many as `kv_gib` holds."""
     kv_gib: int = 1
+    adapters: tuple[Path, ...] = ()
+    """Folders of LoRA adapters that requests may ask for."""
     log: Path | None = None
+
+
+@dataclass(frozen=True)
+class About:
+    """What a request says beside its tokens."""
+
+    transfer: Mapping[str, object] = field(default_factory=dict)
+    """Its kv_transfer_params."""
+    salt: str | None = None
+    """Its cache_salt."""
+    adapter: Path | None = None
+    """One of the engine's adapters."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +128,9 @@ class VllmInstance:
         self._receive(timeout_s)
         return self
 
-    def ask(
-        self, prompt_ids: Sequence[int], max_tokens: int = 1, transfer: Mapping[str, object] | None = None
-    ) -> Answer:
-        """Answer greedily. `transfer`: the request's kv_transfer_params. Raises EngineFailed."""
-        self._send([list(prompt_ids)], max_tokens, transfer)
+    def ask(self, prompt_ids: Sequence[int], max_tokens: int = 1, about: About | None = None) -> Answer:
+        """Answer greedily. Raises EngineFailed."""
+        self._send([list(prompt_ids)], max_tokens, about)
         return self.receive()
 
     def ask_many(self, prompts: Sequence[Sequence[int]], max_tokens: int = 1) -> list[Answer]:
@@ -134,9 +146,9 @@ class VllmInstance:
         """The answer to the oldest question. Raises EngineFailed."""
         return self._answers(timeout_s)[0]
 
-    def _send(self, prompts: list[list[int]], max_tokens: int, transfer: Mapping[str, object] | None = None) -> None:
+    def _send(self, prompts: list[list[int]], max_tokens: int, about: About | None = None) -> None:
         try:
-            self._conn.send((prompts, max_tokens, time.monotonic(), dict(transfer or {})))
+            self._conn.send((prompts, max_tokens, time.monotonic(), about or About()))
         except OSError as error:
             raise self._failed(f"is gone: {error}") from None
 
@@ -194,10 +206,10 @@ def _run(conn: Connection, config: EngineConfig) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
     try:
-        serving = _Serving(_start(config))
+        serving = _Serving(_start(config), config.adapters)
         serving.answer([[7] * 40], 2)  # What is compiled or allocated at the first question belongs to the start.
         conn.send((True, None))
-        questions: queue.SimpleQueue[tuple[list[list[int]], int, float]] = queue.SimpleQueue()
+        questions: queue.SimpleQueue[tuple[list[list[int]], int, float, About]] = queue.SimpleQueue()
         threading.Thread(target=_listen, args=(conn, questions), daemon=True).start()
         while True:
             if not serving.is_busy() or not questions.empty():
@@ -228,6 +240,8 @@ def _start(config: EngineConfig) -> Any:
     }
     if config.kv_transfer is not None:
         settings["kv_transfer_config"] = dict(config.kv_transfer)
+    if config.adapters:
+        settings |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": len(config.adapters)}
     if config.block_count is not None:
         settings["num_gpu_blocks_override"] = config.block_count
     return LLM(**settings).llm_engine
@@ -262,8 +276,9 @@ class _Asked:
 class _Serving:
     """vLLM's loop: what comes in between two steps is in the next one."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, adapters: tuple[Path, ...]) -> None:
         self._engine = engine
+        self._adapters = adapters
         self._waiting: deque[_Question] = deque()
         self._asked: dict[str, _Asked] = {}
         self._number = 0
@@ -278,20 +293,29 @@ class _Serving:
             for answers in self.step():
                 return answers
 
-    def take(
-        self, prompts: list[list[int]], max_tokens: int, sent_s: float, transfer: dict[str, object] | None = None
-    ) -> None:
+    def take(self, prompts: list[list[int]], max_tokens: int, sent_s: float, about: About | None = None) -> None:
         from vllm import SamplingParams
 
+        about = about or About()
         question = _Question(sent_s, [None] * len(prompts))
         self._waiting.append(question)
         for place, prompt in enumerate(prompts):
             self._number += 1
             name = str(self._number)
             self._asked[name] = _Asked(question, place)
-            more = {"kv_transfer_params": transfer} if transfer else None
+            more = {"kv_transfer_params": dict(about.transfer)} if about.transfer else None
             sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, extra_args=more)
-            self._engine.add_request(name, {"prompt_token_ids": prompt}, sampling)
+            asked: dict[str, Any] = {"prompt_token_ids": prompt}
+            if about.salt is not None:
+                asked["cache_salt"] = about.salt
+            self._engine.add_request(name, asked, sampling, lora_request=self._lora(about.adapter))
+
+    def _lora(self, adapter: Path | None) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        if adapter is None:
+            return None
+        return LoRARequest(adapter.name, 1 + self._adapters.index(adapter), str(adapter))
 
     def step(self) -> list[list[Answer]]:
         """One step of the engine; the answers to questions that are complete with it, in the order of all questions."""

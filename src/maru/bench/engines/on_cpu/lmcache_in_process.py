@@ -15,6 +15,8 @@ from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.lmcache_connector import LMCacheConnectorV1
 
+from maru_lmcache.salted import SaltedLMCacheConnector
+
 
 def _block_mover(metadata: Any) -> Any:
     import torch
@@ -82,6 +84,14 @@ def _know_cpus() -> None:
 
 class LMCacheOnCPU(LMCacheConnectorV1):
     """LMCacheConnectorV1 where there is no GPU."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        _know_cpus()
+        super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
+
+
+class SaltedLMCacheOnCPU(SaltedLMCacheConnector):
+    """Ours around LMCache's, where there is no GPU."""
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         _know_cpus()
