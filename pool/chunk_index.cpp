@@ -24,7 +24,7 @@ uint64_t count_sealed(const Pool& pool, const Key* keys, uint64_t count, const M
 
 template <class Mine>
 bool is_written(const Pool& pool, Key key, const Mine& mine) {
-  return probe_evenly<Mine>(pool, key, [&](uint64_t i) {
+  return probe_among(pool, key, mine, [&](uint64_t i) {
     const uint64_t word = pool.hot[i].word.load(std::memory_order_acquire);
     return slot_state(word) == SlotState::kReserved && key_equals(pool.hot[i], key) && mine.owns(pool.hot[i]);
   });

@@ -66,11 +66,12 @@ struct Everybody {
 };
 struct NamespaceSet {
   const uint8_t* bits;  // Bit n of byte n / 8, lowest first: namespace n. Those beyond the end are not in it.
-  uint64_t byte_count;
+  uint64_t byte_count;  // At least 1.
 
   bool owns(const SlotHot& slot) const {
     const uint32_t id = slot.namespace_id.load(std::memory_order_relaxed);
-    return id / 8 < byte_count && (bits[id / 8] >> (id % 8) & 1);
+    const bool within = id / 8 < byte_count;
+    return static_cast<unsigned>(within) & (bits[within ? id / 8 : 0] >> (id % 8));
   }
 };
 
@@ -123,13 +124,15 @@ inline bool key_equals(const SlotHot& slot, Key key) {
          slot.key_hi.load(std::memory_order_relaxed) == key.hi;
 }
 
-// Call `look(slot number)` for every slot whose tag matches, until one returns true.
+// Call `look(slot number)` for every slot whose tag matches, until one returns true. `decoy`: the bit of the
+// slot of a bucket that is looked at where no tag matches; 0 for none.
 template <class Look>
-inline bool probe(const Pool& pool, Key key, Look look) {
+inline bool probe(const Pool& pool, Key key, Look look, uint32_t decoy = 0) {
   const uint32_t tag = tag_of(key);
   uint64_t bucket = home_bucket(pool, key);
   for (uint32_t n = 0; n < kBucketsProbed; n++) {
     uint32_t bits = match_tags(pool.buckets[bucket], tag);
+    bits |= decoy & -static_cast<uint32_t>(bits == 0);
     std::atomic_thread_fence(std::memory_order_acquire);
     for (; bits; bits &= bits - 1)
       if (look(bucket * kBucketSlots + static_cast<uint32_t>(__builtin_ctz(bits)))) return true;
@@ -140,34 +143,35 @@ inline bool probe(const Pool& pool, Key key, Look look) {
   return false;
 }
 
-// As probe, for a caller who may know of some chunks only. A key that nobody has is looked for in as many
-// slots as one that is another's, and each look takes as long: the time of an answer is to tell as little as
-// its words.
+// As probe, for a caller who may know of some chunks only; `look` sees no other. A key that nobody has and
+// one that is another's take the same instructions: as many slots are looked at, and what is asked of each
+// has no branches. The time of an answer is to tell as little as its words.
 template <class Mine, class Look>
-inline bool probe_evenly(const Pool& pool, Key key, Look look) {
-  if constexpr (std::is_same_v<Mine, Everybody>) return probe(pool, key, look);
-  bool looked = false;
-  const bool found = probe(pool, key, [&](uint64_t i) {
-    looked = true;
-    return look(i);
-  });
-  return found ||
-         (!looked && look(home_bucket(pool, key) * kBucketSlots + (mix_key(key) >> 40) % kBucketSlots));
+inline bool probe_among(const Pool& pool, Key key, const Mine& mine, Look look) {
+  if constexpr (std::is_same_v<Mine, Everybody>) {
+    return probe(pool, key, look);
+  } else {
+    const auto is_mine = [&](uint64_t i) {
+      const SlotHot& slot = pool.hot[i];
+      const uint64_t other = (slot.key_lo.load(std::memory_order_relaxed) ^ key.lo) |
+                             (slot.key_hi.load(std::memory_order_relaxed) ^ key.hi);
+      uint32_t is_ours = static_cast<uint32_t>(other == 0) & mine.owns(slot);
+      __asm__("" : "+r"(is_ours));  // One number: the compiler is not to jump at its first half.
+      return is_ours && look(i);
+    };
+    return probe(pool, key, is_mine, 1u << (mix_key(key) >> 40) % kBucketSlots);
+  }
 }
 
 // Is the chunk sealed and current? No pin is taken: only a hint.
 template <class Mine = Everybody>
 inline bool is_sealed(const Pool& pool, Key key, const Mine& mine = Mine()) {
-  return probe_evenly<Mine>(pool, key, [&](uint64_t i) {
+  return probe_among(pool, key, mine, [&](uint64_t i) {
     const SlotHot& slot = pool.hot[i];
     const uint64_t word = slot.word.load(std::memory_order_acquire);
-    if constexpr (std::is_same_v<Mine, Everybody>) {  // Not even a reference is carried along.
-      if (slot_state(word) != SlotState::kSealed || !key_equals(slot, key) || !is_readable(pool, slot, i))
-        return false;
-    } else if (!(static_cast<unsigned>(slot_state(word) == SlotState::kSealed) & key_equals(slot, key) &
-                 is_readable(pool, slot, i) & mine.owns(slot))) {  // All of it, whatever the first says.
+    if (slot_state(word) != SlotState::kSealed || !key_equals(slot, key) || !is_readable(pool, slot, i) ||
+        !mine.owns(slot))
       return false;
-    }
     std::atomic_thread_fence(std::memory_order_acquire);
     return slot.word.load(std::memory_order_relaxed) == word;
   });
@@ -178,8 +182,7 @@ inline constexpr uint64_t kBucketsAhead = 8, kSlotsAhead = 4;
 inline void prefetch_bucket(const Pool& pool, Key key) { prefetch(&pool.buckets[home_bucket(pool, key)]); }
 inline void prefetch_slot(const Pool& pool, Key key, bool with_pins) {
   const uint64_t bucket = home_bucket(pool, key);
-  const uint32_t bits = match_tags(pool.buckets[bucket], tag_of(key));
-  if (!bits) return;
+  const uint32_t bits = match_tags(pool.buckets[bucket], tag_of(key)) | 1u << (kBucketSlots - 1);
   const uint64_t i = bucket * kBucketSlots + static_cast<uint32_t>(__builtin_ctz(bits));
   prefetch(&pool.hot[i]);
   if (with_pins) prefetch(&pool.my_pins[i]);

@@ -59,11 +59,8 @@ inline void touch(SlotHot& slot, uint32_t epoch) {
 // Pin `key` when it is sealed and current. `epoch` is the eviction epoch that marks the hit.
 template <class Mine = Everybody>
 inline bool pin_key(Pool& pool, Key key, uint32_t epoch, PinnedExtent* out, const Mine& mine = Mine()) {
-  return probe_evenly<Mine>(pool, key, [&](uint64_t i) {
+  return probe_among(pool, key, mine, [&](uint64_t i) {  // Another's is not even pinned for a moment.
     SlotHot& slot = pool.hot[i];
-    if constexpr (!std::is_same_v<Mine, Everybody>)  // Another's is not even pinned for a moment.
-      if (!(static_cast<unsigned>(key_equals(slot, key)) & is_readable(pool, slot, i) & mine.owns(slot)))
-        return false;
     for (int n = 0; n < kPinTries; n++) {
       const uint64_t word = slot.word.load(std::memory_order_acquire);
       if (slot_state(word) != SlotState::kSealed || !key_equals(slot, key)) return false;
@@ -72,8 +69,7 @@ inline bool pin_key(Pool& pool, Key key, uint32_t epoch, PinnedExtent* out, cons
       MARU_POINT("pin.taken");
       const uint64_t extent = slot.extent.load(std::memory_order_relaxed);
       const uint64_t size = slot.size_bytes.load(std::memory_order_relaxed);
-      bool usable = is_readable(pool, slot, i) && pool.extent_is_sane(extent, size);
-      if constexpr (!std::is_same_v<Mine, Everybody>) usable = usable && mine.owns(slot);
+      const bool usable = is_readable(pool, slot, i) && pool.extent_is_sane(extent, size) && mine.owns(slot);
       std::atomic_thread_fence(std::memory_order_acquire);
       if (slot.word.load() == word || MARU_MUTANT("no_recheck_after_pin")) {
         if (!usable) {

@@ -26,14 +26,15 @@ constexpr uint64_t kWaitPauseMinNs = 20'000, kWaitPauseMaxNs = 2 * kMillisecond;
 class Mine {
  public:
   explicit Mine(std::optional<nb::bytes> bits) : bits_(std::move(bits)) {
-    if (bits_) set_ = {static_cast<const uint8_t*>(bits_->data()), bits_->size()};
+    if (bits_ && bits_->size() > 0) set_ = {static_cast<const uint8_t*>(bits_->data()), bits_->size()};
   }
   Mine(const Mine&) = delete;
   const NamespaceSet* set() const { return bits_ ? &set_ : nullptr; }
 
  private:
   std::optional<nb::bytes> bits_;
-  NamespaceSet set_{};
+  static constexpr uint8_t kNone = 0;
+  NamespaceSet set_{&kNone, 1};
 };
 
 uint64_t lookup(Handle& handle, nb::handle keys_object, std::optional<nb::bytes> namespaces) {

@@ -274,14 +274,15 @@ void discard_draft(Pool& pool, const Draft& draft) {
   if (owned_by_process(pool.owners[draft.unit].load(), pool.me)) free_extent(pool, draft.unit, draft.device);
 }
 
-bool remove_key(Pool& pool, Key key, const NamespaceSet* mine) {
+template <class Mine>
+static bool remove_among(Pool& pool, Key key, const Mine& mine) {
   bool removed = false;
   uint32_t namespace_id = 0;
   uint64_t size_bytes = 0;
-  probe(pool, key, [&](uint64_t i) {
+  probe_among(pool, key, mine, [&](uint64_t i) {
     const uint64_t word = pool.hot[i].word.load(std::memory_order_acquire);
     if (slot_state(word) != SlotState::kSealed || !key_equals(pool.hot[i], key)) return false;
-    if (mine && !mine->owns(pool.hot[i])) return false;
+    if (!mine.owns(pool.hot[i])) return false;
     namespace_id = pool.hot[i].namespace_id.load(std::memory_order_relaxed);
     size_bytes = pool.hot[i].size_bytes.load(std::memory_order_relaxed);
     removed = drop_slot(pool, i);
@@ -292,6 +293,10 @@ bool remove_key(Pool& pool, Key key, const NamespaceSet* mine) {
     tally(pool, TallyKind::kRemoved, namespace_id, 1, size_bytes);
   }
   return removed;
+}
+
+bool remove_key(Pool& pool, Key key, const NamespaceSet* mine) {
+  return mine ? remove_among(pool, key, *mine) : remove_among(pool, key, Everybody{});
 }
 
 uint32_t header_mark(const Pool& pool, const ExtentHeader& header) {

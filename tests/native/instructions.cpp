@@ -2,19 +2,10 @@
 //
 //   instructions FOLDER      prints "COUNT NAME" for each call
 //
-// The driver forks; the child does each thing once to warm it, then once between two marks, and the parent
-// lets it take one step of one instruction at a time there (PTRACE_SINGLESTEP). That is exact, needs no
-// rights, no kernel counters and no tool, and does not depend on what else the machine does. AVX-512 is
-// hidden from the core's dispatch, so that every x86-64 with AVX2 takes the same path; the C library is told
-// the same through GLIBC_TUNABLES by whoever runs this. What it does not see: the kernel's instructions, and
-// how fast any are.
-#include <signal.h>
-#include <sys/ptrace.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
+// The driver forks; the child does each thing once to warm it, then once between two marks (stepping.h).
+// AVX-512 is hidden from the core's dispatch; the C library is told the same through GLIBC_TUNABLES by
+// whoever runs this.
 #include <array>
-#include <cerrno>
 #include <vector>
 
 #include "attach.h"
@@ -26,16 +17,7 @@
 #include "pins.h"
 #include "reservation.h"
 #include "space.h"
-
-#if defined(__x86_64__)
-extern "C" {
-// What __builtin_cpu_supports reads (libgcc and compiler-rt agree on it).
-struct CpuModel {
-  unsigned vendor, type, subtype, features[1];
-};
-extern CpuModel __cpu_model;
-}
-#endif
+#include "stepping.h"
 
 namespace maru {
 
@@ -44,18 +26,7 @@ namespace {
 constexpr uint64_t kChunks = 680, kChunkTokens = 256;
 constexpr uint64_t kHashedChunks = 136;  // A fifth: a step takes microseconds, and each chunk the same steps.
 constexpr uint64_t kChunkBytes = 4096, kSmallBytes = 1024;
-constexpr int kDeniedStatus = 2;
 constexpr uint64_t kRepeats = 8;  // Of a short call, so that one bucket's luck does not decide.
-
-void hide_avx512() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  constexpr unsigned kAvx512f = 15, kFirst = 20,
-                     kLast = 27;  // F, then VL to IFMA in the order of GCC and LLVM.
-  __cpu_model.features[0] &= ~(1u << kAvx512f);
-  for (unsigned bit = kFirst; bit <= kLast; bit++) __cpu_model.features[0] &= ~(1u << bit);
-#endif
-}
 
 // The calls, over one pool with 680 chunks in chain order, all of its space real.
 class Subject {
@@ -152,13 +123,6 @@ constexpr std::array<Call, 6> kCalls = {{
     {"put of 4 KiB", &Subject::put, kRepeats},
 }};
 
-void mark() { raise(SIGSTOP); }
-
-[[noreturn]] void denied() {
-  std::fprintf(stderr, "no process may be stepped through here: %s\n", std::strerror(errno));
-  std::_Exit(kDeniedStatus);
-}
-
 [[noreturn]] void be_counted(const std::string& folder) {
   hide_avx512();
   const auto subject = std::make_unique<Subject>(folder);
@@ -172,27 +136,6 @@ void mark() { raise(SIGSTOP); }
     mark();
   }
   _exit(0);
-}
-
-int waited(pid_t child) {
-  int status = 0;
-  if (waitpid(child, &status, 0) != child) fail("the counted process is gone");
-  if (WIFEXITED(status) && WEXITSTATUS(status) == kDeniedStatus) std::_Exit(kDeniedStatus);
-  if (!WIFSTOPPED(status)) fail("the counted process ended early");
-  return WSTOPSIG(status);
-}
-
-// To the next mark; returns how many instructions that took.
-uint64_t step_to_mark(pid_t child) {
-  for (uint64_t count = 0;; count++) {
-    if (ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr) != 0) denied();
-    if (waited(child) == SIGSTOP) return count;
-  }
-}
-
-void run_to_mark(pid_t child) {
-  if (ptrace(PTRACE_CONT, child, nullptr, nullptr) != 0) denied();
-  while (waited(child) != SIGSTOP) ptrace(PTRACE_CONT, child, nullptr, nullptr);
 }
 
 void count(const std::string& folder) {
