@@ -8,7 +8,8 @@ Leaves:     whose namespaces a client may hear of to `tenancy`, and what becomes
 
 The index says that a chunk left and not why, so a look in which the pool's count of removals grew tells everything that
 left about then: a pool in front may lose a copy of what was only evicted, which is a miss. A removal that no look can
-account for (of a chunk that came and went between two) makes what was before unknown.
+account for (of a chunk that came and went between two) makes what was before unknown, and so does a process that died:
+it may have removed a chunk and not have counted it.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ class _Look:
     def __init__(self, pool: Pool) -> None:
         """Looks for the first time, which takes longest."""
         self._pool, self._scan = pool, core.ChangeScan(pool)
-        self._removed, self._epochs = self._figures()
+        self._removed, self._reaped, self._epochs = self._figures()
         self._left_now()
         self._before: list[dict[bytes, bytes]] = []
         """What left in the last looks, and was not told."""
@@ -135,7 +136,7 @@ class _Look:
 
     def again(self) -> tuple[list[bytes], bool]:
         """RECORDs of what ended since the last look, and whether those are all."""
-        removed, epochs = self._figures()  # Before the look: what is counted then has left by then.
+        removed, reaped, epochs = self._figures()  # Before the look: what is counted then has left by then.
         left = self._left_now()
         ended = [
             RECORD.pack(digest, WHOLE_NAMESPACE)
@@ -144,22 +145,24 @@ class _Look:
         ]
         if removed != self._removed:
             self._armed, self._owed = _ARMED_LOOKS, self._owed + removed - self._removed
-        self._removed, self._epochs = removed, epochs
+        nobody_died = reaped == self._reaped
+        self._removed, self._reaped, self._epochs = removed, reaped, epochs
         self._before = [*self._before, left][-_ARMED_LOOKS - 1 :]
         if not self._armed:
-            return ended, True
+            return ended, nobody_died
         told = {key: digest for one in self._before for key, digest in one.items()}
         self._before.clear()
         self._armed -= 1
         self._owed = max(0, self._owed - len(told))
         is_known = self._armed > 0 or self._owed == 0
         self._owed = 0 if not is_known else self._owed
-        return ended + [RECORD.pack(digest, key) for key, digest in told.items()], is_known
+        return ended + [RECORD.pack(digest, key) for key, digest in told.items()], is_known and nobody_died
 
-    def _figures(self) -> tuple[int, dict[bytes, int]]:
+    def _figures(self) -> tuple[int, int, dict[bytes, int]]:
         figures = self._pool.stats()
+        counters = figures["counters"]
         epochs = {bytes.fromhex(row["digest"]): int(row["epoch"]) for row in figures["namespaces"]}
-        return int(figures["counters"]["removed"]), epochs
+        return int(counters["removed"]), int(counters["reaped"]), epochs
 
     def _left_now(self) -> dict[bytes, bytes]:
         left: dict[bytes, bytes] = {}
