@@ -106,6 +106,7 @@ bool ChangeScan::see(const Pool& pool, uint64_t i, Seen* seen) const {
     seen->chunk.parent = pool.cold[i].parent.load(std::memory_order_relaxed);
     seen->chunk.size_bytes = slot.size_bytes.load(std::memory_order_relaxed);
     seen->chunk.namespace_id = slot.namespace_id.load(std::memory_order_relaxed);
+    seen->chunk.flags = slot.flags.load(std::memory_order_relaxed);
     const bool counts = is_current(pool, slot, i, now_ns_);
     std::atomic_thread_fence(std::memory_order_acquire);
     if (slot.word.load(std::memory_order_relaxed) == word) return counts;
@@ -157,6 +158,7 @@ Change ChangeScan::change_of(const Pool& pool, ChangeKind kind, const Told& chun
   change.size_bytes = chunk.size_bytes;
   change.kind = kind;
   change.has_parent = kind == ChangeKind::kStored && parent_is_told(chunk.parent);
+  change.is_brought = chunk.flags & kSlotBrought;
   if (change.has_parent) change.parent = chunk_[parent_slot(chunk.parent)].key;
   if (chunk.namespace_id < pool.geometry.namespace_limit)
     std::memcpy(change.namespace_digest, pool.namespaces[chunk.namespace_id].digest,

@@ -34,7 +34,8 @@ struct Change {
   uint64_t size_bytes;
   ChangeKind kind;
   bool has_parent;
-  uint8_t spare[6];
+  bool is_brought;  // From the pool that this one is in front of.
+  uint8_t spare[5];
 };
 static_assert(sizeof(Change) == 64);
 
@@ -60,7 +61,7 @@ class ChangeScan {
     uint64_t parent;  // As in SlotCold.
     uint64_t size_bytes;
     uint32_t namespace_id;
-    uint32_t spare;
+    uint32_t flags;  // SlotFlag
   };
   // What a lookup would find in a slot.
   struct Seen {

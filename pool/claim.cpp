@@ -191,7 +191,8 @@ bool take_slot(Pool& pool, const ReserveRequest& request, uint64_t i, uint64_t u
   slot.namespace_epoch.store(static_cast<uint32_t>(row.epoch.load()), std::memory_order_relaxed);
   slot.stamp.store(stamp_of(eviction_epoch(pool), 0), std::memory_order_relaxed);
   slot.children.store(0, std::memory_order_relaxed);
-  slot.flags.store(ttl ? uint32_t{kSlotExpires} : 0, std::memory_order_relaxed);
+  slot.flags.store((ttl ? kSlotExpires : 0u) | (request.brought ? kSlotBrought : 0u),
+                   std::memory_order_relaxed);
   cold.expiry_ns.store(ttl ? now + ttl : 0, std::memory_order_relaxed);
   cold.deadline_ns.store(now + request.deadline_ns, std::memory_order_relaxed);
   cold.parent.store(request.parent, std::memory_order_relaxed);

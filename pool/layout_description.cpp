@@ -178,7 +178,8 @@ std::string make_description() {
          ", \"part_limit\": " + std::to_string(kPartLimit) + ", \"nobody\": " + std::to_string(kNobody) +
          ", \"lock_byte_process\": " + std::to_string(kLockByteProcess) +
          ", \"slot_expires\": " + std::to_string(kSlotExpires) +
-         ", \"slot_checksummed\": " + std::to_string(kSlotChecksummed) + "}}";
+         ", \"slot_checksummed\": " + std::to_string(kSlotChecksummed) +
+         ", \"slot_brought\": " + std::to_string(kSlotBrought) + "}}";
   return out;
 }
 

@@ -72,6 +72,22 @@ PyReservation reserve(Handle& handle, nb::handle key, nb::handle size, nb::handl
   return {outcome, std::make_shared<Window>(session, reservation)};
 }
 
+PyReservation reserve_brought(Handle& handle, nb::handle key, nb::handle size, nb::handle namespace_object,
+                              nb::handle parent) {
+  const SessionRef session = handle.session();
+  ReserveRequest request = make_request(session->pool(), one_key(key), namespace_object, parent, nb::none());
+  request.size_bytes = checked_size(size);
+  request.brought = true;
+  Reservation reservation;
+  Outcome outcome;
+  {
+    MaybeRelease no_gil(true);
+    outcome = reserve_chunk(session->pool(), request, &reservation);
+  }
+  if (outcome != Outcome::kReserved) return {outcome, nullptr};
+  return {outcome, std::make_shared<Window>(session, reservation)};
+}
+
 // Store a prefix chunk by chunk, each the next one's parent. After a chunk that found no room nothing of the
 // prefix could be reached, so the rest is not tried: it would only push out what can be.
 template <class StoreOne>
@@ -391,6 +407,12 @@ void bind_write_methods(nb::class_<Handle>& pool) {
            "device may write the memory, so it rests 30 s after this process's death. Raises BadKey, "
            "BadSize, ChunkTooLarge,\n"
            "NotAttached.")
+      .def("_reserve_brought", &reserve_brought, nb::arg("key"), nb::arg("size"), nb::arg("namespace").none(),
+           nb::arg("parent").none(),
+           nb::sig("def _reserve_brought(self, key: typing_extensions.Buffer, size: int, "
+                   "namespace: Namespace | None, parent: typing_extensions.Buffer | None) -> Reservation"),
+           "As reserve, for a chunk that comes from the pool that this one is in front of: a ChangeScan says "
+           "so.")
       .def("reserve_many", &reserve_many, nb::arg("keys"), nb::arg("size"),
            nb::arg("namespace").none() = nb::none(), nb::arg("parent").none() = nb::none(),
            nb::arg("ttl").none() = nb::none(), nb::arg("deadline") = 30.0, nb::arg("device") = false,

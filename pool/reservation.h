@@ -28,6 +28,7 @@ struct ReserveRequest {
   uint64_t ttl_ns = 0;                        // 0: the namespace's.
   uint64_t deadline_ns = kDefaultDeadlineNs;  // From now.
   bool device = false;
+  bool brought = false;  // Of the pool that this one is in front of: who tells changes says so.
   uint32_t part = 0;
   uint32_t parts = 1;
 };

@@ -57,6 +57,7 @@ constexpr uint32_t stamp_hits(uint32_t stamp) { return stamp & 3; }
 enum SlotFlag : uint32_t {
   kSlotExpires = 1,      // cold.expiry_ns counts.
   kSlotChecksummed = 2,  // cold.checksum counts.
+  kSlotBrought = 4,      // It came from the pool that this one is in front of.
 };
 
 // ---- slab word: state : 4 | - : 4 | process : 8 | chunk units : 24 | generation : 24

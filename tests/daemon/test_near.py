@@ -19,6 +19,7 @@ import maru
 from maru import MaruConfig, MaruHandler, Outcome
 from maru.address import read_address
 from maru.audit import Wanted, entries_in
+from maru.client.listener import Listener
 from maru.client.near import NearPool
 from maru.client.opening import open_pool, settled
 from maru.client.remote import RemotePool
@@ -116,6 +117,29 @@ def test_a_chunk_that_came_from_there_is_not_sent_back(far: maru.Pool, server: R
         assert near.flush(20)
         assert near._sender.sent == 0
         assert "Reserve" not in server.counts.requests
+
+
+def test_a_chunk_that_another_process_brought_does_not_come_back_to_where_it_was_removed(
+    far: maru.Pool, server: RpcServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it is still here when the one that sends sees it, and is gone there by then."""
+    monkeypatch.setattr(Listener, "_remove", lambda _: None)
+    namespace = far.namespace(IDENTITY)
+    keys = keys_of(namespace, 3)
+    far.put_many(keys[:32], [bytes_for(n, CHUNK) for n in range(2)], namespace)
+    with near_pool(server, "wire") as sending, near_pool(server, "wire") as bringing:
+        assert until(lambda: sending._sender.is_caught_up)
+        with sending._sender._unsent:  # It sees nothing until all of this is done.
+            bringing.namespace(IDENTITY)
+            bringing.bring(keys[:32])
+            assert far.remove(keys[16:32])
+            own = bringing.namespace(IDENTITY)
+            bringing.put(keys[32:], b"x" * CHUNK, own)
+        assert until(lambda: far.exists(keys[32:]))
+        assert sending.flush(20)
+        assert maru.Pool.exists(sending, keys[16:32])
+        assert not far.exists(keys[16:32])
+        assert sending._sender.sent == 1
 
 
 def test_single_chunks_come_and_go_too(far: maru.Pool, server: RpcServer) -> None:

@@ -16,7 +16,7 @@ from maru.errors import NotAttached
 from maru.native import core
 from maru.testing.content import key_of
 
-CHANGE = struct.Struct("<16s16s16sQBB6x")
+CHANGE = struct.Struct("<16s16s16sQBB?5x")
 PLENTY = 1 << 20
 
 
@@ -29,12 +29,13 @@ class Change:
     parent: bytes | None
     digest: bytes
     size_bytes: int
+    is_brought: bool = False
 
 
 def unpacked(raw: bytes) -> list[Change]:
     return [
-        Change({1: "came", 2: "left"}[kind], key, parent if has_parent else None, digest, size_bytes)
-        for key, parent, digest, size_bytes, kind, has_parent in CHANGE.iter_unpack(raw)
+        Change({1: "came", 2: "left"}[kind], key, parent if has_parent else None, digest, size_bytes, brought)
+        for key, parent, digest, size_bytes, kind, has_parent, brought in CHANGE.iter_unpack(raw)
     ]
 
 
@@ -220,3 +221,11 @@ def test_a_closed_pool_and_too_little_room_are_refused(pool: maru.Pool, scan: co
     for refused in (lambda: scan.look(2), scan.told, lambda: core.ChangeScan(pool)):
         with pytest.raises(NotAttached):
             refused()
+
+
+def test_what_was_brought_from_another_pool_is_told_as_that(pool: maru.Pool, scan: core.ChangeScan) -> None:
+    for number, reserve in enumerate((pool._reserve_brought, pool.reserve)):
+        with reserve(key_of(number), 64, None, None) as reservation:
+            reservation.buffer[:] = bytes(64)
+            reservation.seal()
+    assert {one.key: one.is_brought for one in look(scan)} == {key_of(0): True, key_of(1): False}

@@ -153,9 +153,8 @@ class NearPool(Pool):
             if size_sum > BRING_BYTES_MAX:
                 break
             key = keys[index * KEY_BYTES : (index + 1) * KEY_BYTES]
-            reservation = super().reserve(key, size, self._near_namespace, parent)
+            reservation = self._reserve_brought(key, size, self._near_namespace, parent)
             if reservation.outcome is Outcome.RESERVED:
-                self._sender.has_brought(key)
                 held.append((index, reservation))
             elif reservation.outcome is Outcome.IN_FLIGHT:
                 others.append(key)

@@ -35,7 +35,7 @@ PENDING_MAX = 1 << 17
 """Chunks that wait to be sent. Beyond that the oldest stay on this host only."""
 RUN_BYTES = 32 << 20
 LOOKED_S_MAX = HEARD_S_MAX = 2.0
-_CHANGE = struct.Struct("<16s16s16sQBB6x")
+_CHANGE = struct.Struct("<16s16s16sQBB?5x")
 _CAME = 1
 
 Waiting = tuple[bytes, bytes | None, bytes, int]
@@ -64,7 +64,6 @@ class Sender:
         self.heard_s = 0.0
         """When it was heard last what ended there, by the monotonic clock: without, nothing is sent either."""
         self._of_before: list[bytes] | None = None
-        self._brought: set[bytes] = set()
         self._unsent = threading.Lock()
         self._run_under_way: list[Waiting] = []
         self.sent = 0
@@ -94,11 +93,6 @@ class Sender:
     def has_caught_up(self) -> None:
         """Send from now on."""
         self._of_before, self.is_caught_up = [], True
-
-    def has_brought(self, key: bytes) -> None:
-        """A chunk is about to come from the far pool: it need not be sent there, though it were gone there by then."""
-        if self.has_right and len(self._brought) < PENDING_MAX:
-            self._brought.add(key)
 
     def need_not_send(self, keys: set[bytes]) -> None:
         """The far pool has these."""
@@ -162,10 +156,10 @@ class Sender:
     def _round(self, scan: core.ChangeScan) -> bool:
         """Look, and send some. True when nothing is left to do for now."""
         changes, whole = scan.look(CHANGES_A_LOOK)
-        for key, parent, digest, size, kind, has_parent in _CHANGE.iter_unpack(changes):
-            if kind == _CAME and key in self._brought:
-                self._brought.discard(key)
-            elif kind == _CAME and self._may_send(digest):
+        for key, parent, digest, size, kind, has_parent, is_brought in _CHANGE.iter_unpack(changes):
+            if is_brought and self._of_before is not None:
+                continue  # Though it were gone there by now: somebody may have removed it.
+            if kind == _CAME and self._may_send(digest):
                 with self._unsent:
                     self._pending.append((key, parent if has_parent else None, digest, size))
         if whole and self._of_before is None:
