@@ -19,6 +19,8 @@ STAMP := .venv/.maru-setup
 ENGINES_PYTHON := .venv-engines/bin/python
 ENGINES_PIP := $(ENGINES_PYTHON) -m pip --disable-pip-version-check
 ENGINES_STAMP := .venv-engines/.maru-setup
+SGLANG_STAMP := .venv-sglang/.maru-setup
+NATIVE_LOG := build/native-tests.log
 CORE_SOURCES := $(wildcard pool/*.cpp pool/*.h)
 CPP_SOURCES := $(CORE_SOURCES) $(wildcard tests/native/*.cpp tests/native/*.h tests/fake_cuda/*)
 
@@ -75,7 +77,12 @@ demo-vllm: engines  ## Watch the same on vLLM's own API servers.
 	@$(ENGINES_PYTHON) -m maru demo --engine vllm --cache-dir .cache
 
 # A second environment: vLLM and LMCache pin half of PyPI, and bring packages that do not load beside a CPU's torch.
-engines: $(ENGINES_STAMP)  ## Make .venv-engines with vLLM and LMCache, for the tests and measurements with real engines.
+engines: $(ENGINES_STAMP) $(SGLANG_STAMP)  ## Make .venv-engines with vLLM and LMCache, and SGLang above it, for tests and measurements with real engines.
+
+$(SGLANG_STAMP): requirements/sglang.txt scripts/install_sglang.sh | $(ENGINES_STAMP)
+	@echo '==> Making .venv-sglang'
+	@sh scripts/install_sglang.sh
+	@touch $(SGLANG_STAMP)
 
 $(ENGINES_STAMP): pyproject.toml CMakeLists.txt $(CORE_SOURCES) requirements/engines.txt
 	@test -x $(ENGINES_PYTHON) || { echo '==> Making .venv-engines'; $(PYTHON) -m venv .venv-engines; }
@@ -94,9 +101,11 @@ test: lint engines  ## Lint, ask for known vulnerabilities, then run every test.
 	@echo '==> Looking for programs that tests run against'
 	@sh scripts/install_test_programs.sh
 	@echo '==> pytest'
-	@$(VENV_PYTHON) -m pytest
-	@echo '==> pytest, with vLLM and LMCache'
-	@PYTHONHASHSEED=0 $(ENGINES_PYTHON) -m pytest -o filterwarnings=default tests/with_lmcache tests/with_vllm
+	@$(VENV_PYTHON) -m pytest --ignore=tests/native
+	@echo '==> pytest, with vLLM, LMCache and SGLang; beside it tests/native, which is told afterwards'
+	@$(VENV_PYTHON) -m pytest tests/native >$(NATIVE_LOG) 2>&1 & native=$$!; \
+	  PYTHONHASHSEED=0 $(ENGINES_PYTHON) -m pytest -o filterwarnings=default tests/with_lmcache tests/with_vllm; engines=$$?; \
+	  wait $$native; native=$$?; cat $(NATIVE_LOG); test $$engines -eq 0 -a $$native -eq 0
 
 bench: setup  ## Measure the pool on this machine.
 	@$(VENV_PYTHON) -m maru.bench
@@ -151,7 +160,7 @@ format: setup  ## Put the layout of Python and C++ sources right.
 	@.venv/bin/ruff format .
 	@.venv/bin/clang-format -i $(CPP_SOURCES)
 
-clean:  ## Remove what was built. .venv, .venv-engines and .cache stay; remove them by hand.
+clean:  ## Remove what was built. .venv, .venv-engines, .venv-sglang and .cache stay; remove them by hand.
 	rm -rf build dist src/maru/_native.pyi .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	rm -f $(STAMP) $(ENGINES_STAMP)
+	rm -f $(STAMP) $(ENGINES_STAMP) $(SGLANG_STAMP)
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+import maru
 from maru.demo.model import ensure_model
+from maru.errors import PoolNotFound
 from pools import with_force_gone
 
 ROOT = Path(__file__).parents[1]
@@ -52,3 +54,22 @@ def text_ids(model: Path) -> list[int]:
 
     source = inspect.getsource(argparse) + inspect.getsource(json.decoder) + inspect.getsource(inspect)
     return list(Tokenizer.from_file(str(model / "tokenizer.json")).encode(source).ids)
+
+
+def stored(pool_name: str) -> int:
+    """How many chunks were ever stored in this pool, if it is there already."""
+    try:
+        return settled(pool_name, 0)
+    except PoolNotFound:
+        return 0
+
+
+def settled(pool_name: str, more: int, before: int = 0) -> int:
+    """Engines store in the background: wait, with a deadline, until so many chunks came; how many there are then."""
+    with maru.Pool.attach(f"maru:///{pool_name}") as pool:
+        for _ in range(15_000):
+            count: int = pool.stats()["counters"]["stored"]
+            if count >= before + more:
+                return count
+            pool.wait(b"nobody's".ljust(16), 0.002)
+    raise AssertionError(f"{more} chunks were never stored")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import maru
+from engine_kit import settled, stored
 from maru.bench.engines.vllm_instance import About, EngineConfig, VllmInstance
 
 CHUNK_TOKENS = 256
@@ -91,22 +91,6 @@ def prompt(text_ids: list[int], number: int) -> list[int]:
     return text_ids[number * 700 :][: CHUNKS * CHUNK_TOKENS + 30]
 
 
-def stored(pool_name: str) -> int:
-    with maru.Pool.attach(f"maru:///{pool_name}") as pool:
-        count: int = pool.stats()["counters"]["stored"]
-        return count
-
-
-def settled(pool_name: str, chunks: int) -> None:
-    """LMCache stores in the background: wait, with a deadline, until as many chunks are there."""
-    with maru.Pool.attach(f"maru:///{pool_name}") as pool:
-        for _ in range(10_000):
-            if pool.stats()["counters"]["stored"] >= chunks:
-                return
-            pool.wait(b"nobody's".ljust(16), 0.002)
-    raise AssertionError(f"{chunks} chunks were never stored")
-
-
 NOBODY = About()
 ONE, OTHER = About(salt="one"), About(salt="other")
 
@@ -129,11 +113,11 @@ def test_users_share_exactly_when_their_salts_are_equal(
     before = stored(pool_of_module)
     asked = prompt(text_ids, number)
     computed = a.ask(asked, ANSWER_TOKENS, mine)
-    settled(pool_of_module, before + CHUNKS)
+    settled(pool_of_module, CHUNKS, before)
     answer = b.ask(asked, ANSWER_TOKENS, theirs)
     assert answer.cached_tokens == (CHUNKS * CHUNK_TOKENS if shared else 0)
     assert answer.output_ids == computed.output_ids
-    settled(pool_of_module, before + (CHUNKS if shared else 2 * CHUNKS))
+    settled(pool_of_module, CHUNKS if shared else 2 * CHUNKS, before)
 
 
 def test_who_brings_the_tag_of_another_salt_gets_nothing_by_it(
@@ -147,12 +131,12 @@ def test_who_brings_the_tag_of_another_salt_gets_nothing_by_it(
     before = stored(pool_of_module)
     asked = prompt(text_ids, 5)
     a.ask(asked, ANSWER_TOKENS, ONE)
-    settled(pool_of_module, before + CHUNKS)
+    settled(pool_of_module, CHUNKS, before)
     forged = {TAG: apartness(SimpleNamespace(cache_salt="one", lora_request=None))}
     assert b.ask(asked, ANSWER_TOKENS, About(transfer=forged)).cached_tokens == 0
     assert b.ask(asked, ANSWER_TOKENS, About(transfer=forged, salt="other")).cached_tokens == 0
     assert b.ask(asked, ANSWER_TOKENS, ONE).cached_tokens == CHUNKS * CHUNK_TOKENS
-    settled(pool_of_module, before + 3 * CHUNKS)
+    settled(pool_of_module, 3 * CHUNKS, before)
 
 
 def test_an_adapter_is_not_served_what_another_one_or_none_computed(
@@ -165,7 +149,7 @@ def test_an_adapter_is_not_served_what_another_one_or_none_computed(
     for about in (NOBODY, About(adapter=adapters[0]), About(adapter=adapters[1])):
         before = stored(pool_of_module)
         cold = a.ask(asked, ANSWER_TOKENS, about)
-        settled(pool_of_module, before + CHUNKS)
+        settled(pool_of_module, CHUNKS, before)
         warm = b.ask(asked, ANSWER_TOKENS, about)
         assert (cold.cached_tokens, warm.cached_tokens) == (0, CHUNKS * CHUNK_TOKENS)
         assert warm.output_ids == cold.output_ids

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import maru
+from engine_kit import settled, stored
 from maru.bench.engines.lmcache_ways import WAYS, Setting
 from maru.bench.engines.vllm_instance import About, VllmInstance
-from maru.errors import PoolNotFound
 
 CHUNK_TOKENS, CHUNKS, ANSWER_TOKENS = 256, 2, 8
 
@@ -42,24 +41,6 @@ def two(setting: Setting) -> Iterator[list[VllmInstance]]:
                 pid = instance.process.pid
                 instance.close()
                 way.clean_up(setting, number, pid)
-
-
-def settled(pool_name: str, more: int, before: int = 0) -> int:
-    """Servers store in the background: wait, with a deadline, until so many chunks came; how many there are then."""
-    with maru.Pool.attach(f"maru:///{pool_name}") as pool:
-        for _ in range(15_000):
-            count: int = pool.stats()["counters"]["stored"]
-            if count >= before + more:
-                return count
-            pool.wait(b"nobody's".ljust(16), 0.002)
-    raise AssertionError(f"{more} chunks were never stored")
-
-
-def stored(pool_name: str) -> int:
-    try:
-        return settled(pool_name, 0)
-    except PoolNotFound:
-        return 0
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ def _client_of_server(first_port: int) -> Callable[[Setting, int], Configured]:
         extra = {
             "lmcache.mp.host": f"tcp://{HOST}",
             "lmcache.mp.port": setting.ports[first_port + number % 2 if first_port else 0],
-            # The only mode that a server without a GPU answers; the automatic one waits for ever.
+            # What a server answers unless told otherwise; the client's automatic choice on a CPU waits for ever.
             "lmcache.mp.mp_transfer_mode": "lmcache_driven",
         }
         return {
