@@ -77,7 +77,7 @@ demo-vllm: engines  ## Watch the same on vLLM's own API servers.
 	@$(ENGINES_PYTHON) -m maru demo --engine vllm --cache-dir .cache
 
 # A second environment: vLLM and LMCache pin half of PyPI, and bring packages that do not load beside a CPU's torch.
-engines: $(ENGINES_STAMP) $(SGLANG_STAMP)  ## Make .venv-engines with vLLM and LMCache, and SGLang above it, for tests and measurements with real engines.
+engines: $(ENGINES_STAMP) $(SGLANG_STAMP)  ## Make .venv-engines with vLLM and LMCache, .venv-sglang above it, for tests and measurements with real engines.
 
 $(SGLANG_STAMP): requirements/sglang.txt scripts/install_sglang.sh | $(ENGINES_STAMP)
 	@echo '==> Making .venv-sglang'

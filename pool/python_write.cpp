@@ -56,12 +56,7 @@ uint64_t checked_size(nb::handle object) {
   return static_cast<uint64_t>(size);
 }
 
-PyReservation reserve(Handle& handle, nb::handle key, nb::handle size, nb::handle namespace_object,
-                      nb::handle parent, nb::handle ttl, double deadline, bool device, uint32_t part,
-                      uint32_t parts) {
-  const SessionRef session = handle.session();
-  ReserveRequest request = make_request(session->pool(), one_key(key), namespace_object, parent, ttl);
-  fill_part(request, checked_size(size), deadline, device, part, parts);
+PyReservation reserve_as(const SessionRef& session, const ReserveRequest& request) {
   Reservation reservation;
   Outcome outcome;
   {
@@ -72,20 +67,22 @@ PyReservation reserve(Handle& handle, nb::handle key, nb::handle size, nb::handl
   return {outcome, std::make_shared<Window>(session, reservation)};
 }
 
+PyReservation reserve(Handle& handle, nb::handle key, nb::handle size, nb::handle namespace_object,
+                      nb::handle parent, nb::handle ttl, double deadline, bool device, uint32_t part,
+                      uint32_t parts) {
+  const SessionRef session = handle.session();
+  ReserveRequest request = make_request(session->pool(), one_key(key), namespace_object, parent, ttl);
+  fill_part(request, checked_size(size), deadline, device, part, parts);
+  return reserve_as(session, request);
+}
+
 PyReservation reserve_brought(Handle& handle, nb::handle key, nb::handle size, nb::handle namespace_object,
                               nb::handle parent) {
   const SessionRef session = handle.session();
   ReserveRequest request = make_request(session->pool(), one_key(key), namespace_object, parent, nb::none());
   request.size_bytes = checked_size(size);
   request.brought = true;
-  Reservation reservation;
-  Outcome outcome;
-  {
-    MaybeRelease no_gil(true);
-    outcome = reserve_chunk(session->pool(), request, &reservation);
-  }
-  if (outcome != Outcome::kReserved) return {outcome, nullptr};
-  return {outcome, std::make_shared<Window>(session, reservation)};
+  return reserve_as(session, request);
 }
 
 // Store a prefix chunk by chunk, each the next one's parent. After a chunk that found no room nothing of the

@@ -274,8 +274,10 @@ void discard_draft(Pool& pool, const Draft& draft) {
   if (owned_by_process(pool.owners[draft.unit].load(), pool.me)) free_extent(pool, draft.unit, draft.device);
 }
 
+namespace {
+
 template <class Mine>
-static bool remove_among(Pool& pool, Key key, const Mine& mine) {
+bool remove_among(Pool& pool, Key key, const Mine& mine) {
   bool removed = false;
   uint32_t namespace_id = 0;
   uint64_t size_bytes = 0;
@@ -294,6 +296,8 @@ static bool remove_among(Pool& pool, Key key, const Mine& mine) {
   }
   return removed;
 }
+
+}  // namespace
 
 bool remove_key(Pool& pool, Key key, const NamespaceSet* mine) {
   return mine ? remove_among(pool, key, *mine) : remove_among(pool, key, Everybody{});
