@@ -42,7 +42,7 @@ ModelOption = Annotated[
 ContextsOption = Annotated[str | None, typer.Option("--contexts", metavar="N,N,…", help="Context lengths in tokens.")]
 RoundsOption = Annotated[int | None, typer.Option("--rounds", min=1, help="Samples of each kind.")]
 CapacityOption = Annotated[str | None, typer.Option("--capacity", metavar="SIZE", help="Of every cache: 8GiB.")]
-QuickOption = Annotated[bool, typer.Option("--quick", help="A minute or less; for a first look.")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="A minute or two; for a first look.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run of these settings ended.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of this figure; may be repeated.")
