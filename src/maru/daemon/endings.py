@@ -9,7 +9,8 @@ Leaves:     whose namespaces a client may hear of to `tenancy`, and what becomes
 The index says that a chunk left and not why, so a look in which the pool's count of removals grew tells everything that
 left about then: a pool in front may lose a copy of what was only evicted, which is a miss. A removal that no look can
 account for (of a chunk that came and went between two) makes what was before unknown, and so does a process that died:
-it may have removed a chunk and not have counted it.
+it may have removed a chunk and not have counted it. What is not seen: a removal whose process stood still within it for
+longer than the looks that are remembered, if other chunks leave in the very look in which it goes on.
 """
 
 from __future__ import annotations
