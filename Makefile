@@ -20,7 +20,6 @@ ENGINES_PYTHON := .venv-engines/bin/python
 ENGINES_PIP := $(ENGINES_PYTHON) -m pip --disable-pip-version-check
 ENGINES_STAMP := .venv-engines/.maru-setup
 SGLANG_STAMP := .venv-sglang/.maru-setup
-NATIVE_LOG := build/native-tests.log
 CORE_SOURCES := $(wildcard pool/*.cpp pool/*.h)
 CPP_SOURCES := $(CORE_SOURCES) $(wildcard tests/native/*.cpp tests/native/*.h tests/fake_cuda/*)
 
@@ -101,11 +100,9 @@ test: lint engines  ## Lint, ask for known vulnerabilities, then run every test.
 	@echo '==> Looking for programs that tests run against'
 	@sh scripts/install_test_programs.sh
 	@echo '==> pytest'
-	@$(VENV_PYTHON) -m pytest --ignore=tests/native
-	@echo '==> pytest, with vLLM, LMCache and SGLang; beside it tests/native, which is told afterwards'
-	@$(VENV_PYTHON) -m pytest tests/native >$(NATIVE_LOG) 2>&1 & native=$$!; \
-	  PYTHONHASHSEED=0 $(ENGINES_PYTHON) -m pytest -o filterwarnings=default tests/with_lmcache tests/with_vllm; engines=$$?; \
-	  wait $$native; native=$$?; cat $(NATIVE_LOG); test $$engines -eq 0 -a $$native -eq 0
+	@$(VENV_PYTHON) -m pytest
+	@echo '==> pytest, with vLLM, LMCache and SGLang'
+	@PYTHONHASHSEED=0 $(ENGINES_PYTHON) -m pytest -o filterwarnings=default tests/with_lmcache tests/with_vllm
 
 bench: setup  ## Measure the pool on this machine.
 	@$(VENV_PYTHON) -m maru.bench

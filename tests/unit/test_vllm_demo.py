@@ -176,8 +176,12 @@ def test_a_server_that_never_serves_is_given_up_and_nothing_of_it_stays(
 ) -> None:
     program(f"import subprocess; print(subprocess.Popen(['sleep', '600']).pid); {FOREVER}")
     monkeypatch.setattr(vllm_servers, "START_DEADLINE_S", 1.0)
-    with server_in(tmp_path) as server, pytest.raises(ServerNotStarted, match="served nothing for 1 s") as lost:
-        server.wait_ready()
+    with server_in(tmp_path) as server:
+        log, ends = tmp_path / "B.log", time.monotonic() + 60
+        while not log.read_text().endswith("\n") and time.monotonic() < ends:
+            os.sched_yield()
+        with pytest.raises(ServerNotStarted, match="served nothing for 1 s") as lost:
+            server.wait_ready()
     child = int(lost.value.message.splitlines()[1])
     assert not is_running(server.pid)
     deadline = time.monotonic() + 10
