@@ -9,7 +9,6 @@
 #include "attach.h"
 #include "chunk_index.h"
 #include "creation.h"
-#include "failure.h"
 #include "pins.h"
 #include "reservation.h"
 #include "stepping.h"
@@ -110,32 +109,13 @@ constexpr std::array<Question, 5> kQuestions = {{
   _exit(0);
 }
 
-void count(const std::string& folder) {
-  const pid_t child = fork();
-  if (child < 0) fail("cannot fork");
-  if (child == 0) be_counted(folder);
-  waited(child);
-  const uint64_t of_marks = step_to_mark(child);
-  for (const Question& question : kQuestions)
-    for (const char* kind : kKinds) {
-      run_to_mark(child);
-      const uint64_t steps = step_to_mark(child) - of_marks;
-      std::printf("%llu %s: %s\n", static_cast<unsigned long long>(steps), question.name, kind);
-      std::fflush(stdout);
-    }
-  kill(child, SIGKILL);
-}
-
 }  // namespace
 
 }  // namespace maru
 
 int main(int argc, char** argv) {
-  if (argc != 2) maru::fail("usage: answers FOLDER");
-  try {
-    maru::count(argv[1]);
-  } catch (const maru::Failure& failure) {
-    maru::fail(failure.kind() + ": " + failure.what());
-  }
-  return 0;
+  std::vector<maru::Stretch> stretches;
+  for (const maru::Question& question : maru::kQuestions)
+    for (const char* kind : maru::kKinds) stretches.push_back({std::string(question.name) + ": " + kind, 1});
+  return maru::count_stretches(argc, argv, maru::be_counted, stretches);
 }

@@ -12,7 +12,6 @@
 #include "chunk_index.h"
 #include "chunk_keys.h"
 #include "copy.h"
-#include "failure.h"
 #include "ground.h"
 #include "pins.h"
 #include "reservation.h"
@@ -138,31 +137,12 @@ constexpr std::array<Call, 6> kCalls = {{
   _exit(0);
 }
 
-void count(const std::string& folder) {
-  const pid_t child = fork();
-  if (child < 0) fail("cannot fork");
-  if (child == 0) be_counted(folder);
-  waited(child);
-  const uint64_t of_marks = step_to_mark(child);
-  for (const Call& call : kCalls) {
-    run_to_mark(child);
-    const uint64_t steps = step_to_mark(child) - of_marks;
-    std::printf("%llu %s\n", static_cast<unsigned long long>(steps / call.repeats), call.name);
-    std::fflush(stdout);
-  }
-  kill(child, SIGKILL);
-}
-
 }  // namespace
 
 }  // namespace maru
 
 int main(int argc, char** argv) {
-  if (argc != 2) maru::fail("usage: instructions FOLDER");
-  try {
-    maru::count(argv[1]);
-  } catch (const maru::Failure& failure) {
-    maru::fail(failure.kind() + ": " + failure.what());
-  }
-  return 0;
+  std::vector<maru::Stretch> stretches;
+  for (const maru::Call& call : maru::kCalls) stretches.push_back({call.name, call.repeats});
+  return maru::count_stretches(argc, argv, maru::be_counted, stretches);
 }

@@ -9,7 +9,10 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <string>
+#include <vector>
 
+#include "failure.h"
 #include "ground.h"
 
 #if defined(__x86_64__)
@@ -65,6 +68,38 @@ inline uint64_t step_to_mark(pid_t child) {
 inline void run_to_mark(pid_t child) {
   if (ptrace(PTRACE_CONT, child, nullptr, nullptr) != 0) denied();
   while (waited(child) != SIGSTOP) ptrace(PTRACE_CONT, child, nullptr, nullptr);
+}
+
+struct Stretch {
+  std::string name;
+  uint64_t repeats;  // Of what is counted: the count is told for one.
+};
+
+// The main function of a driver: DRIVER FOLDER prints "COUNT NAME" for each stretch, in their order.
+// `be_counted` runs in a child: it asks to be traced, marks once and again for the cost of a mark, then each
+// stretch.
+inline int count_stretches(int argc, char** argv, void (*be_counted)(const std::string& folder),
+                           const std::vector<Stretch>& stretches) {
+  if (argc != 2) fail(std::string("usage: ") + argv[0] + " FOLDER");
+  const pid_t child = fork();
+  if (child < 0) fail("cannot fork");
+  if (child == 0) {
+    try {
+      be_counted(argv[1]);
+    } catch (const Failure& failure) {
+      fail(failure.kind() + ": " + failure.what());
+    }
+  }
+  waited(child);
+  const uint64_t of_marks = step_to_mark(child);
+  for (const Stretch& stretch : stretches) {
+    run_to_mark(child);
+    const uint64_t steps = step_to_mark(child) - of_marks;
+    std::printf("%llu %s\n", static_cast<unsigned long long>(steps / stretch.repeats), stretch.name.c_str());
+    std::fflush(stdout);
+  }
+  kill(child, SIGKILL);
+  return 0;
 }
 
 }  // namespace maru

@@ -7,14 +7,15 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from in_vllm import CHUNK_TOKENS, config_in_vllm
 
 from engine_kit import settled, stored
-from maru.bench.engines.vllm_instance import About, EngineConfig, VllmInstance
+from maru.bench.engines.vllm_instance import About, VllmInstance
 
-CHUNK_TOKENS = 256
 CHUNKS = 2
 ANSWER_TOKENS = 8
 
@@ -57,29 +58,10 @@ def two(
     model: Path, pool_of_module: str, adapters: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[VllmInstance]]:
     folder = tmp_path_factory.mktemp("vllm")
-    yaml = folder / "lmcache.yaml"
-    yaml.write_text(
-        f"chunk_size: {CHUNK_TOKENS}\nlocal_cpu: false\nmax_local_cpu_size: 0\n"
-        f"maru_path: maru:///{pool_of_module}\nmaru_pool_size: 1\n"
-    )
-    instances = [
-        VllmInstance(
-            EngineConfig(
-                model=model,
-                kv_transfer={
-                    "kv_connector": "SaltedLMCacheOnCPU",
-                    "kv_connector_module_path": "maru.bench.engines.on_cpu.lmcache_in_process",
-                    "kv_role": "kv_both",
-                },
-                environment={"LMCACHE_CONFIG_FILE": str(yaml)},
-                adapters=adapters,
-                core=number,
-                max_tokens=2048,
-                log=folder / f"vllm-{number}.log",
-            )
-        )
-        for number in (0, 1)
+    configs = [
+        config_in_vllm(folder, model, pool_of_module, number, 1, connector="SaltedLMCacheOnCPU") for number in (0, 1)
     ]
+    instances = [VllmInstance(replace(config, adapters=adapters, max_tokens=2048)) for config in configs]
     try:
         yield [instance.wait_ready() for instance in instances]
     finally:

@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from in_vllm import CHUNK_TOKENS, config_in_vllm
 
 import maru
-from maru.bench.engines.vllm_instance import About, EngineConfig, EngineFailed, VllmInstance
+from engine_kit import settled, stored
+from maru.bench.engines.vllm_instance import About, EngineFailed, VllmInstance
 
-CHUNK_TOKENS = 256
 ANSWER_TOKENS = 12
 
 pytestmark = [
@@ -26,31 +27,11 @@ pytestmark = [
 ]
 
 
-def config(folder: Path, model: Path, pool: str, number: int, size_gib: float) -> EngineConfig:
-    """As docs/lmcache.md says: one YAML, LMCache's connector, nothing else."""
-    yaml = folder / "lmcache.yaml"
-    yaml.write_text(
-        f"chunk_size: {CHUNK_TOKENS}\nlocal_cpu: false\nmax_local_cpu_size: 0\n"
-        f"maru_path: maru:///{pool}\nmaru_pool_size: {size_gib}\n"
-    )
-    return EngineConfig(
-        model=model,
-        kv_transfer={
-            "kv_connector": "LMCacheOnCPU",
-            "kv_connector_module_path": "maru.bench.engines.on_cpu.lmcache_in_process",
-            "kv_role": "kv_both",
-        },
-        environment={"LMCACHE_CONFIG_FILE": str(yaml)},
-        core=number,
-        log=folder / f"vllm-{number}.log",
-    )
-
-
 @pytest.fixture(scope="module")
 def two(model: Path, pool_of_module: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[VllmInstance]]:
     """Two instances; the pool holds four chunks of a prompt of eight, and so less than any test's traffic."""
     folder = tmp_path_factory.mktemp("vllm")
-    instances = [VllmInstance(config(folder, model, pool_of_module, number, 0.25)) for number in (0, 1)]
+    instances = [VllmInstance(config_in_vllm(folder, model, pool_of_module, number, 0.25)) for number in (0, 1)]
     try:
         yield [instance.wait_ready() for instance in instances]
     finally:
@@ -60,16 +41,6 @@ def two(model: Path, pool_of_module: str, tmp_path_factory: pytest.TempPathFacto
 
 def prompt(text_ids: list[int], number: int, tokens: int = 4 * CHUNK_TOKENS + 30) -> list[int]:
     return text_ids[number * 400 :][:tokens]
-
-
-def settled(pool_name: str, chunks: int) -> None:
-    """LMCache stores in the background: wait, with a deadline, until as many chunks are there."""
-    with maru.Pool.attach(f"maru:///{pool_name}") as pool:
-        for _ in range(10_000):
-            if pool.stats()["counters"]["stored"] >= chunks:
-                return
-            pool.wait(b"nobody's".ljust(16), 0.002)
-    raise AssertionError(f"{chunks} chunks were never stored")
 
 
 def test_what_one_instance_computed_the_other_answers_from(
@@ -90,17 +61,15 @@ def test_a_request_that_lmcache_is_told_to_keep_back_leaves_nothing_behind(
 ) -> None:
     """LMCache's own marker, in the request's kv_transfer_params."""
     a, b = two
-    with maru.Pool.attach(f"maru:///{pool_of_module}") as pool:
-        before = pool.stats()["counters"]["stored"]
+    before = stored(pool_of_module)
     secret, plain = prompt(text_ids, 9), prompt(text_ids, 10)
     kept_back = a.ask(secret, ANSWER_TOKENS, About(transfer={"lmcache.skip_save": True}))
     a.ask(plain, ANSWER_TOKENS)
-    settled(pool_of_module, before + 4)
-    with maru.Pool.attach(f"maru:///{pool_of_module}") as pool:
-        assert pool.stats()["counters"]["stored"] == before + 4
+    settled(pool_of_module, 4, before)
+    assert stored(pool_of_module) == before + 4
     answer = b.ask(secret, ANSWER_TOKENS)
     assert (answer.cached_tokens, answer.output_ids) == (0, kept_back.output_ids)
-    settled(pool_of_module, before + 8)
+    settled(pool_of_module, 8, before)
 
 
 @pytest.mark.parametrize(("mine", "theirs", "hit"), [("one", "one", 4 * CHUNK_TOKENS), ("one", "other", 0)])
@@ -108,14 +77,13 @@ def test_a_tag_in_a_request_parts_what_lmcache_keeps(
     two: list[VllmInstance], text_ids: list[int], pool_of_module: str, mine: str, theirs: str, hit: int
 ) -> None:
     a, b = two
-    with maru.Pool.attach(f"maru:///{pool_of_module}") as pool:
-        before = pool.stats()["counters"]["stored"]
+    before = stored(pool_of_module)
     asked = prompt(text_ids, 11 if hit else 12)
     a.ask(asked, ANSWER_TOKENS, About(transfer={"lmcache.tag.user": mine}))
-    settled(pool_of_module, before + 4)
+    settled(pool_of_module, 4, before)
     answer = b.ask(asked, ANSWER_TOKENS, About(transfer={"lmcache.tag.user": theirs}))
     assert answer.cached_tokens == hit
-    settled(pool_of_module, before + (4 if hit else 8))
+    settled(pool_of_module, 4 if hit else 8, before)
 
 
 def test_two_at_once_on_a_pool_too_small_for_their_traffic_answer_right(
@@ -171,7 +139,7 @@ def test_without_a_pool_the_engine_still_answers(
 def test_a_daemon_that_is_not_there_degrades_to_computing_and_says_why(
     model: Path, text_ids: list[int], tmp_path: Path
 ) -> None:
-    remote = config(tmp_path, model, "unused", 0, 0.25)
+    remote = config_in_vllm(tmp_path, model, "unused", 0, 0.25)
     yaml = Path(remote.environment["LMCACHE_CONFIG_FILE"])
     yaml.write_text(yaml.read_text().replace("maru:///unused", "maru://cache-7:5555"))
     with VllmInstance(replace(remote)) as instance:
